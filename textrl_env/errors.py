@@ -1,0 +1,44 @@
+"""Errors that say what came, what was expected, and the closest thing that would have worked."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+
+def did_you_mean(given: str, options: Iterable[str]) -> str:
+    """A sentence naming the closest option, or all of them when none is close.
+
+    Args:
+        given: What the user wrote.
+        options: What would have worked.
+    """
+    options = [str(option) for option in options]
+    close = difflib.get_close_matches(str(given), options, n=1, cutoff=0.5)
+    if close:
+        return f"Did you mean {close[0]!r}?"
+    return f"Choose from: {', '.join(sorted(options))}."
+
+
+def check_choice(name: str, given: Any, options: Iterable[str]) -> None:
+    """Raise a ValueError unless ``given`` is one of ``options``."""
+    options = list(options)
+    if given not in options:
+        raise ValueError(
+            f"{name}={given!r} is not known; expected one of {options}. {did_you_mean(given, options)}"
+        )
+
+
+def check_keywords(owner: str, function: Callable, given: Iterable[str]) -> None:
+    """Raise a TypeError naming the first keyword that ``function`` does not take."""
+    parameters = inspect.signature(function).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    known = [name for name in parameters if name not in ("self", "num_slots")]
+    for name in given:
+        if name not in known:
+            raise TypeError(
+                f"{owner} got an unexpected keyword argument {name!r}. {did_you_mean(name, known)}"
+            )
