@@ -61,6 +61,21 @@ class LineWorldDynamics(Dynamics):
         rewards = np.where(terminated, self.goal_reward, self.step_reward)
         return rewards, terminated, {"is_success": terminated.copy()}, {}
 
+    def transition_model(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The exact model.
+
+        Returns:
+            P, transition probabilities ``[S, A, S]``; R, expected rewards ``[S, A]``; terminal, bool ``[S]``:
+            the goal, which keeps to itself.
+        """
+        states = np.arange(self.length)
+        terminal = states == self.length - 1
+        moved = np.clip(states[:, None] + np.arange(3) - STAY, 0, self.length - 1)  # [S, A]
+        moved[terminal] = self.length - 1
+        transitions = np.eye(self.length)[moved]
+        rewards = np.where(moved == self.length - 1, self.goal_reward, self.step_reward)
+        return transitions, np.where(terminal[:, None], 0.0, rewards), terminal
+
     def render(self, slot: int, mode: str) -> str:
         cells = ["."] * (self.length - 1) + ["G"]
         cells[self.position[slot]] = "A"
