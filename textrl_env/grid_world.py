@@ -227,7 +227,7 @@ class GridWorldEnv(DynamicsEnv):
 
     ## Description
     A grid drawn in ASCII. On the default map a short corridor leads past a pit and a longer way round stays
-    mostly clear of it, so the better way changes when the floor is slippery. Small enough for
+    mostly clear of it, so the best policy changes with the slipperiness of the floor. Small enough for
     :func:`textrl_env.exact.value_iteration` to say exactly what an agent should have learnt.
 
     ## Action Space
