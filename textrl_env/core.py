@@ -333,7 +333,8 @@ class DynamicsVectorEnv(gym.vector.VectorEnv):
         self._elapsed += active
         truncated = np.zeros(self.num_envs, dtype=bool)
         if self.max_episode_steps is not None:
-            truncated = active & ~terminated & (self._elapsed >= self.max_episode_steps)
+            # Like Gymnasium's TimeLimit, the last step may be both terminated and truncated.
+            truncated = active & (self._elapsed >= self.max_episode_steps)
         done = terminated | truncated
         infos: dict[str, Any] = {}
         resets = done if self.autoreset_mode is AutoresetMode.SAME_STEP else ~active
