@@ -7,7 +7,7 @@ responses take seconds; more than memory holds is not attempted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,19 +23,19 @@ class TokenMDP:
 
     Level ``t`` has one row for each prefix of ``t`` tokens after which the response still goes on, ``n_t`` of
     them, prompt by prompt. The continuations of row ``i`` are the next level's rows
-    ``i * m, ..., i * m + m - 1``, one for each of the ``m`` tokens that is not EOS, in order.
+    ``i * m, ..., i * m + m - 1``, one for each of the ``m`` tokens that do not end it, in order.
 
     Args:
         ref_log_probs: The reference, ``[n_t, V]`` for each level; ``-inf`` where a token is impossible.
         scores: Score of the response that ends with each token, ``[n_t, V]``; where it goes on, anything.
         kl_coef: Weight of the KL, ``beta`` of the papers.
-        eos: The token that ends a response early, or None.
+        eos: The tokens that end a response early; none by default.
     """
 
     ref_log_probs: Levels
     scores: Levels
     kl_coef: float
-    eos: int | None = None
+    eos: tuple[int, ...] = ()
 
     @property
     def horizon(self) -> int:
@@ -52,8 +52,9 @@ class TokenMDP:
 
     def ends(self, t: int) -> np.ndarray:
         """bool ``[V]``: the tokens that end a response of ``t`` tokens."""
-        tokens = np.arange(self.vocab_size)
-        return np.full(self.vocab_size, True) if t == self.horizon - 1 else tokens == self.eos
+        if t == self.horizon - 1:
+            return np.full(self.vocab_size, True)
+        return np.isin(np.arange(self.vocab_size), self.eos)
 
     def outcome(self, t: int, values: np.ndarray | None, scores: np.ndarray | None = None) -> np.ndarray:
         """What each token of level ``t`` leads to, ``[n_t, V]``.
@@ -86,7 +87,7 @@ def from_token_tree(env: Any) -> TokenMDP:
         ref_log_probs=[tree.ref_table[rows] for rows in levels],
         scores=[tree.score_table[rows] for rows in levels],
         kl_coef=tree.kl_coef,
-        eos=0 if tree.eos else None,
+        eos=(0,) if tree.eos else (),
     )
 
 
@@ -97,7 +98,7 @@ def from_functions(
     horizon: int,
     num_prompts: int = 1,
     kl_coef: float = 0.1,
-    eos: int | None = None,
+    eos: Sequence[int] = (),
     batch_size: int = 4096,
 ) -> TokenMDP:
     """Enumerate a language level by level from a reference and a score.
@@ -109,15 +110,14 @@ def from_functions(
         horizon: The most tokens that a response can have.
         num_prompts: Prompts are numbered from 0.
         kl_coef: Weight of the KL.
-        eos: The token that ends a response early, or None.
+        eos: The tokens that end a response early; none by default.
         batch_size: The most prefixes or responses for one call.
     """
     prompt_ids = np.arange(num_prompts)
     tokens = np.zeros((num_prompts, 0), dtype=np.int64)
-    mdp = TokenMDP([np.zeros((num_prompts, vocab_size))] * horizon, [], kl_coef, eos)
     ref_levels, score_levels = [], []
     for t in range(horizon):
-        ends = mdp.ends(t)
+        ends = np.isin(np.arange(vocab_size), eos) | (t == horizon - 1)
         ref_levels.append(_in_batches(log_probs, prompt_ids, tokens, batch_size))
         ended = _append(prompt_ids, tokens, np.flatnonzero(ends))
         scores = np.zeros((len(tokens), vocab_size))
@@ -125,25 +125,50 @@ def from_functions(
             scores[:, ends] = _in_batches(score, *ended, batch_size).reshape(len(tokens), -1)
         score_levels.append(scores)
         prompt_ids, tokens = _append(prompt_ids, tokens, np.flatnonzero(~ends))
-    return TokenMDP(ref_levels, score_levels, kl_coef, eos)
+    return TokenMDP(ref_levels, score_levels, kl_coef, tuple(int(token) for token in eos))
 
 
 def from_text_env(env: Any, batch_size: int = 256) -> TokenMDP:
     """The language of a ``TextRLHF-v0`` whose vocabulary and budget are tiny.
 
-    The number of responses is ``prompts * vocab_size ** max_new_tokens``. The env's dynamics supply
-    ``reference_log_probs(prompt_ids, tokens)`` and ``score_tokens(prompt_ids, tokens)``, as
-    :func:`from_functions` takes them.
+    It has ``prompts * vocab_size ** max_new_tokens`` responses; the reference is asked about every prefix and
+    the reward about every response, with the env's own penalty for a missing end.
+
+    Args:
+        env: Single or vector, wrapped or not.
+        batch_size: Prefixes in one pass of the reference, responses in one call of the reward.
     """
+    import torch
+
+    from textrl_env.language_model import pack_sequences
+
     text = env.unwrapped.dynamics
+    lm = text.lm
+
+    @torch.no_grad()
+    def log_probs(prompt_ids: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        # The logits that predict a token do not look at it, so any token may stand in its place.
+        stand_in = np.column_stack([tokens, np.zeros(len(tokens), dtype=np.int64)])
+        prompts = [text.prompt_tokens[k] for k in prompt_ids]
+        input_ids, mask, steps = pack_sequences(prompts, list(stand_in))
+        tensors = (torch.from_numpy(x).to(lm.device) for x in (input_ids, mask))
+        logits, _ = lm.response_outputs(*tensors, steps)
+        return logits[:, -1].double().log_softmax(-1).cpu().numpy()
+
+    def score(prompt_ids: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        texts = [text.prompt_texts[k] for k in prompt_ids]
+        prompts = [text.prompt_tokens[k] for k in prompt_ids]
+        is_eos = np.isin(tokens[:, -1], lm.eos_ids)
+        return text._score(texts, prompts, list(tokens), prompt_ids, is_eos)["score"]
+
     return from_functions(
-        text.reference_log_probs,
-        text.score_tokens,
-        vocab_size=int(text.action_space.n),
+        log_probs,
+        score,
+        vocab_size=lm.vocab_size,
         horizon=text.max_new_tokens,
-        num_prompts=text.num_prompts,
+        num_prompts=len(text.prompt_tokens),
         kl_coef=text.kl_coef,
-        eos=text.eos_token_id,
+        eos=lm.eos_ids,
         batch_size=batch_size,
     )
 

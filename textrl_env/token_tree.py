@@ -44,11 +44,12 @@ class TokenTreeDynamics(KLDynamics):
         sizes = num_prompts * self.branching ** np.arange(horizon)
         self.level_start = np.concatenate([[0], np.cumsum(sizes)])  # rows of level t begin here
         rows = int(self.level_start[-1])
-        logits = np.random.default_rng([ref_seed, 0]).standard_normal((rows, vocab_size))
+        # Two streams: equal seeds must not make the score a copy of the logits.
+        logits = np.random.default_rng([ref_seed, 1]).standard_normal((rows, vocab_size))
         #: The reference policy, float64 ``[nodes, vocab_size]``.
         self.ref_table = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         #: The score of the sequence that ends with each token after each node; 0 where it goes on.
-        self.score_table = np.random.default_rng([reward_seed, 1]).standard_normal((rows, vocab_size))
+        self.score_table = np.random.default_rng([reward_seed, 2]).standard_normal((rows, vocab_size))
         self.score_table[: self.level_start[-2], int(eos) :] = 0.0
         self.pad_id = vocab_size + num_prompts
         shape, high = (1 + horizon,), self.pad_id
