@@ -436,7 +436,7 @@ class SlotDecoder:
     ) -> Tensor:
         device, where = self.lm.device, self._where
         where.slots = torch.from_numpy(np.ascontiguousarray(slots)).to(device)
-        where.positions = torch.from_numpy(np.ascontiguousarray(positions)).to(device)
+        where.positions = torch.from_numpy(np.array(positions)).to(device)
         where.width = width
         where.all_slots = len(slots) == self.num_slots and bool((slots == np.arange(self.num_slots)).all())
         # Causal within each slot; stale entries of earlier episodes lie beyond a slot's own positions.
