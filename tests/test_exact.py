@@ -17,6 +17,7 @@ from textrl_env.exact import (
     evaluate,
     expected_kl,
     from_functions,
+    from_text_env,
     from_token_tree,
     kl_divergence,
     log_softmax,
@@ -422,6 +423,51 @@ def test_a_language_given_by_functions_is_enumerated_in_the_same_order(eos):
             for i, (t, row) in enumerate(places):
                 expected = log_probs(np.array([prompt]), np.array([tokens[:i]], dtype=int).reshape(1, -1))
                 assert mdp.ref_log_probs[t][row] == pytest.approx(expected[0])
+
+
+@pytest.fixture(scope="module")
+def tiny_text_env():
+    """TextRLHF-v0 on a two-layer GPT-2 whose whole vocabulary is an end token and three words."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    from textrl_env.text_rlhf import TextRLHFEnv
+
+    words = Tokenizer(models.WordLevel({"</s>": 0, "red": 1, "green": 2, "blue": 3}, unk_token="</s>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=4, n_positions=8, n_embd=16, n_layer=2, n_head=2, initializer_range=0.6, eos_token_id=0
+    )
+    return TextRLHFEnv(
+        model=GPT2LMHeadModel(config),
+        tokenizer=PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>"),
+        reward=lambda prompts, completions, **_: [
+            p.count("blue") + c.count("red") - c.count("green")
+            for p, c in zip(prompts, completions, strict=True)
+        ],
+        prompts=["red", "green blue red"],
+        max_new_tokens=3,
+        missing_eos_penalty=0.5,
+        device="cpu",
+    )
+
+
+def test_a_tiny_text_env_is_enumerated_as_it_steps(tiny_text_env):
+    mdp = from_text_env(tiny_text_env)
+    assert mdp.eos == (0,) and mdp.num_prompts == 2
+    tiny_text_env.bind_policy(lambda observation, action: -1.0)
+    for prompt in range(2):
+        for tokens, places in responses(mdp, prompt):
+            tiny_text_env.reset(seed=0, options={"prompt_id": prompt})
+            infos = [tiny_text_env.step(token)[4] for token in tokens]
+            assert infos[-1]["score"] == pytest.approx(score_of(mdp, tokens, places))
+            for info, token, (t, row) in zip(infos, tokens, places, strict=True):
+                assert info["ref_logprob"] == pytest.approx(mdp.ref_log_probs[t][row, token], abs=1e-5)
+    solution = solve(mdp)
+    assert evaluate(mdp, solution.policy).objective == pytest.approx(solution.objective)
+    assert solution.objective > evaluate(mdp, mdp.ref_log_probs).objective
 
 
 # Value iteration
