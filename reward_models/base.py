@@ -1,0 +1,206 @@
+"""What every reward is: the rows it is asked about, the object that scores them, and what it says.
+
+How to make one of a function, a model folder or a list is :mod:`reward_models.contract`.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from reward_models.names import shorten
+
+#: Keywords that the contract itself fills; no dataset column may be called so.
+RESERVED = ("prompts", "completions", "prompt_ids", "completion_ids")
+
+
+@dataclass(frozen=True)
+class RewardResult:
+    """What a reward says about ``N`` completions.
+
+    Attributes:
+        total: float64 ``[N]``, always finite: what the environment pays.
+        parts: For each reward by name, its raw score, float64 ``[N]``: before weights, clipping and
+            normalising. NaN where a reward of a list does not apply.
+    """
+
+    total: np.ndarray
+    parts: dict[str, np.ndarray]
+
+    def means(self) -> dict[str, float]:
+        """The mean of each part over the rows it applies to; parts that apply to no row are left out."""
+        applied = {name: part[~np.isnan(part)] for name, part in self.parts.items()}
+        return {name: float(part.mean()) for name, part in applied.items() if len(part)}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The ``N`` rows that a reward is asked about; checked to be of one length."""
+
+    prompts: Sequence[Any]
+    completions: Sequence[Any]
+    prompt_ids: Sequence[Sequence[int]] | None = None
+    completion_ids: Sequence[Sequence[int]] | None = None
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.columns:
+            if name in RESERVED:
+                raise ValueError(f"a column cannot be called {name!r}: rewards receive {RESERVED} themselves")
+        for name, values in self.offered().items():
+            if isinstance(values, str) or len(values) != len(self.prompts):
+                came = "one string" if isinstance(values, str) else f"{len(values)} entries"
+                raise ValueError(
+                    f"{name!r} has {came} for {len(self.prompts)} prompts; expected one for each"
+                )
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def offered(self) -> dict[str, Sequence[Any]]:
+        """Everything a reward function may ask for, by keyword."""
+        own = {name: getattr(self, name) for name in RESERVED}
+        return {name: values for name, values in own.items() if values is not None} | dict(self.columns)
+
+
+class Reward(ABC):
+    """Something that scores completions. Make one with :func:`load_reward`, or subclass it.
+
+    A subclass sets ``name``, and implements :meth:`evaluate`. A Reward is shared, never copied: copying an
+    environment that holds one does not copy the weights behind it.
+
+    Attributes:
+        name: What errors and logs call it.
+        names: The names of ``RewardResult.parts``.
+    """
+
+    name: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    @abstractmethod
+    def evaluate(self, batch: Batch, optional: bool = False) -> RewardResult:
+        """Score a batch of at least one row; where ``optional``, NaN may say that a row does not apply."""
+
+    def score(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        prompt_ids: Sequence[Sequence[int]] | None = None,
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        columns: Mapping[str, Sequence[Any]] | None = None,
+    ) -> RewardResult:
+        """Score ``N`` completions.
+
+        Args:
+            prompts: ``N`` texts (or message lists).
+            completions: ``N`` texts (or message lists).
+            prompt_ids: The prompts' token ids, without padding, if known.
+            completion_ids: The completions' token ids, without padding, if known.
+            columns: The dataset's other columns, ``N`` values each.
+
+        Raises:
+            ValueError: Lengths differ, or a score is missing, NaN or infinite.
+            TypeError: A score is not a number, or a function asks for a column that is not there.
+        """
+        batch = Batch(prompts, completions, prompt_ids, completion_ids, columns or {})
+        if len(batch) == 0:
+            return RewardResult(np.zeros(0), {name: np.zeros(0) for name in self.names})
+        return self.evaluate(batch)
+
+    def __call__(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        prompt_ids: Sequence[Sequence[int]] | None = None,
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        **columns: Sequence[Any],
+    ) -> list[float]:
+        """The totals as a list, so that a Reward is itself a reward function."""
+        return self.score(prompts, completions, prompt_ids, completion_ids, columns).total.tolist()
+
+    def use_ids(self, tokenizer: Any) -> bool:
+        """Tell the reward which tokenizer the token ids come from; True if it will read them."""
+        return False
+
+    def get_state(self) -> dict[str, Any]:
+        """What a checkpoint has to hold, as a JSON-able dict; empty unless something is running."""
+        return {}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`get_state` returned."""
+        if state:
+            raise ValueError(f"reward {self.name!r} keeps no state, got {sorted(state)}")
+
+    def __deepcopy__(self, memo: dict) -> Reward:
+        return self
+
+    def __copy__(self) -> Reward:
+        return self
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(self.names)})"
+
+
+def check_scores(values: Any, batch: Batch, name: str, optional: bool = False) -> np.ndarray:
+    """What a reward returned, as float64 ``[N]``.
+
+    Args:
+        values: A list, array or tensor with one number for each row.
+        batch: What was asked.
+        name: The reward's name, for errors.
+        optional: Whether None may say that a row does not apply (NaN in the result).
+    """
+    entries = _entries(values, name, len(batch))
+    if len(entries) != len(batch):
+        raise ValueError(f"reward {name!r} returned {len(entries)} scores for {len(batch)} completions")
+    scores = np.empty(len(batch))
+    for i, entry in enumerate(entries):
+        if entry is None and optional:
+            scores[i] = np.nan
+            continue
+        problem = _problem(entry)
+        if problem is not None:
+            kind = TypeError if problem == "not a number" else ValueError
+            raise kind(
+                f"reward {name!r} returned {shorten(entry)} at index {i}: {problem}. "
+                f"Prompt: {shorten(batch.prompts[i])}, completion: {shorten(batch.completions[i])}"
+            )
+        scores[i] = float(entry)
+    return scores
+
+
+def _entries(values: Any, name: str, count: int) -> list[Any]:
+    """The returned values as a flat list; an array or tensor of shape [N] or [N, 1] is one."""
+    if hasattr(values, "detach"):  # a torch tensor, of any dtype and on any device
+        values = values.detach().cpu().double().numpy()
+    if isinstance(values, np.ndarray):
+        if values.ndim == 2 and values.shape[1] == 1:
+            values = values[:, 0]
+        if values.ndim != 1:
+            raise ValueError(
+                f"reward {name!r} returned shape {values.shape} for {count} completions, not ({count},)"
+            )
+        return values.tolist()
+    if values is None or isinstance(values, str | bytes | Mapping) or not hasattr(values, "__iter__"):
+        raise TypeError(
+            f"reward {name!r} returned {type(values).__name__} ({shorten(values)}) for {count} completions; "
+            "expected a list with one number for each"
+        )
+    return [entry.item() if getattr(entry, "shape", None) == () else entry for entry in values]
+
+
+def _problem(entry: Any) -> str | None:
+    if entry is None:
+        return "None, though it stands alone and so has to score every row"
+    if not isinstance(entry, numbers.Real):
+        return "not a number"
+    return None if math.isfinite(entry) else "not finite"

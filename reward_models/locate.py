@@ -1,0 +1,168 @@
+"""Rewards by name: ``"package.module:function"``, ``"file.py:function"``, or a model folder.
+
+The working directory counts as a place to import from, as it does for ``python -m``.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import os
+import pkgutil
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from reward_models.base import Reward
+from reward_models.contract import load_reward
+from reward_models.names import nearest
+from reward_models.rules import FACTORIES
+
+_FUNCTION = re.compile(r"^(?P<module>[^:()]+):(?P<name>[A-Za-z_][\w.]*)(?P<arguments>\(.*\))?$", re.DOTALL)
+_MODULE = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
+_HUB_ID = re.compile(r"^[\w-][\w.-]*/[\w-][\w.-]*$")
+
+
+def load_from_string(spec: str) -> Reward:
+    """The reward that a string names; see :func:`reward_models.load_reward`."""
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return _load_model(str(path))
+    if path.is_file():
+        if path.suffix == ".py":
+            raise ValueError(f"{spec!r} is a file; name the function in it, as in '{spec}:reward'")
+        raise ValueError(f"{spec!r} is a file; a reward model is a folder, with config.json and the weights")
+    match = _FUNCTION.match(spec)
+    if match and (match["module"].endswith(".py") or _MODULE.match(match["module"])):
+        return _load_function(spec, match["module"], match["name"], match["arguments"])
+    if _HUB_ID.match(spec) and not _is_near_miss(path):
+        return _load_model(spec)
+    raise FileNotFoundError(_no_such_path(path, spec))
+
+
+def _load_model(path_or_id: str) -> Reward:
+    from reward_models.classifier import HFRewardModel
+
+    try:
+        return HFRewardModel(path_or_id)
+    except OSError as error:
+        if Path(path_or_id).is_dir():
+            raise
+        raise FileNotFoundError(
+            f"{_no_such_path(Path(path_or_id), path_or_id)} The hub did not have it either: {error}"
+        ) from error
+
+
+def _load_function(spec: str, module_name: str, name: str, arguments: str | None) -> Reward:
+    module = _import_file(module_name) if module_name.endswith(".py") else _import_module(module_name)
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ImportError(f"{module_name!r} has no {name!r}. {nearest(part, _callables(found))}")
+        found = getattr(found, part)
+    if arguments is not None:
+        args, kwargs = _literal_arguments(arguments, spec)
+        return load_reward(found(*args, **kwargs))
+    if not callable(found) and not isinstance(found, list | tuple):
+        raise TypeError(f"{spec!r} is a {type(found).__name__}, not a reward function")
+    if inspect.isclass(found) or _is_factory(found):
+        raise TypeError(f"{spec!r} makes rewards and is none itself; call it: '{spec}()', with its arguments")
+    return load_reward(found)
+
+
+def _is_factory(found: Any) -> bool:
+    """Whether this is one of the factories of :mod:`reward_models.rules`, which a user may forget to call."""
+    return any(found is factory for factory in FACTORIES)
+
+
+def _literal_arguments(text: str, spec: str) -> tuple[list[Any], dict[str, Any]]:
+    try:
+        call = ast.parse(f"f{text}", mode="eval").body
+        if not isinstance(call, ast.Call) or any(keyword.arg is None for keyword in call.keywords):
+            raise ValueError("not a plain call")
+        args = [ast.literal_eval(argument) for argument in call.args]
+        return args, {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(
+            f"the arguments in {spec!r} have to be literals (numbers, strings, lists): {error}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _working_directory_importable() -> Iterator[None]:
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+def _import_module(name: str) -> ModuleType:
+    with _working_directory_importable():
+        importlib.invalidate_caches()
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            missing = error.name or ""
+            if name != missing and not name.startswith(missing + "."):
+                raise  # the module is there, but something that it imports is not
+            parent, _, last = missing.rpartition(".")
+            raise ModuleNotFoundError(
+                f"there is no module {missing!r}. {nearest(last, _modules_in(parent))}", name=missing
+            ) from error
+
+
+def _modules_in(parent: str) -> list[str]:
+    """The modules of a package, or those at hand: in the working directory, and the names already loaded."""
+    if parent:
+        return [module.name for module in pkgutil.iter_modules(importlib.import_module(parent).__path__)]
+    here = [module.name for module in pkgutil.iter_modules([os.getcwd()])]
+    return [*here, "reward_models"]
+
+
+def _import_file(path: str) -> ModuleType:
+    file = Path(path).expanduser().resolve()
+    if not file.is_file():
+        raise FileNotFoundError(_no_such_path(Path(path), path))
+    name = f"_reward_file_{file.stem}_{abs(hash(str(file))):x}"
+    module_spec = importlib.util.spec_from_file_location(name, file)
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module
+    with _working_directory_importable():
+        try:
+            module_spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return module
+
+
+def _callables(module: Any) -> list[str]:
+    return [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+
+
+def _is_near_miss(path: Path) -> bool:
+    """Whether the first folder of the path is here, so that a local path was meant and not a hub id."""
+    return Path(path.parts[0]).is_dir() if path.parts else False
+
+
+def _no_such_path(path: Path, spec: str) -> str:
+    """A sentence saying how far the path exists and what is there."""
+    path = path.expanduser()
+    parent = path.parent
+    missing = path.name
+    while not parent.is_dir() and parent != parent.parent:
+        parent, missing = parent.parent, parent.name
+    there = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))[:20]
+    found = nearest(missing, there) if there else "That folder is empty."
+    return (
+        f"{spec!r} is neither there nor 'package.module:function': "
+        f"{str(parent)!r} has no {missing!r}. {found}"
+    )
