@@ -1,0 +1,616 @@
+"""The base of every agent: collect, learn, log, save; with the signatures of stable-baselines3.
+
+A new method subclasses :class:`Agent` and overrides the piece that is new: :meth:`Agent.loss`,
+:meth:`Agent.advantages`, or all of :meth:`Agent.train`. stable-baselines3's logger and callbacks are used as
+they are. Left out: replay buffers (every agent here is on-policy) and distributed training.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers.vector import RecordEpisodeStatistics as VectorEpisodeStatistics
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.utils import configure_logger
+from torch import Tensor
+
+from agents import checkpoint, maths
+from agents.episodes import EpisodeLog
+from agents.policies import Evaluation, Policy, make_policy
+from agents.rollout import Rollout, collect_episodes, collect_fused, collect_steps, make_envs
+from textrl_env.language_model import choose_device
+
+#: A number, "linear:3e-4" (down to 0), or a function of the remaining progress (1 at the start, 0 at the end).
+Schedule = float | str | Callable[[float], float]
+
+
+def schedule_value(schedule: Schedule, progress_remaining: float) -> float:
+    """The value of a schedule at some remaining progress in [0, 1]."""
+    if callable(schedule):
+        return float(schedule(progress_remaining))
+    if isinstance(schedule, str):
+        kind, _, initial = schedule.partition(":")
+        if kind != "linear" or not initial:
+            raise ValueError(f'a schedule is a number, "linear:3e-4" or a function, got {schedule!r}')
+        return float(initial) * progress_remaining
+    return float(schedule)
+
+
+class Agent:
+    """Collects rollouts and learns from them; a subclass says how.
+
+    Args:
+        policy: "MlpPolicy", "CausalLMPolicy", "auto" (chosen from the env), or a :class:`Policy` class.
+        env: A Gymnasium id, an env or a vector env; None only when loading for prediction.
+        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress.
+        n_steps: Steps of each slot in a rollout, for agents that learn from segments.
+        n_episodes: Episodes in a rollout, for agents that learn from whole episodes (on text, all).
+        batch_size: Rows in a gradient step: env steps, or episodes where whole episodes are needed. None
+            takes the whole rollout.
+        n_epochs: Passes over a rollout.
+        gamma: Discount; None is 1 on text (the episode is short and its end is part of the task), 0.99
+            elsewhere.
+        gae_lambda: Of the generalised advantage estimate, where there is a critic.
+        ent_coef: Weight of the entropy bonus.
+        vf_coef: Weight of the value loss, where there is a critic.
+        max_grad_norm: Gradients are clipped to this norm.
+        critic: "separate", "shared", None (none), or "default" for the policy's own default.
+        group_size: Episodes that share a start state, neighbours in the rollout.
+        micro_batch_size: Rows evaluated at once; losses do not depend on it, memory does.
+        n_envs: Slots to make when ``env`` is an id; None is 1 for segments, all episodes for whole episodes.
+        env_kwargs: Passed to ``gym.make_vec`` when ``env`` is an id.
+        policy_kwargs: Passed to the policy.
+        stats_window_size: Episodes that ``rollout/ep_rew_mean`` averages over.
+        tensorboard_log: Folder of TensorBoard events.
+        verbose: 1 prints the log.
+        seed: One seed for the environment, the sampling, the weights and the data order.
+        device: "auto", or any torch device.
+    """
+
+    #: Whether the method needs whole episodes on every environment.
+    whole_episodes: ClassVar[bool] = False
+    #: Whether a rollout is cut into single steps before minibatches are drawn (where the policy allows it).
+    flatten: ClassVar[bool] = False
+    #: Whether the loss reads values.
+    uses_critic: ClassVar[bool] = False
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Agent:
+        # Remember the arguments as they were given, so that save() can write them, also for plug-in agents.
+        agent = super().__new__(cls)
+        bound = inspect.signature(cls.__init__).bind_partial(agent, *args, **kwargs).arguments
+        bound.pop("self", None)
+        agent.init_kwargs = bound | bound.pop("kwargs", {})
+        return agent
+
+    def __init__(
+        self,
+        policy: str | type[Policy],
+        env: str | gym.Env | gym.vector.VectorEnv | None,
+        learning_rate: Schedule = 3e-4,
+        n_steps: int = 128,
+        n_episodes: int | None = None,
+        batch_size: int | None = None,
+        n_epochs: int = 1,
+        gamma: float | None = None,
+        gae_lambda: float = 1.0,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 1.0,
+        critic: str | None = "default",
+        group_size: int = 1,
+        micro_batch_size: int | None = None,
+        n_envs: int | None = None,
+        env_kwargs: dict[str, Any] | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | Path | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: str | torch.device = "auto",
+    ) -> None:
+        _check_positive(n_steps=n_steps, n_episodes=n_episodes, batch_size=batch_size, n_epochs=n_epochs)
+        _check_positive(group_size=group_size, micro_batch_size=micro_batch_size, n_envs=n_envs)
+        if gamma is not None and not 0 <= gamma <= 1:
+            raise ValueError(f"gamma must be in [0, 1], got {gamma}")
+        self.policy_name = policy
+        self.learning_rate = learning_rate
+        self.n_steps, self.n_episodes = n_steps, n_episodes
+        self.batch_size, self.n_epochs = batch_size, n_epochs
+        self.gae_lambda, self.ent_coef, self.vf_coef = gae_lambda, ent_coef, vf_coef
+        self.max_grad_norm = max_grad_norm
+        self.group_size = group_size
+        self.micro_batch_size = micro_batch_size
+        self.policy_kwargs = dict(policy_kwargs or {})
+        self.env_kwargs = dict(env_kwargs or {})
+        self.tensorboard_log = None if tensorboard_log is None else str(tensorboard_log)
+        self.verbose = verbose
+        self.num_timesteps = 0
+        self.n_updates = 0
+        self.stopped = False
+        self.callback: BaseCallback | None = None
+        self._logger: Logger | None = None
+        self._custom_logger = False
+        self._callback_locals: dict[str, Any] = {}
+        self._progress_remaining = 1.0
+        self.episodes = EpisodeLog(stats_window_size)
+        self.env: gym.vector.VectorEnv | None = None
+        self.text_env: Any = None
+        self.latest: dict[str, Any] = {}
+        self.env_id = env if isinstance(env, str) else None
+        self.n_envs = n_envs
+
+        self.seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else int(seed)
+        env_seed, weight_seed, action_seed, order_seed = np.random.SeedSequence(self.seed).generate_state(4)
+        self._env_seed = int(env_seed) % 2**31
+        self.rng = np.random.default_rng(order_seed)
+        torch.manual_seed(int(weight_seed))
+        self._critic = critic if self.uses_critic else None
+        self._device_choice = device
+        self._action_seed = int(action_seed)
+        self._gamma = gamma
+        self.last_obs: Any = None
+        if env is not None:
+            self._set_up_env(env)
+            self._set_up_policy()
+
+    # -- set-up -------------------------------------------------------------------------------------------
+
+    def _set_up_env(self, env: str | gym.Env | gym.vector.VectorEnv) -> None:
+        slots = self.n_envs or (self.n_episodes or 16 if self.whole_episodes else 1)
+        if isinstance(env, str) and self._is_text(env):
+            slots = self.n_envs or 1  # the fused way needs no slots
+        self.text_env = _fused_env(env)
+        self.env = make_envs(env, slots, self.env_kwargs, self.group_size > 1)
+        self.text_env = self.text_env or _fused_env(self.env)
+        self.num_envs = self.env.num_envs
+        mode = self.env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
+        self.autoreset_mode = mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)
+        self.waiting = np.zeros(self.num_envs, dtype=bool)
+
+    @staticmethod
+    def _is_text(env_id: str) -> bool:
+        return env_id.partition(":")[2].startswith("TextRLHF") or env_id.startswith("TextRLHF")
+
+    def _set_up_policy(self, spaces: Any = None) -> None:
+        """Make the policy and its optimiser from the env, or from spaces alone to predict only."""
+        self.policy = make_policy(self.policy_name, spaces or self.env, self._critic, self.policy_kwargs)
+        self.policy.to(self._policy_device())
+        self.device = self.policy.device
+        self.policy.generator = torch.Generator(self.device).manual_seed(self._action_seed)
+        self.collects_episodes = (
+            self.whole_episodes or self.policy.whole_episodes or self.n_episodes is not None
+        )
+        if self.n_episodes is None:
+            self.n_episodes = 64 if self.policy.whole_episodes else 16
+        if self.collects_episodes and self.n_episodes % self.group_size:
+            raise ValueError(
+                f"n_episodes={self.n_episodes} must be a multiple of group_size={self.group_size}"
+            )
+        self.gamma = (1.0 if self.policy.whole_episodes else 0.99) if self._gamma is None else self._gamma
+        if not self.policy.whole_episodes:
+            self.text_env = None
+        parameters = [p for p in self.policy.parameters() if p.requires_grad]
+        fused = self.device.type in ("cpu", "cuda")
+        # Epsilon 1e-5 as in the reference implementations of PPO.
+        self.optimizer = torch.optim.Adam(
+            parameters, lr=schedule_value(self.learning_rate, 1.0), eps=1e-5, fused=fused
+        )
+        if self.env is not None:
+            self._bind()
+
+    def _policy_device(self) -> torch.device:
+        """Small networks are fastest on the CPU; a language model goes where the env's is, or to what there is."""
+        if self._device_choice != "auto":
+            return choose_device(self._device_choice)
+        if not self.policy.whole_episodes:
+            return torch.device("cpu")
+        return self.text_env.lm.device if self.text_env is not None else choose_device()
+
+    def _bind(self) -> None:
+        """Tell environments that charge a KL who acts."""
+        base = self.env.unwrapped
+        if hasattr(base, "bind_policy"):
+            base.bind_policy(self.policy.log_prob)
+        for inner in getattr(base, "envs", []):
+            if hasattr(inner.unwrapped, "bind_policy"):
+                inner.unwrapped.bind_policy(self._single_log_prob)
+
+    def _single_log_prob(self, observation: Any, action: Any) -> float:
+        batch = (
+            {name: np.asarray(value)[None] for name, value in observation.items()}
+            if isinstance(observation, dict)
+            else np.asarray(observation)[None]
+        )
+        return float(self.policy.log_prob(batch, np.asarray(action)[None])[0])
+
+    # -- stable-baselines3's surface -----------------------------------------------------------------------
+
+    @property
+    def logger(self) -> Logger:
+        """stable-baselines3's logger."""
+        if self._logger is None:
+            self._logger = configure_logger(self.verbose, None, "", True)
+        return self._logger
+
+    def set_logger(self, logger: Logger) -> None:
+        """Log to this logger instead of one made from ``tensorboard_log``."""
+        self._logger = logger
+        self._custom_logger = True
+
+    def get_env(self) -> gym.vector.VectorEnv | None:
+        """The vector env that the agent learns in."""
+        return self.env
+
+    def set_env(self, env: str | gym.Env | gym.vector.VectorEnv) -> None:
+        """Learn in another environment with the same spaces."""
+        if self.env is None:
+            self._set_up_env(env)
+            self._bind()
+            return
+        old = self.env
+        self._set_up_env(env)
+        for name in ("single_observation_space", "single_action_space"):
+            if getattr(old, name) != getattr(self.env, name):
+                raise ValueError(
+                    f"the new env's {name} is {getattr(self.env, name)}, expected {getattr(old, name)}"
+                )
+        self.last_obs = None
+        if not self.policy.whole_episodes:
+            self.text_env = None
+        self._bind()
+
+    def close(self) -> None:
+        """Close the environment."""
+        if self.env is not None:
+            self.env.close()
+
+    def get_vec_normalize_env(self) -> None:
+        """There is none; stable-baselines3's CheckpointCallback asks."""
+        return None
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: BaseCallback | list[BaseCallback] | Callable | None = None,
+        log_interval: int | None = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Agent:
+        """Learn until at least ``total_timesteps`` env steps (on text: tokens) have been taken.
+
+        Args:
+            total_timesteps: Env steps; more of them if ``reset_num_timesteps`` is False.
+            callback: stable-baselines3 callbacks, or a function of ``(locals, globals)``.
+            log_interval: Rollouts between two lines of the log; None logs nothing.
+            tb_log_name: Name of the run in TensorBoard; None is the class name.
+            reset_num_timesteps: False goes on counting, and goes on in the same environment state.
+            progress_bar: Show one.
+        """
+        callback = self._set_up_learn(
+            total_timesteps, callback, tb_log_name, reset_num_timesteps, progress_bar
+        )
+        callback.on_training_start(locals(), globals())
+        iteration = 0
+        while self.num_timesteps < self._total_timesteps and not self.stopped:
+            callback.on_rollout_start()
+            started = time.perf_counter()
+            rollout = self.collect()
+            self.logger.record("time/rollout_seconds", time.perf_counter() - started)
+            callback.update_locals(locals())
+            callback.on_rollout_end()
+            self._progress_remaining = max(1.0 - self.num_timesteps / self._total_timesteps, 0.0)
+            if not self.stopped:
+                started = time.perf_counter()
+                self.train(rollout)
+                self.logger.record("time/update_seconds", time.perf_counter() - started)
+            iteration += 1
+            if log_interval is not None and (iteration % log_interval == 0 or self.stopped):
+                self._dump_logs(rollout)
+        callback.on_training_end()
+        return self
+
+    def _set_up_learn(
+        self, total_timesteps: int, callback: Any, name: str | None, reset: bool, progress_bar: bool
+    ) -> BaseCallback:
+        if self.env is None:
+            raise ValueError(
+                f"{type(self).__name__} was loaded without an environment, so it can predict but not learn; "
+                f"pass one: {type(self).__name__}.load(path, env=...)"
+            )
+        if reset:
+            self.num_timesteps = 0
+            self._total_timesteps = total_timesteps
+        else:
+            self._total_timesteps = total_timesteps + self.num_timesteps
+        self.stopped = False
+        self._steps_at_start, self._time_at_start = self.num_timesteps, time.perf_counter()
+        if reset or self.last_obs is None:
+            self.last_obs, _ = self.env.reset(seed=self._env_seed)
+            if self.text_env is not None and self.text_env is not self.env.unwrapped:
+                self.text_env.reset(seed=self._env_seed)
+            self.waiting[:] = False
+            self.episodes.begin(self.num_envs)
+        if not self._custom_logger:
+            name = name or type(self).__name__
+            self._logger = configure_logger(self.verbose, self.tensorboard_log, name, reset)
+        callbacks = [] if callback is None else callback if isinstance(callback, list) else [callback]
+        callbacks = [c if isinstance(c, BaseCallback) else ConvertCallback(c) for c in callbacks]
+        if progress_bar:
+            from agents.progress import ProgressCallback
+
+            callbacks.append(ProgressCallback())
+        self.callback = CallbackList(callbacks)
+        self.callback.init_callback(self)
+        return self.callback
+
+    def predict(
+        self,
+        observation: Any,
+        state: tuple | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple | None]:
+        """Actions for one observation or a batch of them.
+
+        Args:
+            observation: As the environment gives it, batched or not.
+            state: Passed through; these policies keep none.
+            episode_start: Ignored, for the same reason.
+            deterministic: The most likely action instead of a sample.
+
+        Returns:
+            The action or actions, and ``state``.
+        """
+        space = self.policy.observation_space
+        single = _is_single(space, observation)
+        if single:
+            observation = (
+                {name: np.asarray(value)[None] for name, value in observation.items()}
+                if isinstance(observation, dict)
+                else np.asarray(observation)[None]
+            )
+        actions = self.policy.to_env(self.policy.act(observation, deterministic)[0])
+        return (actions[0] if single else actions), state
+
+    def save(self, path: str | Path) -> None:
+        """Write a folder: a Hugging Face folder for a language model, safetensors and JSON for the rest."""
+        checkpoint.save(self, Path(path))
+
+    @classmethod
+    def load(
+        cls, path: str | Path, env: str | gym.Env | gym.vector.VectorEnv | None = None, **kwargs: Any
+    ) -> Agent:
+        """Load what :meth:`save` wrote.
+
+        Args:
+            path: The folder.
+            env: Where to go on learning; None loads for prediction, or makes the env again where the agent
+                had been given an id.
+            **kwargs: Constructor arguments that replace the saved ones.
+        """
+        return checkpoint.load(cls, Path(path), env, kwargs)
+
+    # -- collecting ------------------------------------------------------------------------------------------
+
+    def collect(self) -> Rollout:
+        """One rollout, by whichever way the environment and the method allow."""
+        if self.text_env is not None:
+            return collect_fused(self, self.n_episodes, self.group_size)
+        if self.collects_episodes:
+            return self._with_values(collect_episodes(self, self.n_episodes, self.group_size))
+        return collect_steps(self, self.n_steps)
+
+    @torch.no_grad()
+    def _with_values(self, rollout: Rollout) -> Rollout:
+        """A sequence model's values, from one pass over the finished episodes."""
+        if not (self.policy.whole_episodes and self.policy.has_critic):
+            return rollout
+        values = torch.zeros_like(rollout.rewards)
+        for micro, rows in rollout.to(self.device).micro_batches(self.micro_batch_size):
+            values[rows.cpu()] = self.policy.evaluate(micro).values.float().cpu()
+        rollout.values = values * rollout.mask
+        array, mask, done = (x.numpy() for x in (rollout.values, rollout.mask, rollout.done))
+        shifted = maths.shift_values(array, np.zeros(len(array), array.dtype), mask, done)
+        rollout.next_values = rollout.next_values + torch.from_numpy(shifted) * rollout.mask
+        return rollout
+
+    def count_steps(self, steps: int, done: np.ndarray) -> bool:
+        """Count env steps and call the callbacks as stable-baselines3 does; False asks to stop."""
+        self.num_timesteps += steps
+        self._callback_locals = {"dones": done, "self": self}
+        self.callback.update_locals(self._callback_locals)
+        if not self.callback.on_step():
+            self.stopped = True
+        return not self.stopped
+
+    def record_text_episodes(self, episodes: Any) -> None:
+        """Note what an environment's fused way has produced, for the log."""
+        self.episodes.add_text(episodes)
+
+    # -- learning --------------------------------------------------------------------------------------------
+
+    def advantages(self, rollout: Rollout) -> Tensor:
+        """Advantages ``[B, T]``; override for another estimator.
+
+        The default is the generalised advantage estimate where there is a critic, and the reward-to-go
+        where there is none.
+        """
+        arrays = (x.double().numpy() for x in (rollout.rewards, rollout.values, rollout.next_values))
+        rewards, values, next_values = arrays
+        mask, done = rollout.mask.numpy(), rollout.done.numpy()
+        if not self.policy.has_critic:
+            return torch.from_numpy(maths.reward_to_go(rewards, mask, done, self.gamma)).float()
+        estimate = maths.gae(rewards, values, next_values, mask, done, self.gamma, self.gae_lambda)
+        return torch.from_numpy(estimate).float()
+
+    def loss(self, batch: Rollout, new: Evaluation) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of every step; override with the method's own.
+
+        Args:
+            batch: Rows of a rollout, ``advantages`` and ``returns`` set.
+            new: What the policy says of them now, with gradient.
+
+        Returns:
+            ``[b, T]`` losses, averaged by :meth:`loss_weights`; and ``[b, T]`` quantities to log under
+            ``train/``, averaged over real steps.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must override loss() or train()")
+
+    def loss_weights(self, batch: Rollout) -> Tensor:
+        """How the losses of the steps are averaged, ``[b, T]``; every real step counts alike."""
+        return maths.loss_weights(batch.mask, "token")
+
+    def prepare_batch(self, batch: Rollout) -> Rollout:
+        """Last change to a minibatch before it is evaluated, for example normalising advantages."""
+        return batch
+
+    def prepare_rollout(self, rollout: Rollout) -> Rollout:
+        """Set advantages and returns, and cut the rollout into steps where the method wants that."""
+        rollout.advantages = self.advantages(rollout)
+        rollout.returns = rollout.advantages + rollout.values
+        if self.flatten and not self.policy.whole_episodes:
+            rollout = rollout.flatten_steps()
+        return rollout.to(self.device)
+
+    def train(self, rollout: Rollout) -> None:
+        """Learn from one rollout: ``n_epochs`` passes in minibatches, one gradient step for each."""
+        learning_rate = schedule_value(self.learning_rate, self._progress_remaining)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        rollout = self.prepare_rollout(rollout)
+        records: list[dict[str, float]] = []
+        fresh = True
+        for _ in range(self.n_epochs):
+            for batch in rollout.minibatches(self.batch_size, self.rng):
+                record = self.update(self.prepare_batch(batch), fresh)
+                fresh = False
+                records.append(record)
+                if self.should_stop(record):
+                    break
+            else:
+                self.n_updates += 1
+                continue
+            break
+        self.policy.weights_changed()
+        self._log_training(rollout, records, learning_rate)
+
+    def update(self, batch: Rollout, fresh: bool = False) -> dict[str, float]:
+        """One gradient step on one minibatch, in micro-batches; returns what to log.
+
+        Args:
+            batch: Rows of a rollout.
+            fresh: No step has been taken since the rollout, so the old log-probabilities are the new ones.
+        """
+        weights = self.loss_weights(batch)
+        real_steps = batch.mask.sum().clamp(min=1)
+        totals: dict[str, Tensor] = {}
+        self.optimizer.zero_grad(set_to_none=True)
+        for micro, rows in batch.micro_batches(self.micro_batch_size):
+            new = self.policy.evaluate(micro)
+            if fresh:
+                micro.log_probs = new.log_probs.detach()
+            losses, metrics = self.loss(micro, new)
+            loss = (losses * weights[rows]).sum()
+            if self.should_step(losses, metrics, micro):
+                loss.backward()
+            with torch.no_grad():
+                totals["loss"] = totals.get("loss", 0) + loss.detach()
+                metrics |= {"entropy": new.entropy}
+                for name, value in metrics.items():
+                    total = (value.detach() * micro.mask).sum() / real_steps
+                    totals[name] = totals.get(name, 0) + total
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(
+                f"the gradient norm became {float(norm)} at {self.num_timesteps} timesteps; "
+                "a lower learning_rate or a smaller reward scale usually helps"
+            )
+        self.optimizer.step()
+        return {name: float(total) for name, total in totals.items()} | {"grad_norm": float(norm)}
+
+    def should_step(self, losses: Tensor, metrics: dict[str, Tensor], batch: Rollout) -> bool:
+        """Whether to use this micro-batch's gradient."""
+        return True
+
+    def should_stop(self, record: dict[str, float]) -> bool:
+        """Whether to stop learning from this rollout, from what :meth:`update` has just returned."""
+        return False
+
+    # -- logging ---------------------------------------------------------------------------------------------
+
+    def _log_training(self, rollout: Rollout, records: list[dict[str, float]], learning_rate: float) -> None:
+        record = self.logger.record
+        for name in records[0] if records else ():
+            if name != "entropy":
+                record(f"train/{name}", float(np.mean([r[name] for r in records])))
+        record("train/entropy_loss", -float(np.mean([r["entropy"] for r in records])))
+        record("train/learning_rate", learning_rate)
+        record("train/n_updates", self.n_updates, exclude="tensorboard")
+        if self.policy.has_critic:
+            variance = maths.explained_variance(rollout.values, rollout.returns, rollout.mask)
+            record("train/explained_variance", variance)
+
+    def _dump_logs(self, rollout: Rollout) -> None:
+        seconds = max(time.perf_counter() - self._time_at_start, 1e-9)
+        record = self.logger.record
+        self.episodes.log(record, rollout, self.policy.whole_episodes)
+        fps = (self.num_timesteps - self._steps_at_start) / seconds
+        record("time/fps", int(fps))
+        record("time/time_elapsed", int(seconds), exclude="tensorboard")
+        record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        if self.policy.whole_episodes:
+            record("time/tokens_per_second", int(fps))
+            record("memory/peak_mb", _peak_memory_mb(self.device))
+            if hasattr(self.env.unwrapped, "kl_coef"):
+                record("objective/kl_coef", self.env.unwrapped.kl_coef)
+        self.latest = dict(self.logger.name_to_value)
+        self.logger.dump(self.num_timesteps)
+
+
+def _check_positive(**values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _is_single(space: gym.Space, observation: Any) -> bool:
+    if isinstance(space, gym.spaces.Dict):
+        name, child = next(iter(space.spaces.items()))
+        return np.asarray(observation[name]).ndim == len(child.shape)
+    return np.asarray(observation).ndim == len(space.shape or ())
+
+
+#: Wrappers that change neither tokens nor rewards, so that the fused way may go past them.
+_TRANSPARENT = (
+    gym.wrappers.OrderEnforcing,
+    gym.wrappers.PassiveEnvChecker,
+    gym.wrappers.RecordEpisodeStatistics,
+    VectorEpisodeStatistics,
+)
+
+
+def _fused_env(env: Any) -> Any:
+    """The environment with ``run_episodes`` inside ``env``, unless a wrapper in between changes something."""
+    while not isinstance(env, str) and hasattr(env, "env") and isinstance(env, _TRANSPARENT):
+        env = env.env
+    return env if hasattr(env, "run_episodes") else None
+
+
+def _peak_memory_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+    import sys
+
+    # Kilobytes on Linux, bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

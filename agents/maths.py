@@ -1,0 +1,214 @@
+"""The equations, as pure functions over ``[B, T]`` arrays with a mask.
+
+``B`` episodes (or segments of them), ``T`` steps; ``mask`` is true where the policy acted. Nothing here knows
+what an environment, a policy or an optimiser is.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from textrl_env.errors import check_choice
+
+
+def reward_to_go(rewards: np.ndarray, mask: np.ndarray, done: np.ndarray, gamma: float) -> np.ndarray:
+    """``G_t = sum_k gamma^k r_{t+k}`` within each episode (Sutton and Barto, eq. 3.8).
+
+    Args:
+        rewards: ``[B, T]``.
+        mask: bool ``[B, T]``; steps outside it neither earn nor discount.
+        done: bool ``[B, T]``, true on the last step of an episode.
+        gamma: Discount.
+
+    Returns:
+        ``[B, T]``, 0 outside the mask.
+    """
+    zeros = np.zeros_like(rewards)
+    return gae(rewards, zeros, zeros, mask, done, gamma, 1.0)
+
+
+def gae(
+    rewards: np.ndarray,
+    values: np.ndarray,
+    next_values: np.ndarray,
+    mask: np.ndarray,
+    done: np.ndarray,
+    gamma: float,
+    gae_lambda: float,
+) -> np.ndarray:
+    """Generalised advantage estimates (Schulman et al. 2016, eq. 16), masked steps skipped.
+
+    ``delta_t = r_t + gamma V(s_{t+1}) - V(s_t)``, ``A_t = delta_t + gamma lambda A_{t+1}``.
+
+    Args:
+        rewards: ``[B, T]``.
+        values: ``V(s_t)``, ``[B, T]``.
+        next_values: ``V(s_{t+1})``, ``[B, T]``: 0 after a termination, the value of the final observation
+            after a truncation; see :func:`shift_values`.
+        mask: bool ``[B, T]``.
+        done: bool ``[B, T]``, true on the last step of an episode: nothing flows back across it.
+        gamma: Discount.
+        gae_lambda: 0 gives ``delta_t``, 1 gives ``G_t - V(s_t)``.
+
+    Returns:
+        ``[B, T]``, 0 outside the mask.
+    """
+    for name, array in (("values", values), ("next_values", next_values), ("mask", mask), ("done", done)):
+        assert array.shape == rewards.shape, f"{name} {array.shape} does not match rewards {rewards.shape}"
+    delta = (rewards + gamma * next_values - values) * mask
+    # Across a masked step the estimate is carried unchanged; across the end of an episode not at all.
+    decay = np.where(mask, gamma * gae_lambda, 1.0) * ~(done & mask)
+    advantages = np.zeros_like(delta)
+    carry = np.zeros(len(delta), dtype=delta.dtype)
+    for t in range(delta.shape[1] - 1, -1, -1):
+        carry = delta[:, t] + decay[:, t] * carry
+        advantages[:, t] = carry
+    return advantages * mask
+
+
+def shift_values(
+    values: np.ndarray, last_values: np.ndarray, mask: np.ndarray, terminated: np.ndarray
+) -> np.ndarray:
+    """``V(s_{t+1})`` from ``V(s_t)``: the value at the next step of the mask, 0 after a termination.
+
+    Args:
+        values: ``[B, T]``.
+        last_values: ``[B]``, the value after the last step (0 if it terminated).
+        mask: bool ``[B, T]``.
+        terminated: bool ``[B, T]``.
+    """
+    if mask.all():
+        following = np.concatenate([values[:, 1:], last_values[:, None]], axis=1)
+        return following * ~terminated
+    following = np.zeros_like(values)
+    upcoming = last_values.astype(values.dtype)
+    for t in range(values.shape[1] - 1, -1, -1):
+        following[:, t] = upcoming
+        upcoming = np.where(mask[:, t], values[:, t], upcoming)
+    return following * ~terminated
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the true entries of ``mask``; 0 if there are none."""
+    return (x * mask).sum() / mask.sum().clamp(min=1)
+
+
+def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
+    """Unit variance (unbiased) and, unless told otherwise, zero mean over the mask; 0 outside it.
+
+    A single entry, or equal entries, give zeros (or are left as they are without a shift), never NaN.
+    """
+    count = mask.sum()
+    mean = masked_mean(x, mask)
+    if count < 2:
+        return (x - mean) * mask if shift_mean else x * mask
+    std = (((x - mean) ** 2 * mask).sum() / (count - 1)).sqrt()
+    scaled = (x - mean) / (std + 1e-8)
+    return (scaled if shift_mean else scaled + mean) * mask
+
+
+def group_advantages(scores: Tensor, group_size: int, scale: str = "std") -> Tensor:
+    """GRPO: how much better than the other answers to the same prompt (Shao et al. 2024, section 4.1.2).
+
+    Args:
+        scores: ``[B]``, the ``group_size`` answers to a prompt being neighbours.
+        group_size: ``G``; ``B`` is a multiple of it.
+        scale: "std" divides by the group's standard deviation, "none" does not (Liu et al. 2025, Dr. GRPO),
+            "leave-one-out" is RLOO's ``r_i - mean of the others`` (Ahmadian et al. 2024).
+
+    Returns:
+        ``[B]``; a group of equal scores, or of one, gives zeros.
+    """
+    check_choice("scale", scale, ("std", "none", "leave-one-out"))
+    if len(scores) % group_size:
+        raise ValueError(f"{len(scores)} episodes cannot be split into groups of {group_size}")
+    groups = scores.view(-1, group_size)  # [B / G, G]
+    centred = groups - groups.mean(1, keepdim=True)
+    if group_size == 1:
+        return torch.zeros_like(scores)
+    if scale == "leave-one-out":
+        centred = centred * (group_size / (group_size - 1))
+    elif scale == "std":
+        std = groups.std(1, keepdim=True)
+        # Equal scores differ by rounding only; dividing that by itself would make noise look like signal.
+        flat = std <= 1e-6 * groups.abs().amax(1, keepdim=True).clamp(min=1e-6)
+        centred = torch.where(flat, torch.zeros_like(centred), centred / (std + 1e-4))
+    return centred.reshape(-1)
+
+
+def ppo_clip_loss(
+    ratio: Tensor, advantages: Tensor, clip_low: float = 0.2, clip_high: float | None = None
+) -> Tensor:
+    """``-min(rho A, clip(rho, 1 - low, 1 + high) A)`` for each step (Schulman et al. 2017, eq. 7).
+
+    ``clip_high`` other than ``clip_low`` is DAPO's clip-higher (Yu et al. 2025).
+    """
+    clip_high = clip_low if clip_high is None else clip_high
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return -torch.minimum(ratio * advantages, clipped * advantages)
+
+
+def clip_fraction(ratio: Tensor, clip_low: float, clip_high: float | None = None) -> Tensor:
+    """1 where the ratio has left the clip range, 0 elsewhere, for each step."""
+    clip_high = clip_low if clip_high is None else clip_high
+    return ((ratio < 1 - clip_low) | (ratio > 1 + clip_high)).float()
+
+
+def value_loss(
+    values: Tensor, returns: Tensor, old_values: Tensor | None = None, clip_range: float | None = None
+) -> Tensor:
+    """``(V - R)^2`` for each step, optionally PPO2's pessimistic clip around the old values."""
+    loss = (values - returns) ** 2
+    if clip_range is None:
+        return loss
+    assert old_values is not None, "clipping the value loss needs the old values"
+    clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
+    return torch.maximum(loss, (clipped - returns) ** 2)
+
+
+def kl_loss(log_probs: Tensor, ref_log_probs: Tensor, estimator: str) -> Tensor:
+    """The KL as a term of the loss, for each step (Schulman, Approximating KL divergence, 2020).
+
+    k2 has the true gradient of the KL in expectation on-policy; k3 is GRPO's choice and biased; k1 has a
+    gradient of zero in expectation and is refused.
+    """
+    check_choice("estimator", estimator, ("k2", "k3"))
+    log_ratio = log_probs - ref_log_probs
+    if estimator == "k2":
+        return 0.5 * log_ratio**2
+    return torch.expm1(-log_ratio) + log_ratio
+
+
+def approx_kl(ratio: Tensor) -> Tensor:
+    """``(rho - 1) - log rho`` for each step: k3 of the update, never negative."""
+    return ratio - 1 - ratio.log()
+
+
+def loss_weights(mask: Tensor, average: str, max_length: int | None = None) -> Tensor:
+    """Weights ``[B, T]`` that turn a sum over steps into the mean that a method's paper takes.
+
+    Computed on the whole batch, so a loss is the same however it is cut into micro-batches.
+
+    Args:
+        mask: bool ``[B, T]``.
+        average: "token" (every step counts alike), "sequence" (every episode does; GRPO), or "constant"
+            (divide by ``B * max_length``; Dr. GRPO).
+        max_length: The constant length.
+    """
+    check_choice("average", average, ("token", "sequence", "constant"))
+    weights = mask.float()
+    if average == "token":
+        return weights / weights.sum().clamp(min=1)
+    if average == "sequence":
+        return weights / weights.sum(1, keepdim=True).clamp(min=1) / len(mask)
+    return weights / (len(mask) * (max_length or mask.shape[1]))
+
+
+def explained_variance(predicted: Tensor, target: Tensor, mask: Tensor) -> float:
+    """``1 - Var[target - predicted] / Var[target]`` over the mask; NaN if the target does not vary."""
+    residual, target = (target - predicted)[mask], target[mask]
+    if len(target) < 2 or float(target.var()) == 0.0:
+        return float("nan")
+    return float(1 - residual.var() / target.var())
