@@ -200,7 +200,7 @@ def _entries(values: Any, name: str, count: int) -> list[Any]:
 
 def _problem(entry: Any) -> str | None:
     if entry is None:
-        return "None, though it stands alone and so has to score every row"
+        return "a reward that stands alone has to score every row"
     if not isinstance(entry, numbers.Real):
         return "not a number"
     return None if math.isfinite(entry) else "not finite"

@@ -33,6 +33,11 @@ def load_from_string(spec: str) -> Reward:
     """The reward that a string names; see :func:`reward_models.load_reward`."""
     path = Path(spec).expanduser()
     if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(
+                f"the folder {spec!r} is no reward model: it holds no config.json, but "
+                f"{', '.join(sorted(entry.name for entry in path.iterdir())[:10]) or 'nothing'}"
+            )
         return _load_model(str(path))
     if path.is_file():
         if path.suffix == ".py":

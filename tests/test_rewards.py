@@ -262,6 +262,7 @@ def test_rewards_are_found_by_name_from_the_working_directory(workplace, spec, s
         ("reward_models.rule:contains", ModuleNotFoundError, "Did you mean 'rules'"),
         ("my_reward.py:brevity", FileNotFoundError, "Did you mean 'my_rewards.py'"),
         ("my_rewards.py", ValueError, "name the function in it"),
+        (".", FileNotFoundError, r"holds no config\.json, but my_rewards\.py"),
         ("./models/rm", FileNotFoundError, "has no 'models'"),
         ("modles", FileNotFoundError, "has no 'modles'"),
         ("reward_models:contains", TypeError, r"call it: 'reward_models:contains\(\)'"),
