@@ -102,9 +102,10 @@ def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     """
     count = mask.sum()
     mean = masked_mean(x, mask)
-    if count < 2:
-        return (x - mean) * mask if shift_mean else x * mask
-    std = (((x - mean) ** 2 * mask).sum() / (count - 1)).sqrt()
+    std = (((x - mean) ** 2 * mask).sum() / (count - 1).clamp(min=1)).sqrt()
+    # Equal entries differ by rounding only; dividing that by itself would make noise look like signal.
+    if count < 2 or std <= 1e-6 * (x * mask).abs().max():
+        return torch.zeros_like(x) if shift_mean else x * mask
     scaled = (x - mean) / (std + 1e-8)
     return (scaled if shift_mean else scaled + mean) * mask
 

@@ -146,6 +146,16 @@ class CausalLM:
         """Number of positions the model can hold, or None if it does not say."""
         return getattr(self.model.config, "max_position_embeddings", None)
 
+    @property
+    def attention_window(self) -> int | None:
+        """How many tokens back the model's narrowest layer sees, or None if every layer sees them all."""
+        config = self.model.config.get_text_config()
+        if set(getattr(config, "layer_types", None) or ()) == {"full_attention"}:
+            return None
+        names = ("sliding_window", "attention_chunk_size", "window_size")
+        widths = [getattr(config, name, None) for name in names]
+        return min((width for width in widths if isinstance(width, int)), default=None)
+
     def action_logits(self, logits: Tensor) -> Tensor:
         """Logits of the acting distribution, float32: real tokens only, divided by the temperature."""
         return logits[..., : self.vocab_size].float() / self.temperature
@@ -207,17 +217,20 @@ class CausalLM:
             result[chunk, :steps] = np.where(mask[:, -steps:], log_probs, 0.0)
         return result
 
-    def slot_cache_works(self) -> bool:
-        """Whether cached, ragged decoding gives this model's own logits; measured once, on random tokens.
+    def slot_cache_works(self, max_length: int = 0) -> bool:
+        """Whether cached, ragged decoding of up to ``max_length`` tokens gives this model's own logits.
 
-        Sliding windows, recurrent states or position schemes that read the padding mask can break it; such
-        models are decoded without a cache, slower and still right.
+        Measured once, on random tokens, and false beyond an attention window. Recurrent states or position
+        schemes that read the padding mask can break it too; such models are decoded without a cache, slower
+        and still right.
         """
         if self._slot_cache_works is None:
             self._slot_cache_works = self._measure_slot_cache()
-            if not self._slot_cache_works:
-                logger.warn(f"{type(self.model).__name__} is decoded without a key/value cache (slower)")
-        return self._slot_cache_works
+        window = self.attention_window
+        works = self._slot_cache_works and (window is None or max_length <= window)
+        if not works:
+            logger.warn(f"{type(self.model).__name__} is decoded without a key/value cache (slower)")
+        return works
 
     @torch.no_grad()
     def _measure_slot_cache(self) -> bool:
@@ -334,10 +347,11 @@ class SlotDecoder:
     def __init__(self, lm: CausalLM, num_slots: int, max_length: int, use_cache: bool | None = None) -> None:
         self.lm = lm
         self.max_length = max_length
-        self.use_cache = lm.slot_cache_works() if use_cache is None else use_cache
+        self.use_cache = lm.slot_cache_works(max_length) if use_cache is None else use_cache
         self.tokens = np.zeros((num_slots, max_length), dtype=np.int64)
         self.lengths = np.zeros(num_slots, dtype=np.int64)
         self._logits: Tensor | None = None
+        self._has_logits = np.zeros(num_slots, dtype=bool)  # whose ``_logits`` belong to its sequence
         self._where = _Where(num_slots, max_length)
         layers = lm.model.config.get_text_config().num_hidden_layers
         self._cache = Cache(layers=[_SlotLayer(self._where) for _ in range(layers)])
@@ -369,6 +383,7 @@ class SlotDecoder:
             row[: len(sequence)] = sequence
         self.tokens[slots, :width] = rows
         self.lengths[slots] = lengths
+        self._has_logits[slots] = False
         if not self.use_cache:
             return self._plain(slots)
         positions = np.broadcast_to(np.arange(width), rows.shape)
@@ -380,6 +395,7 @@ class SlotDecoder:
         positions = self.lengths[slots]
         self.tokens[slots, positions] = tokens
         self.lengths[slots] += 1
+        self._has_logits[slots] = False
         if not self.use_cache:
             return self._plain(slots)
         return self._forward(slots, tokens[:, None], positions[:, None], int(positions.max()) + 1, None)
@@ -406,13 +422,14 @@ class SlotDecoder:
         same = (self.tokens[slots, :width] == tokens[slots, :width]) | (np.arange(width) >= known[:, None])
         same = same.all(1) & (known > 0)
         grown = same & (lengths[slots] == known + 1)
-        fresh = ~grown & ~(same & (lengths[slots] == known))
+        fresh = ~grown & ~(same & (lengths[slots] == known) & self._has_logits[slots])
         if fresh.any():
             rows = slots[fresh]
             self._logits[rows] = self.prefill(rows, [tokens[r, : lengths[r]] for r in rows])
         if grown.any():
             rows = slots[grown]
             self._logits[rows] = self.step(rows, tokens[rows, lengths[rows] - 1])
+        self._has_logits[slots] = True
         return self._logits[slots]
 
     def fork(self, sources: np.ndarray) -> SlotDecoder:
