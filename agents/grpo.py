@@ -106,10 +106,19 @@ class GRPO(Agent):
     def loss_weights(self, batch: Rollout) -> Tensor:
         return maths.loss_weights(batch.mask, self.average, getattr(self.text_env, "max_new_tokens", None))
 
+    def importance_ratio(self, batch: Rollout, new: Evaluation) -> Tensor:
+        """``pi / pi_old`` of each step, ``[b, T]``; override for one of whole sequences."""
+        return (new.log_probs - batch.log_probs).exp()
+
+    def policy_loss(self, batch: Rollout, new: Evaluation, ratio: Tensor) -> Tensor:
+        """The surrogate of each step, ``[b, T]``; override for another than PPO's clip."""
+        low = schedule_value(self.clip_range, self._progress_remaining)
+        return maths.ppo_clip_loss(ratio, batch.advantages, low, self.clip_range_high)
+
     def loss(self, batch: Rollout, new: Evaluation) -> tuple[Tensor, dict[str, Tensor]]:
         low = schedule_value(self.clip_range, self._progress_remaining)
-        ratio = (new.log_probs - batch.log_probs).exp()
-        policy_loss = maths.ppo_clip_loss(ratio, batch.advantages, low, self.clip_range_high)
+        ratio = self.importance_ratio(batch, new)
+        policy_loss = self.policy_loss(batch, new, ratio)
         losses = policy_loss - self.ent_coef * new.entropy
         metrics = {
             "policy_gradient_loss": policy_loss,

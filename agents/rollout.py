@@ -234,7 +234,7 @@ def collect_episodes(agent: Agent, n_episodes: int, group_size: int = 1) -> Roll
         waves.append(_run_wave(agent, starts[first : first + agent.num_envs]))
         if agent.stopped:
             break
-    rollout = _concatenate(waves)
+    rollout = concatenate(waves)
     rollout.group = torch.arange(len(rollout)) // group_size
     return rollout
 
@@ -284,8 +284,8 @@ def _run_wave(agent: Agent, starts: list[Any]) -> Rollout:
     return rollout[torch.arange(len(starts))]
 
 
-def _concatenate(waves: list[Rollout]) -> Rollout:
-    """Stack rollouts of different lengths, padded at the end of time."""
+def concatenate(waves: list[Rollout]) -> Rollout:
+    """Stack rollouts of different lengths, padded at the end of time; ``group`` is the caller's to number."""
     if len(waves) == 1:
         return waves[0]
     width = max(wave.mask.shape[1] for wave in waves)
@@ -301,20 +301,23 @@ def _concatenate(waves: list[Rollout]) -> Rollout:
     fields = {}
     for field in dataclasses.fields(Rollout):
         values = [getattr(wave, field.name) for wave in waves]
-        if field.name == "inputs":
+        if field.name in ("inputs", "group"):
             continue
         fields[field.name] = None if values[0] is None else join(values)
-    return Rollout(inputs=_join_inputs([wave.inputs for wave in waves], width, join), **fields)
+    return Rollout(inputs=_join_inputs(waves, width, join), **fields)
 
 
-def _join_inputs(inputs: list[dict[str, Tensor]], width: int, join: Any) -> dict[str, Tensor]:
+def _join_inputs(waves: list[Rollout], width: int, join: Any) -> dict[str, Tensor]:
+    inputs = [wave.inputs for wave in waves]
     if "input_ids" not in inputs[0]:
         return {name: join([each[name] for each in inputs]) for name in inputs[0]}
-    # Token sequences: prompts are padded on the left, to one width already; responses on the right.
-    longest = max(each["input_ids"].shape[1] for each in inputs)
+    # Token sequences: prompts are padded on the left, responses on the right.
+    after = [wave.mask.shape[1] for wave in waves]
+    before = [each["input_ids"].shape[1] - steps for each, steps in zip(inputs, after, strict=True)]
+    padding = [(max(before) - b, width - a) for b, a in zip(before, after, strict=True)]
     return {
         name: torch.cat(
-            [torch.nn.functional.pad(each[name], (0, longest - each[name].shape[1])) for each in inputs]
+            [torch.nn.functional.pad(each[name], pad) for each, pad in zip(inputs, padding, strict=True)]
         )
         for name in inputs[0]
     }
