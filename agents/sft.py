@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import json
 import math
-import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from agents.offline import optimise, tail_mean
 from textrl_env.errors import did_you_mean
 from textrl_env.language_model import check_model_path, choose_device
 
@@ -77,7 +77,7 @@ def encode(record: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Exampl
     if "messages" in record:
         return _encode_chat(record["messages"], tokenizer)
     if "prompt" in record and "completion" in record:
-        prompt = _without_end(tokenizer(record["prompt"])["input_ids"], tokenizer)
+        prompt = encode_prompt(record["prompt"], tokenizer)
         answer = tokenizer(record["completion"], add_special_tokens=False)["input_ids"]
         answer = [*answer, tokenizer.eos_token_id]
         return Example([*prompt, *answer], [IGNORE] * len(prompt) + answer)
@@ -91,6 +91,14 @@ def encode(record: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Exampl
     )
 
 
+def encode_prompt(prompt: str | Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a prompt on its own, exactly as at generation time; a message list goes by the chat template."""
+    if isinstance(prompt, str):
+        return _without_end(tokenizer(prompt)["input_ids"], tokenizer)
+    _check_template(tokenizer)
+    return _render(prompt, tokenizer, add_generation_prompt=True)
+
+
 def _without_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Drop an end token that the tokenizer adds of its own accord: the text goes on."""
     return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
@@ -98,11 +106,7 @@ def _without_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int
 
 def _encode_chat(messages: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> Example:
     """Label what the assistant says: in each of its turns, from the generation prompt to the end token."""
-    if not tokenizer.chat_template:
-        raise ValueError(
-            f"the tokenizer {tokenizer.name_or_path!r} has no chat template, so 'messages' cannot be laid out; "
-            "set tokenizer.chat_template, or use 'prompt' and 'completion'"
-        )
+    _check_template(tokenizer)
     ids = _render(messages, tokenizer)
     labels = [IGNORE] * len(ids)
     ends = {tokenizer.eos_token_id}
@@ -125,6 +129,14 @@ def _encode_chat(messages: Sequence[dict[str, str]], tokenizer: PreTrainedTokeni
         # A template of plain text: without this the model would never learn to stop.
         ids, labels = [*ids, tokenizer.eos_token_id], [*labels, tokenizer.eos_token_id]
     return Example(ids, labels)
+
+
+def _check_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no chat template, so 'messages' cannot be laid out; "
+            "set tokenizer.chat_template, or use 'prompt' and 'completion'"
+        )
 
 
 def _render(messages: Sequence[dict], tokenizer: PreTrainedTokenizerBase, **kwargs: Any) -> list[int]:
@@ -164,29 +176,6 @@ def pad_batch(examples: Sequence[Example], pad_id: int) -> tuple[Tensor, Tensor,
         ids[row, :n], mask[row, :n] = torch.tensor(example.input_ids), 1
         labels[row, :n] = torch.tensor(example.labels)
     return ids, mask, labels
-
-
-def batches(lengths: Sequence[int], batch_size: int, rng: random.Random) -> Iterator[list[int]]:
-    """One epoch of shuffled batches of indices whose lengths are alike (little padding).
-
-    Shuffles, sorts pools of 32 batches by length, cuts them up, and shuffles the batches.
-    """
-    order = list(range(len(lengths)))
-    rng.shuffle(order)
-    cut = []
-    for start in range(0, len(order), 32 * batch_size):
-        pool = sorted(order[start : start + 32 * batch_size], key=lambda i: lengths[i])
-        cut += [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
-    rng.shuffle(cut)
-    yield from cut
-
-
-def warmup_cosine(step: int, total_steps: int, warmup_ratio: float) -> float:
-    """Share of the peak learning rate at ``step``: linear warm-up, then a cosine down to zero."""
-    warmup = max(1, round(warmup_ratio * total_steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total_steps - warmup)))
 
 
 def accumulate_gradients(
@@ -286,37 +275,35 @@ def sft(
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     limit = max_length or getattr(model.config, "max_position_embeddings", None)
     examples = _encode_all(data, tokenizer, limit)
-    rng = random.Random(seed)
-    lengths = [len(e.input_ids) for e in examples]
-    per_epoch = math.ceil(len(examples) / batch_size)
-    total_steps = max(1, round(epochs * per_epoch))
-    optimizer = torch.optim.AdamW(_parameter_groups(model, weight_decay), lr=learning_rate)
-    losses: list[float] = []
     tokens = 0
-    model.train(dropout)
-    with torch.random.fork_rng(enabled=dropout):
-        if dropout:
-            torch.manual_seed(seed)
-        while len(losses) < total_steps:
-            for indices in batches(lengths, batch_size, rng):
-                batch = [examples[i] for i in indices]
-                rate = learning_rate * warmup_cosine(len(losses), total_steps, warmup_ratio)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                optimizer.zero_grad(set_to_none=True)
-                losses.append(accumulate_gradients(model, batch, pad_id, micro_batch_size))
-                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm).item()
-                optimizer.step()
-                tokens += sum(label != IGNORE for e in batch for label in e.labels[1:])
-                metrics = {"loss": losses[-1], "learning_rate": rate, "grad_norm": norm}
-                _log(logger, metrics, len(losses), log_interval)
-                if callback is not None:
-                    callback(len(losses), metrics)
-                if len(losses) == total_steps:
-                    break
-    model.eval()
-    tail = losses[-max(1, len(losses) // 10) :]
-    result = {"loss": sum(tail) / len(tail), "steps": float(len(losses)), "tokens": float(tokens)}
+
+    def accumulate(indices: list[int]) -> dict[str, float]:
+        nonlocal tokens
+        batch = [examples[i] for i in indices]
+        tokens += sum(label != IGNORE for e in batch for label in e.labels[1:])
+        return {"loss": accumulate_gradients(model, batch, pad_id, micro_batch_size)}
+
+    history = optimise(
+        model,
+        [len(e.input_ids) for e in examples],
+        accumulate,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        warmup_ratio=warmup_ratio,
+        weight_decay=weight_decay,
+        max_grad_norm=max_grad_norm,
+        dropout=dropout,
+        seed=seed,
+        logger=logger,
+        log_interval=log_interval,
+        callback=callback,
+    )
+    result = {
+        "loss": tail_mean(history, "loss"),
+        "steps": float(len(history)),
+        "tokens": float(tokens),
+    }
     if eval_data is not None:
         scored = evaluate_sft(model, _encode_all(eval_data, tokenizer, limit), pad_id)
         result |= {f"eval_{name}": value for name, value in scored.items()}
@@ -357,19 +344,3 @@ def _encode_all(data: Any, tokenizer: PreTrainedTokenizerBase, limit: int | None
             + (f" within max_length={limit} tokens" if examples else "; the data is empty")
         )
     return kept
-
-
-def _parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
-    ]
-
-
-def _log(logger: Any, metrics: dict[str, float], step: int, log_interval: int) -> None:
-    if logger is None or (step != 1 and step % log_interval):
-        return
-    for name, value in metrics.items():
-        logger.record(f"train/{name}", value)
-    logger.dump(step)
