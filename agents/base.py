@@ -33,6 +33,10 @@ from textrl_env.language_model import choose_device
 Schedule = float | str | Callable[[float], float]
 
 
+#: Quantities of a loss that are charted under a name of their own, not as ``train/<name>``.
+_LOG_NAMES = {"ratio": "val/ratio", "value_clip_fraction": "val/clipfrac"}
+
+
 def schedule_value(schedule: Schedule, progress_remaining: float) -> float:
     """The value of a schedule at some remaining progress in [0, 1]."""
     if callable(schedule):
@@ -552,7 +556,9 @@ class Agent:
         record = self.logger.record
         for name in records[0] if records else ():
             if name != "entropy":
-                record(f"train/{name}", float(np.mean([r[name] for r in records])))
+                record(_LOG_NAMES.get(name, f"train/{name}"), float(np.mean([r[name] for r in records])))
+        if records and "ratio" in records[0]:
+            record("val/ratio_var", float(np.var([r["ratio"] for r in records])))
         record("train/entropy_loss", -float(np.mean([r["entropy"] for r in records])))
         record("train/learning_rate", learning_rate)
         record("train/n_updates", self.n_updates, exclude="tensorboard")

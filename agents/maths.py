@@ -169,6 +169,13 @@ def value_loss(
     return torch.maximum(loss, (clipped - returns) ** 2)
 
 
+def value_clip_fraction(values: Tensor, old_values: Tensor, clip_range: float | None) -> Tensor:
+    """1 where the value has moved further than the clip of :func:`value_loss` allows, for each step."""
+    if clip_range is None:
+        return torch.zeros_like(values)
+    return ((values - old_values).abs() > clip_range).float()
+
+
 def kl_loss(log_probs: Tensor, ref_log_probs: Tensor, estimator: str) -> Tensor:
     """The KL as a term of the loss, for each step (Schulman, Approximating KL divergence, 2020).
 

@@ -99,6 +99,7 @@ class PPO(Agent):
             "value_loss": value_loss,
             "approx_kl": maths.approx_kl(ratio),
             "clip_fraction": maths.clip_fraction(ratio, clip),
+            "value_clip_fraction": maths.value_clip_fraction(new.values, batch.values, clip_vf),
             "ratio": ratio,
         }
 
