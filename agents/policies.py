@@ -212,7 +212,9 @@ class MlpPolicy(Policy):
         self.log_std = None if self.discrete else nn.Parameter(torch.full((num_actions,), log_std_init))
 
     def _features(self, observation: Any) -> Tensor:
-        return torch.from_numpy(encode(self.observation_space, observation)).to(self.device)
+        # One memory layout, so that a matrix product rounds alike before and after a resume.
+        features = np.ascontiguousarray(encode(self.observation_space, observation))
+        return torch.from_numpy(features).to(self.device)
 
     def _values(self, features: Tensor, hidden: Tensor) -> Tensor | None:
         if self.value_head is None:
