@@ -1,0 +1,193 @@
+"""Our losses equal those of TRL's own trainers, on the same models and the same batch.
+
+Needs ``pip install 'textrl-env[peers]'``; skipped without it.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from agents.dpo import Objective
+from agents.preference_data import load_preferences
+from agents.sft import accumulate_gradients, encode
+from reward_models.bradley_terry import bradley_terry_loss, forward_scores
+from reward_models.bradley_terry import encode as encode_for_reward
+from tests.tiny import EOS, make_model, make_tokenizer
+
+trl = pytest.importorskip("trl")
+datasets = pytest.importorskip("datasets")
+
+# TRL tokenizes prompt and completion as they stand, without the space between them; neither do we.
+PAIRS = [
+    {"prompt": "a ", "chosen": "b c", "rejected": "d"},
+    {"prompt": "b c ", "chosen": "e", "rejected": "f g h"},
+    {"prompt": "d e f ", "chosen": "a a", "rejected": "b"},
+    {"prompt": "g ", "chosen": "c i", "rejected": "i i i i"},
+]
+JUDGED = [
+    {"prompt": p["prompt"], "completion": p[side], "label": side == "chosen"}
+    for p, side in zip(PAIRS, ["chosen", "rejected", "chosen", "chosen"], strict=True)
+]
+
+
+def tiny(seed):
+    return copy.deepcopy(make_model("llama", seed=seed))
+
+
+def policy():
+    return tiny(1)
+
+
+def reference():
+    return tiny(2)
+
+
+def arguments(config, tmp_path, **kwargs):
+    return config(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=4,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        activation_checkpointing=False,
+        **kwargs,
+    )
+
+
+def their_loss(trainer) -> tuple[float, torch.Tensor]:
+    """The loss of the whole data set as one batch, and its gradient."""
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.model.train()
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    return loss.item(), gradient(trainer.model)
+
+
+def gradient(model) -> torch.Tensor:
+    return torch.cat([p.grad.ravel() for p in model.parameters() if p.grad is not None])
+
+
+def our_loss(loss, rows, **settings) -> tuple[float, torch.Tensor]:
+    settings = {
+        "beta": 0.3,
+        "label_smoothing": 0.0,
+        "gamma": 0.7,
+        "desirable_weight": 1.5,
+        "undesirable_weight": 0.5,
+    } | settings
+    items, _ = load_preferences(rows, make_tokenizer(), paired=loss != "kto")
+    objective = Objective(loss=loss, pad_id=EOS, **settings)
+    model = policy()
+    known = objective.reference(reference(), items)
+    return objective.backward(model, items, known, None)["loss"], gradient(model)
+
+
+def assert_equal(ours, theirs):
+    assert ours[0] == pytest.approx(theirs[0], abs=1e-5)
+    torch.testing.assert_close(ours[1], theirs[1], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "sigmoid_norm", "ipo"])
+def test_dpo_and_ipo_equal_trl(loss, tmp_path):
+    trainer = trl.DPOTrainer(
+        model=policy(),
+        ref_model=reference(),
+        args=arguments(trl.DPOConfig, tmp_path, loss_type=loss, beta=0.3),
+        train_dataset=datasets.Dataset.from_list(PAIRS),
+        processing_class=make_tokenizer(),
+    )
+    assert_equal(our_loss(loss, PAIRS), their_loss(trainer))
+
+
+@pytest.mark.parametrize(("trained", "frozen"), [(1, 2), (2, 1)])
+def test_kto_equals_trl_on_the_same_mismatched_pairs(trained, frozen, tmp_path):
+    trainer = trl.KTOTrainer(
+        model=tiny(trained),
+        ref_model=tiny(frozen),
+        args=arguments(trl.KTOConfig, tmp_path, beta=0.3, desirable_weight=1.5, undesirable_weight=0.5),
+        train_dataset=datasets.Dataset.from_list(JUDGED),
+        processing_class=make_tokenizer(),
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    items, _ = load_preferences(JUDGED, make_tokenizer(), paired=False)
+    # Whose completion meets whose prompt is a free choice; take theirs.
+    theirs = [
+        (ids[mask.bool()].tolist(), said[mask.bool()].tolist())
+        for ids, mask, said in zip(
+            batch["KL_input_ids"], batch["KL_attention_mask"], batch["KL_completion_mask"], strict=True
+        )
+    ]
+    swapped = []
+    for ids, said in theirs:
+        prompt = [token for token, inside in zip(ids, said, strict=True) if not inside]
+        own = next(i for i in items if i.first.input_ids[: len(prompt)] == prompt)
+        labels = [token if inside else -100 for token, inside in zip(ids, said, strict=True)]
+        swapped.append(own._replace(second=type(own.second)(ids, labels)))
+    objective = Objective("kto", 0.3, 0.0, 0.0, 1.5, 0.5, EOS)
+    model = tiny(trained)
+    metrics = objective.backward(model, swapped, objective.reference(tiny(frozen), swapped), 2)
+    theirs_loss = trainer.compute_loss(trainer.model.train(), batch)
+    theirs_loss.backward()
+    assert metrics["loss"] == pytest.approx(theirs_loss.item(), abs=1e-5)
+    assert (metrics["kl"] > 0) == (trained == 2)  # one baseline is above 0, the other held there
+    torch.testing.assert_close(gradient(model), gradient(trainer.model), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_simpo_equals_trl(label_smoothing, tmp_path):
+    from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+    trainer = CPOTrainer(
+        model=policy(),
+        args=arguments(
+            CPOConfig,
+            tmp_path,
+            loss_type="simpo",
+            cpo_alpha=0.0,
+            beta=0.3,
+            simpo_gamma=0.7,
+            label_smoothing=label_smoothing,
+        ),
+        train_dataset=datasets.Dataset.from_list(PAIRS),
+        processing_class=make_tokenizer(),
+    )
+    assert_equal(our_loss("simpo", PAIRS, label_smoothing=label_smoothing), their_loss(trainer))
+
+
+def test_sft_equals_trl(tmp_path):
+    rows = [{"prompt": p["prompt"], "completion": p["chosen"]} for p in PAIRS]
+    trainer = trl.SFTTrainer(
+        model=policy(),
+        args=arguments(trl.SFTConfig, tmp_path, completion_only_loss=True),
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=make_tokenizer(),
+    )
+    model = policy()
+    ours = accumulate_gradients(model, [encode(row, make_tokenizer()) for row in rows], EOS)
+    assert_equal((ours, gradient(model)), their_loss(trainer))
+
+
+def test_the_reward_model_s_loss_equals_trl(tmp_path):
+    from transformers import LlamaForSequenceClassification
+
+    config = copy.deepcopy(make_model("llama").config)
+    config.num_labels, config.pad_token_id = 1, 2
+    torch.manual_seed(0)
+    scorer = LlamaForSequenceClassification(config).eval()
+    trainer = trl.RewardTrainer(
+        model=copy.deepcopy(scorer),
+        args=arguments(trl.RewardConfig, tmp_path, center_rewards_coefficient=0.01),
+        train_dataset=datasets.Dataset.from_list(PAIRS),
+        processing_class=make_tokenizer(),
+    )
+    tokenizer = make_tokenizer()
+    sides = [
+        [encode_for_reward(tokenizer, pair["prompt"], pair[side]) for pair in PAIRS]
+        for side in ("chosen", "rejected")
+    ]
+    loss = bradley_terry_loss(*(forward_scores(scorer, side) for side in sides), centering=0.01)
+    loss.backward()
+    assert_equal((loss.item(), gradient(scorer)), their_loss(trainer))
