@@ -12,6 +12,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
@@ -24,7 +25,13 @@ import textrl_env  # noqa: F401
 from tests.tiny import PROMPTS, make_env, make_lm, make_tokenizer
 from tests.vector_checker import bind_uniform
 from textrl_env.language_model import CausalLM
-from textrl_env.sb3 import CausalLMActorCriticPolicy, GymVecEnv, TextRLHFCallback, bind_policy
+from textrl_env.sb3 import (
+    CausalLMActorCriticPolicy,
+    GymVecEnv,
+    SlotRolloutBuffer,
+    TextRLHFCallback,
+    bind_policy,
+)
 
 ALGORITHMS = {"PPO": (PPO, {"batch_size": 32, "n_epochs": 2}), "A2C": (A2C, {})}
 
@@ -234,6 +241,32 @@ def test_ratio_is_one_on_the_first_minibatch(name, monkeypatch):
     torch.testing.assert_close(torch.cat(ratios), torch.ones(3 * 96), rtol=0, atol=1e-4)
 
 
+def test_slot_buffer_yields_every_row_once_and_a_stretch_of_each_slot_together():
+    model = make_model(num_envs=8, rollout_buffer_class=SlotRolloutBuffer)
+    model.learn(96, TextRLHFCallback())
+    buffer = model.rollout_buffer
+    batches = list(buffer.get(24))
+    everything = next(iter(DictRolloutBuffer.get(buffer, None)))
+    assert [len(batch.actions) for batch in batches] == [24] * 4
+    for name in ("advantages", "old_log_prob", "returns"):
+        given = torch.cat([getattr(batch, name) for batch in batches])
+        torch.testing.assert_close(given.sort()[0], getattr(everything, name).sort()[0], rtol=0, atol=0)
+    for batch in batches:
+        ids, mask = (batch.observations[n].numpy() for n in ("input_ids", "attention_mask"))
+        for stretch in (slice(0, 12), slice(12, 24)):
+            for now, after, length, length_after in zip(
+                ids[stretch][:-1],
+                ids[stretch][1:],
+                mask[stretch][:-1].sum(1),
+                mask[stretch][1:].sum(1),
+                strict=True,
+            ):
+                if length_after == length + 1:
+                    np.testing.assert_array_equal(now[-length:], after[-length - 1 : -1])
+                else:
+                    assert " ".join(model.policy.lm.tokenizer.batch_decode(after[-length_after:])) in PROMPTS
+
+
 # Who acts
 
 
@@ -308,11 +341,11 @@ def test_env_in_another_process_is_refused():
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_score_rises(name):
-    algorithm, kwargs = ALGORITHMS[name]
-    kwargs = {"PPO": {"batch_size": 96, "n_epochs": 4}, "A2C": {"normalize_advantage": True}}[name]
-    model = make_model(
-        algorithm, num_envs=16, n_steps=12, learning_rate=1e-2, gamma=1.0, ent_coef=0.0, **kwargs
-    )
+    algorithm, _ = ALGORITHMS[name]
+    kwargs = {"n_epochs": 4, "batch_size": 96, "rollout_buffer_class": SlotRolloutBuffer}
+    if algorithm is A2C:
+        kwargs = {"normalize_advantage": True}
+    model = make_model(algorithm, num_envs=16, learning_rate=1e-2, gamma=1.0, **kwargs)
     rows = []
     model.set_logger(configure(None, []))
     dump = model.logger.dump
