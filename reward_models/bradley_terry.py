@@ -16,12 +16,11 @@ Left out: ordinal labels and ties (drop them, or give a margin), sharding over p
 
 from __future__ import annotations
 
-import json
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,15 +31,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
-
-class Comparison(NamedTuple):
-    """One rater's choice between two completions of a prompt."""
-
-    prompt: str
-    chosen: str
-    rejected: str
-    margin: float = 0.0
+from reward_models.calibration import evaluate, find_head, forward_scores, normalise
+from reward_models.comparisons import Comparison, encode, load_comparisons, prompt_batches, sides_of
 
 
 def bradley_terry_loss(
@@ -68,32 +62,6 @@ def bradley_terry_loss(
     return loss.mean()
 
 
-def load_comparisons(pairs: str | Path | Iterable[dict[str, Any]]) -> list[Comparison]:
-    """Comparisons from a ``.jsonl`` file, a list of dicts or a Dataset.
-
-    Raises:
-        ValueError: For a record without ``prompt``, ``chosen`` and ``rejected``, naming the record.
-    """
-    if isinstance(pairs, (str, Path)):
-        if not Path(pairs).is_file():
-            raise FileNotFoundError(f"pairs={str(pairs)!r}: there is no such file; expected a .jsonl file")
-        lines = Path(pairs).read_text(encoding="utf-8").splitlines()
-        pairs = [json.loads(line) for line in lines if line.strip()]
-    found = []
-    for number, record in enumerate(pairs, 1):
-        missing = [key for key in ("prompt", "chosen", "rejected") if not isinstance(record.get(key), str)]
-        if missing:
-            raise ValueError(
-                f"comparison {number} needs the texts 'prompt', 'chosen' and 'rejected' (and optionally a number "
-                f"'margin'); {missing} missing or not text, it has the keys {sorted(record)}"
-            )
-        margin = float(record.get("margin") or 0.0)
-        found.append(Comparison(record["prompt"], record["chosen"], record["rejected"], margin))
-    if not found:
-        raise ValueError("there are no comparisons to learn from: pairs is empty")
-    return found
-
-
 def load_reward_model(
     model: str | Path, seed: int = 0, device: str | torch.device = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -105,9 +73,15 @@ def load_reward_model(
     tokenizer = AutoTokenizer.from_pretrained(str(model))
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no EOS token, so no completion has an end to read; set eos_token")
-    scorer, loaded = AutoModelForSequenceClassification.from_pretrained(
-        str(model), num_labels=1, dtype=torch.float32, output_loading_info=True
-    )
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # that the head is missing is no news here
+    try:
+        with torch.random.fork_rng():
+            scorer, loaded = AutoModelForSequenceClassification.from_pretrained(
+                str(model), num_labels=1, dtype=torch.float32, output_loading_info=True
+            )
+    finally:
+        logging.set_verbosity(verbosity)
     head = find_head(scorer)
     name = next(name for name, module in scorer.named_modules() if module is head)
     if f"{name}.weight" in loaded["missing_keys"]:
@@ -123,76 +97,6 @@ def load_reward_model(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return scorer.to(device).eval(), tokenizer
-
-
-def find_head(model: PreTrainedModel) -> torch.nn.Linear:
-    """The linear layer with one output that makes the score."""
-    heads = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1]
-    if not heads:
-        raise ValueError(
-            f"{type(model).__name__} has no linear head with one output; expected num_labels=1, "
-            f"got num_labels={model.config.num_labels}"
-        )
-    return heads[-1]
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> list[int]:
-    """Token ids of ``prompt + completion + end token``, each part tokenized on its own."""
-    ids = list(tokenizer(prompt)["input_ids"])
-    if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
-        ids.pop()
-    return [*ids, *tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-
-
-def forward_scores(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> Tensor:
-    """Scores ``[B]`` of token sequences in one pass, padded on the right, with gradient."""
-    width = max(len(ids) for ids in sequences)
-    input_ids = torch.full((len(sequences), width), model.config.pad_token_id)
-    mask = torch.zeros_like(input_ids)
-    for row, ids in enumerate(sequences):
-        input_ids[row, : len(ids)] = torch.tensor(ids)
-        mask[row, : len(ids)] = 1
-    out = model(input_ids=input_ids.to(model.device), attention_mask=mask.to(model.device))
-    return out.logits.squeeze(-1).float()
-
-
-@torch.no_grad()
-def score(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    completions: Sequence[str],
-    batch_size: int = 64,
-) -> list[float]:
-    """Scores of completions, without gradient and with dropout off; rows of like length share a pass."""
-    sequences = [encode(tokenizer, p, c) for p, c in zip(prompts, completions, strict=True)]
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    scores = [0.0] * len(sequences)
-    model.eval()
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        for i, value in zip(rows, forward_scores(model, [sequences[i] for i in rows]).tolist(), strict=True):
-            scores[i] = value
-    return scores
-
-
-def prompt_batches(
-    comparisons: Sequence[Comparison], batch_size: int, rng: random.Random
-) -> Iterator[list[Comparison]]:
-    """One epoch of batches that never split a prompt: prompts in random order until ``batch_size`` is reached."""
-    groups: dict[str, list[Comparison]] = {}
-    for comparison in comparisons:
-        groups.setdefault(comparison.prompt, []).append(comparison)
-    prompts = list(groups)
-    rng.shuffle(prompts)
-    batch: list[Comparison] = []
-    for prompt in prompts:
-        batch += groups[prompt]
-        if len(batch) >= batch_size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def train_reward_model(
@@ -243,11 +147,11 @@ def train_reward_model(
     """
     comparisons = load_comparisons(pairs)
     scorer, tokenizer = load_reward_model(model, seed, device)
-    encoded = {(c.prompt, text): [] for c in comparisons for text in (c.chosen, c.rejected)}
-    for prompt, text in encoded:
-        encoded[prompt, text] = encode(tokenizer, prompt, text)
+    encoded = {side: encode(tokenizer, *side) for side in dict.fromkeys(sides_of(comparisons))}
     rng = random.Random(seed)
-    total_steps = max(1, round(epochs * len(list(prompt_batches(comparisons, batch_size, random.Random(seed))))))
+    total_steps = max(
+        1, round(epochs * len(list(prompt_batches(comparisons, batch_size, random.Random(seed)))))
+    )
     optimizer = torch.optim.AdamW(scorer.parameters(), lr=learning_rate, weight_decay=weight_decay)
     history: list[tuple[float, float]] = []
     scorer.train(dropout)
@@ -283,7 +187,9 @@ def train_reward_model(
     }
     if eval_pairs is not None:
         result["eval"] = evaluate(scorer, tokenizer, eval_pairs)
-    result["normalisation"] = normalise(scorer, tokenizer, list(encoded) if reference is None else reference)
+    if reference is None:
+        reference = [(prompt, completion) for prompt, completion, _ in encoded]
+    result["normalisation"] = normalise(scorer, tokenizer, reference)
     if output is not None:
         scorer.save_pretrained(output)
         tokenizer.save_pretrained(output)
@@ -291,14 +197,13 @@ def train_reward_model(
 
 
 def _pair_scores(
-    model: PreTrainedModel, batch: Sequence[Comparison], encoded: dict[tuple[str, str], list[int]]
+    model: PreTrainedModel, batch: Sequence[Comparison], encoded: dict[tuple[str, str, bool], list[int]]
 ) -> tuple[Tensor, Tensor]:
     """Scores of both sides of each comparison; a completion in several of them is read once."""
-    rows = {key: i for i, key in enumerate({(c.prompt, t): None for c in batch for t in (c.chosen, c.rejected)})}
-    scores = forward_scores(model, [encoded[key] for key in rows])
-    chosen = torch.tensor([rows[c.prompt, c.chosen] for c in batch], device=scores.device)
-    rejected = torch.tensor([rows[c.prompt, c.rejected] for c in batch], device=scores.device)
-    return scores[chosen], scores[rejected]
+    rows = {side: row for row, side in enumerate(dict.fromkeys(sides_of(batch)))}
+    scores = forward_scores(model, [encoded[side] for side in rows])
+    index = torch.tensor([[rows[side] for side in c.sides()] for c in batch], device=scores.device)  # [B, 2]
+    return scores[index[:, 0]], scores[index[:, 1]]
 
 
 def _warmup_cosine(step: int, total_steps: int, warmup_ratio: float) -> float:
@@ -306,123 +211,3 @@ def _warmup_cosine(step: int, total_steps: int, warmup_ratio: float) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total_steps - warmup)))
-
-
-def evaluate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: str | Path | Iterable[dict[str, Any]],
-    scale: float = 1.0,
-    num_bins: int = 5,
-) -> dict[str, Any]:
-    """How well a reward model predicts comparisons, and whether it knows how well.
-
-    Args:
-        model: The reward model.
-        tokenizer: Its tokenizer.
-        pairs: Comparisons it has not seen.
-        scale: Log-odds per unit of score: ``normalise(...)["std"]`` for a normalised model.
-        num_bins: Reliability bins over the confidence, from 0.5 to 1.
-
-    Returns:
-        ``accuracy`` (ties count half), ``loss``, ``ece`` (expected calibration error) and ``bins``, each with
-        ``confidence``, ``accuracy`` and ``count``.
-    """
-    comparisons = load_comparisons(pairs)
-    prompts = [c.prompt for c in comparisons]
-    chosen = score(model, tokenizer, prompts, [c.chosen for c in comparisons])
-    rejected = score(model, tokenizer, prompts, [c.rejected for c in comparisons])
-    gaps = torch.tensor(chosen, dtype=torch.float64) - torch.tensor(rejected, dtype=torch.float64)
-    return reliability(scale * gaps, num_bins)
-
-
-def reliability(gaps: Tensor, num_bins: int = 5) -> dict[str, Any]:
-    """Accuracy, loss, calibration error and bins from score gaps (chosen minus rejected) in log-odds, ``[B]``."""
-    right = (gaps > 0).double() + 0.5 * (gaps == 0).double()
-    confidence = torch.sigmoid(gaps.abs())
-    which = ((confidence - 0.5) * 2 * num_bins).long().clamp(max=num_bins - 1)
-    bins = []
-    for k in range(num_bins):
-        inside = which == k
-        if inside.any():
-            bins.append(
-                {
-                    "confidence": confidence[inside].mean().item(),
-                    "accuracy": right[inside].mean().item(),
-                    "count": int(inside.sum()),
-                }
-            )
-    error = sum(b["count"] * abs(b["confidence"] - b["accuracy"]) for b in bins) / len(gaps)
-    loss = -F.logsigmoid(gaps).mean().item()
-    return {"accuracy": right.mean().item(), "loss": loss, "ece": error, "bins": bins}
-
-
-@torch.no_grad()
-def normalise(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    reference: Sequence[tuple[str, str]],
-    batch_size: int = 64,
-) -> dict[str, float]:
-    """Fold an affine map into the head so that scores have mean 0 and standard deviation 1 on ``reference``.
-
-    The scale goes into the head's weights. The shift goes into its bias; a head without one (Llama and most
-    causal LMs) is moved along the direction in which the features of ``reference`` vary least while their mean
-    is 1, the nearest thing to a bias that plain loading keeps. There the shift is exact on average and nearly so
-    per sample: ``correlation`` says how nearly.
-
-    Args:
-        model: The reward model; its head is changed in place.
-        tokenizer: Its tokenizer.
-        reference: ``(prompt, completion)`` samples, at least two with different scores.
-        batch_size: Sequences per pass.
-
-    Returns:
-        ``mean`` and ``std`` of the scores before, and ``correlation`` of the scores before and after.
-    """
-    head = find_head(model)
-    features: list[Tensor] = []
-    handle = head.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0]))
-    prompts, completions = [p for p, _ in reference], [c for _, c in reference]
-    sequences = [encode(tokenizer, p, c) for p, c in zip(prompts, completions, strict=True)]
-    rows = []
-    for start in range(0, len(sequences), batch_size):
-        features.clear()
-        part = sequences[start : start + batch_size]
-        forward_scores(model, part)
-        h = features[-1]  # [B, T, d], or [B, d] where the model pools first
-        if h.dim() == 3:
-            h = h[torch.arange(len(part)), _last_read(part, model.config.pad_token_id)]
-        rows.append(h.double().cpu())
-    handle.remove()
-    h = torch.cat(rows)  # [N, d]
-    weight = head.weight[0].double().cpu()
-    bias = 0.0 if head.bias is None else float(head.bias)
-    before = h @ weight + bias
-    mean, std = before.mean(), before.std(correction=0)
-    if not std > 1e-8:
-        raise ValueError(f"all {len(reference)} reference scores are {mean:.6g}; there is no spread to normalise")
-    if head.bias is None:
-        weight = weight - mean * constant_direction(h)
-        std = (h @ weight).std(correction=0)
-    else:
-        head.bias.copy_(torch.tensor([(bias - mean) / std]))
-    head.weight.copy_((weight / std).to(head.weight)[None])
-    after = h @ weight
-    correlation = torch.corrcoef(torch.stack([before, after]))[0, 1]
-    return {"mean": float(mean), "std": float(std), "correlation": float(correlation)}
-
-
-def _last_read(sequences: Sequence[Sequence[int]], pad_id: int) -> Tensor:
-    """Position that a sequence classifier reads: the last token that is not the pad id."""
-    return torch.tensor([max(t for t, token in enumerate(ids) if token != pad_id) for ids in sequences])
-
-
-def constant_direction(features: Tensor, ridge: float = 1e-4) -> Tensor:
-    """The direction u with ``mean(features @ u) = 1`` along which features vary least: features ``[N, d] -> [d]``."""
-    mean = features.mean(0)
-    centred = features - mean
-    covariance = centred.T @ centred / len(features)
-    scale = covariance.diagonal().mean().clamp(min=1e-12)
-    u = torch.linalg.solve(covariance + ridge * scale * torch.eye(len(mean), dtype=features.dtype), mean)
-    return u / (mean @ u)

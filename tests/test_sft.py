@@ -1,0 +1,285 @@
+"""Claims about supervised fine-tuning."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from stable_baselines3.common.logger import Logger
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from agents.sft import accumulate_gradients, encode, evaluate_sft, load_records, pad_batch, sft, sft_loss
+
+WORDS = [
+    "<pad>",
+    "<eos>",
+    "<unk>",
+    "<turn>",
+    "<end>",
+    ":",
+    "user",
+    "assistant",
+    "hi",
+    "you",
+    "bye",
+    "one",
+    "two",
+]
+CHATML = (
+    "{% for m in messages %}<turn> {{ m['role'] }} {{ m['content'] }} <eos> : {% endfor %}"
+    "{% if add_generation_prompt %}<turn> assistant {% endif %}"
+)
+
+
+def make_tokenizer(**kwargs) -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    options = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>", "chat_template": CHATML}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **(options | kwargs))
+
+
+def make_model(seed: int = 0, attention_dropout: float = 0.0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        attention_dropout=attention_dropout,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    return LlamaForCausalLM(config)
+
+
+RECORDS = [
+    {"prompt": "hi", "completion": "hi you"},
+    {"prompt": "one two one", "completion": "two"},
+    {"prompt": "bye", "completion": "bye bye you two"},
+    {"prompt": "you hi", "completion": "one"},
+    {"prompt": "two", "completion": "one two one two one two"},
+    {"prompt": "one", "completion": "two"},
+]
+
+
+def test_loss_of_known_probabilities_is_the_mean_of_their_negative_logs():
+    probabilities = torch.tensor([0.7, 0.6, 0.9, 0.8])
+    logits = torch.stack([probabilities.log(), (1 - probabilities).log()], -1)[None]  # [1, 4, 2]
+    logits = torch.cat([logits, torch.zeros(1, 1, 2)], 1)  # the last position predicts nothing
+    assert sft_loss(logits, torch.zeros(1, 5, dtype=torch.long)).item() == pytest.approx(0.299001, abs=1e-6)
+
+
+def test_loss_of_a_uniform_model_is_log_of_the_vocabulary():
+    assert sft_loss(torch.zeros(2, 5, 7), torch.ones(2, 5, dtype=torch.long)).item() == pytest.approx(
+        math.log(7)
+    )
+
+
+def test_logits_at_t_are_held_against_the_token_at_t_plus_one():
+    labels = torch.tensor([[0, 1, 2]])
+    logits = torch.full((1, 3, 3), -100.0)
+    logits[0, 0, 1] = logits[0, 1, 2] = 100.0
+    assert sft_loss(logits, labels).item() == 0.0
+
+
+def test_prompt_positions_carry_no_loss_and_no_gradient():
+    logits = torch.randn(1, 6, 9, requires_grad=True)
+    labels = torch.tensor([[-100, -100, -100, 4, 5, -100]])
+    sft_loss(logits, labels).backward()
+    moved = logits.grad.abs().sum(-1)[0] > 0
+    assert moved.tolist() == [False, False, True, True, False, False]
+
+
+def test_a_batch_without_labels_gives_zero_and_not_nan():
+    assert sft_loss(torch.randn(2, 3, 4), torch.full((2, 3), -100)).item() == 0.0
+
+
+def test_shapes_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match=r"got \(2, 3, 4\) and \(2, 4\)"):
+        sft_loss(torch.zeros(2, 3, 4), torch.zeros(2, 4, dtype=torch.long))
+
+
+def test_a_completion_is_labelled_with_its_end_token_and_its_prompt_is_not():
+    example = encode({"prompt": "hi you", "completion": "one two"}, make_tokenizer())
+    assert [WORDS[i] for i in example.input_ids] == ["hi", "you", "one", "two", "<eos>"]
+    assert [WORDS[i] for i in example.labels if i != -100] == ["one", "two", "<eos>"]
+    assert example.labels[:2] == [-100, -100]
+
+
+def test_a_text_is_labelled_everywhere():
+    example = encode({"text": "hi you"}, make_tokenizer())
+    assert example.input_ids == example.labels
+    assert example.labels[-1] == WORDS.index("<eos>")
+
+
+def test_in_a_two_turn_chat_only_the_assistants_words_and_end_tokens_are_labelled():
+    chat = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "hi you"},
+        {"role": "user", "content": "bye"},
+        {"role": "assistant", "content": "bye bye"},
+    ]
+    example = encode({"messages": chat}, make_tokenizer())
+    shown = [WORDS[i] if i != -100 else "." for i in example.labels]
+    laid_out = "<turn> user hi <eos> : <turn> assistant hi you <eos> : <turn> user bye <eos> : <turn> assistant bye bye"
+    assert [WORDS[i] for i in example.input_ids] == [*laid_out.split(), "<eos>", ":"]
+    assert " ".join(shown) == ". . . . . . . hi you <eos> . . . . . . . . bye bye <eos> ."
+
+
+def test_a_template_of_plain_text_still_teaches_the_model_to_stop():
+    plain = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
+    generation = "{% if add_generation_prompt %}assistant {% endif %}"
+    tokenizer = make_tokenizer(chat_template=plain + generation)
+    chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "bye"}]
+    example = encode({"messages": chat}, tokenizer)
+    assert [WORDS[i] for i in example.labels if i != -100] == ["bye", "<eos>"]
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused():
+    last_only = "{% for m in messages %}{% if loop.last %}<turn> {% endif %}{{ m['content'] }} {% endfor %}"
+    chat = [{"role": r, "content": "hi"} for r in ("user", "assistant", "user", "assistant")]
+    with pytest.raises(ValueError, match="turn 1 out differently"):
+        encode({"messages": chat}, make_tokenizer(chat_template=last_only))
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"prompt": "hi", "completions": "you"}, "keys \\['completions', 'prompt'\\]"),
+        ({"messages": [{"role": "user", "content": "hi"}]}, "no chat template"),
+    ],
+)
+def test_a_record_that_cannot_be_used_says_why(record, message):
+    with pytest.raises(ValueError, match=message):
+        encode(record, make_tokenizer(chat_template=None))
+
+
+def test_a_line_that_is_not_json_is_named(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"text": "hi"}\n{"text": \n', encoding="utf-8")
+    with pytest.raises(ValueError, match="line 2"):
+        load_records(path)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        load_records(tmp_path / "nowhere.jsonl")
+
+
+def test_the_mask_comes_from_lengths_even_where_pad_is_the_end_token():
+    tokenizer = make_tokenizer(pad_token="<eos>")
+    examples = [encode(r, tokenizer) for r in RECORDS[:2]]
+    ids, mask, labels = pad_batch(examples, tokenizer.pad_token_id)
+    assert mask.sum(1).tolist() == [len(e.input_ids) for e in examples]
+    assert [int((row == 1).sum()) for row in labels] == [1, 1]
+    assert ids.shape == mask.shape == labels.shape
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 4, None])
+def test_loss_and_gradient_do_not_depend_on_the_micro_batches(micro_batch_size):
+    examples = [encode(r, make_tokenizer()) for r in RECORDS]
+    whole, parts = make_model(), make_model()
+    loss = accumulate_gradients(whole, examples, 0)
+    assert accumulate_gradients(parts, examples, 0, micro_batch_size) == pytest.approx(loss, abs=1e-6)
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, atol=1e-6)
+    # The mean is over tokens: not the mean of the records' means.
+    assert evaluate_sft(whole, examples, 0)["loss"] == pytest.approx(loss, abs=1e-6)
+
+
+def test_training_learns_the_data_and_saves_an_ordinary_folder(tmp_path):
+    found = sft(
+        make_model(),
+        RECORDS * 8,
+        tmp_path,
+        tokenizer=make_tokenizer(),
+        eval_data=RECORDS,
+        epochs=25,
+        learning_rate=2e-2,
+        batch_size=8,
+        device="cpu",
+    )
+    assert found["eval_loss"] < 0.2 and found["eval_accuracy"] > 0.9
+    assert found["steps"] == 150
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    out = model.generate(**tokenizer("two", return_tensors="pt"), max_new_tokens=10, do_sample=False)
+    assert tokenizer.decode(out[0]) == "two one two one two one two <eos>"
+
+
+def test_records_from_a_file_train_as_the_same_records_in_a_list_do(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(json.dumps(r) for r in RECORDS), encoding="utf-8")
+    results = [sft(make_model(), d, tokenizer=make_tokenizer(), device="cpu") for d in (path, RECORDS)]
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_one_seed_gives_one_result_and_leaves_the_callers_randomness_alone(dropout):
+    trained = [make_model(attention_dropout=0.5) for _ in range(2)]
+    state = torch.get_rng_state()
+    for model in trained:
+        sft(model, RECORDS, tokenizer=make_tokenizer(), dropout=dropout, seed=3, batch_size=2, device="cpu")
+    assert torch.equal(state, torch.get_rng_state())
+    for a, b in zip(*(m.parameters() for m in trained), strict=True):
+        assert torch.equal(a, b)
+    assert not trained[0].training
+
+
+def test_dropout_is_off_unless_asked_for():
+    plain, with_layer, dropped = (
+        make_model(),
+        make_model(attention_dropout=0.5),
+        make_model(attention_dropout=0.5),
+    )
+    for model, dropout in ((plain, False), (with_layer, False), (dropped, True)):
+        sft(model, RECORDS, tokenizer=make_tokenizer(), dropout=dropout, batch_size=2, device="cpu")
+    weight = [m.lm_head.weight for m in (plain, with_layer, dropped)]
+    assert torch.equal(weight[0], weight[1])
+    assert not torch.equal(weight[0], weight[2])
+
+
+def test_a_learning_rate_of_zero_changes_nothing():
+    model = make_model()
+    before = [p.clone() for p in model.parameters()]
+    sft(model, RECORDS, tokenizer=make_tokenizer(), learning_rate=0.0, device="cpu")
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_every_row_of_the_log_has_loss_learning_rate_and_gradient_norm():
+    rows = []
+
+    class Kept(Logger):
+        def dump(self, step=0):
+            rows.append((step, dict(self.name_to_value)))
+            self.name_to_value.clear()
+
+    logger = Kept(None, [])
+    sft(
+        make_model(),
+        RECORDS,
+        tokenizer=make_tokenizer(),
+        batch_size=1,
+        log_interval=3,
+        logger=logger,
+        device="cpu",
+    )
+    assert [step for step, _ in rows] == [1, 3, 6]
+    assert all({"train/loss", "train/learning_rate", "train/grad_norm"} <= set(row) for _, row in rows)
+
+
+def test_data_with_nothing_to_learn_from_is_refused():
+    with pytest.raises(ValueError, match="empty"):
+        sft(make_model(), [], tokenizer=make_tokenizer(), device="cpu")
+    with pytest.raises(ValueError, match="max_length=2"):
+        sft(make_model(), RECORDS[1:2], tokenizer=make_tokenizer(), max_length=2, device="cpu")
+    with pytest.raises(ValueError, match="needs its tokenizer"):
+        sft(make_model(), RECORDS, device="cpu")
