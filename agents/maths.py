@@ -179,8 +179,9 @@ def value_clip_fraction(values: Tensor, old_values: Tensor, clip_range: float | 
 def kl_loss(log_probs: Tensor, ref_log_probs: Tensor, estimator: str) -> Tensor:
     """The KL as a term of the loss, for each step (Schulman, Approximating KL divergence, 2020).
 
-    k2 has the true gradient of the KL in expectation on-policy; k3 is GRPO's choice and biased; k1 has a
-    gradient of zero in expectation and is refused.
+    On-policy, k2 has the gradient of each token's own KL in expectation: that of a whole response's KL only
+    where it has one token, because no loss on a token knows of the KL that it leads to later (k1 in the reward
+    does). k3 is GRPO's choice and biased; k1 has a gradient of zero in expectation and is refused.
     """
     check_choice("estimator", estimator, ("k2", "k3"))
     log_ratio = log_probs - ref_log_probs

@@ -33,7 +33,7 @@ class RLOO(GRPO):
         env: A Gymnasium id, an env or a vector env.
         learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress.
         group_size: ``k``, episodes for each start state.
-        **kwargs: See :class:`~agents.grpo.GRPO`.
+        **kwargs: See :class:`~agents.grpo.GRPO`; the KL is in the reward.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class RLOO(GRPO):
         group_size: int = 8,
         **kwargs: Any,
     ) -> None:
-        fixed = {"scale": "leave-one-out", "average": "sequence"}
+        fixed = {"scale": "leave-one-out", "average": "sequence", "kl_in": "reward"}
         super().__init__(policy, env, learning_rate, group_size, **fixed, **kwargs)
 
     def importance_ratio(self, batch: Rollout, new: Evaluation) -> Tensor:
