@@ -18,35 +18,54 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agents.base import Agent
+    from agents.exact_gap import ExactGapCallback
     from agents.grpo import GRPO
     from agents.policies import CausalLMPolicy, Evaluation, MlpPolicy, Policy
     from agents.ppo import PPO
     from agents.reinforce import REINFORCE
     from agents.rollout import Rollout
+    from agents.tabular import TabularPolicy
+    from agents.variants import CISPO, DAPO, GSPO, RLOO, DrGRPO, REINFORCEPlusPlus
 
 #: Public names, and the module each is in.
 _LAZY = {
+    "CISPO": "agents.variants",
+    "DAPO": "agents.variants",
     "GRPO": "agents.grpo",
+    "GSPO": "agents.variants",
     "PPO": "agents.ppo",
     "REINFORCE": "agents.reinforce",
+    "RLOO": "agents.variants",
     "Agent": "agents.base",
     "CausalLMPolicy": "agents.policies",
+    "DrGRPO": "agents.variants",
     "Evaluation": "agents.policies",
+    "ExactGapCallback": "agents.exact_gap",
     "MlpPolicy": "agents.policies",
     "Policy": "agents.policies",
+    "REINFORCEPlusPlus": "agents.variants",
     "Rollout": "agents.rollout",
+    "TabularPolicy": "agents.tabular",
 }
 
 __all__ = [
+    "CISPO",
+    "DAPO",
     "GRPO",
+    "GSPO",
     "PPO",
     "REINFORCE",
+    "RLOO",
     "Agent",
     "CausalLMPolicy",
+    "DrGRPO",
     "Evaluation",
+    "ExactGapCallback",
     "MlpPolicy",
     "Policy",
+    "REINFORCEPlusPlus",
     "Rollout",
+    "TabularPolicy",
 ]
 
 
