@@ -236,6 +236,22 @@ class Agent:
         )
         return float(self.policy.log_prob(batch, np.asarray(action)[None])[0])
 
+    @property
+    def kl_coef(self) -> float | None:
+        """The environment's KL coefficient; None where there is no reference."""
+        return next((env.kl_coef for env in self._kl_envs()), None)
+
+    @kl_coef.setter
+    def kl_coef(self, value: float) -> None:
+        for env in self._kl_envs():
+            env.kl_coef = value
+
+    def _kl_envs(self) -> list[Any]:
+        """The environments, inside the vector env or beside it, that charge a KL."""
+        base = None if self.env is None else self.env.unwrapped
+        inside = [base, *(inner.unwrapped for inner in getattr(base, "envs", []))]
+        return [env for env in inside if hasattr(env, "kl_coef")]
+
     # -- stable-baselines3's surface -----------------------------------------------------------------------
 
     @property
@@ -520,7 +536,9 @@ class Agent:
         totals: dict[str, Tensor] = {}
         self.optimizer.zero_grad(set_to_none=True)
         for micro, rows in batch.micro_batches(self.micro_batch_size):
-            new = self.policy.evaluate(micro)
+            # What a policy says of padding is nobody's business, and could overflow a ratio.
+            said = self.policy.evaluate(micro)
+            new = Evaluation(*(None if x is None else torch.where(micro.mask, x, 0.0) for x in said))
             if fresh:
                 micro.log_probs = new.log_probs.detach()
             losses, metrics = self.loss(micro, new)
@@ -577,8 +595,8 @@ class Agent:
         if self.policy.whole_episodes:
             record("time/tokens_per_second", int(fps))
             record("memory/peak_mb", _peak_memory_mb(self.device))
-            if hasattr(self.env.unwrapped, "kl_coef"):
-                record("objective/kl_coef", self.env.unwrapped.kl_coef)
+            if self.kl_coef is not None:
+                record("objective/kl_coef", self.kl_coef)
         self.latest = dict(self.logger.name_to_value)
         self.logger.dump(self.num_timesteps)
 

@@ -94,7 +94,7 @@ def _document(agent: Agent) -> dict[str, Any]:
         "total_timesteps": getattr(agent, "_total_timesteps", None),
         "n_updates": agent.n_updates,
         "n_episodes": agent.n_episodes,
-        "kl_coef": getattr(agent.env.unwrapped, "kl_coef", None) if agent.env is not None else None,
+        "kl_coef": agent.kl_coef,
         "rng": agent.rng.bit_generator.state,
         "episodes": agent.episodes.get_state(),
     }
@@ -167,7 +167,7 @@ def _restore(agent: Agent, document: dict[str, Any], path: Path) -> None:
         text = {n.removeprefix("text."): a for n, a in arrays.items() if n.startswith("text.")}
         env_state.restore(agent.text_env, document["text_env_state"], text)
     if document["kl_coef"] is not None:
-        agent.env.unwrapped.kl_coef = document["kl_coef"]
+        agent.kl_coef = document["kl_coef"]
     observation = {n.removeprefix("last_obs."): a for n, a in arrays.items() if n.startswith("last_obs.")}
     agent.last_obs = observation.get("", observation) if observation else None
     agent.waiting = arrays["waiting"]

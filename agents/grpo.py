@@ -82,11 +82,6 @@ class GRPO(Agent):
             **kwargs,
         )
 
-    @property
-    def kl_coef(self) -> float:
-        """The environment's KL coefficient; 0 where there is no reference."""
-        return float(getattr(self.env.unwrapped, "kl_coef", 0.0))
-
     def episode_scores(self, rollout: Rollout) -> Tensor:
         """What an episode is worth, ``[B]``: its undiscounted return, the KL taken out if the loss has it."""
         rewards = rollout.rewards
@@ -126,7 +121,7 @@ class GRPO(Agent):
             "clip_fraction": maths.clip_fraction(ratio, low, self.clip_range_high),
             "ratio": ratio,
         }
-        if self.kl_in == "loss" and batch.ref_log_probs is not None and self.kl_coef > 0:
+        if self.kl_in == "loss" and batch.ref_log_probs is not None and self.kl_coef:
             kl = maths.kl_loss(new.log_probs, batch.ref_log_probs, self.kl_loss_estimator)
             losses = losses + self.kl_coef * kl
             metrics["kl_loss"] = kl

@@ -185,7 +185,6 @@ def _assemble(agent: Agent, buffer: _StepBuffer, last_values: np.ndarray) -> Rol
     next_values = next_values + stack("bootstrap")
     actions = stack("actions")
     has_reference = "ref_logprob" in buffer.columns
-    kl_coef = float(getattr(agent.env.unwrapped, "kl_coef", 0.0))
     return Rollout(
         inputs=agent.policy.stack(buffer.observations, actions, mask),
         actions=torch.from_numpy(actions),
@@ -196,7 +195,7 @@ def _assemble(agent: Agent, buffer: _StepBuffer, last_values: np.ndarray) -> Rol
         mask=torch.from_numpy(mask),
         done=torch.from_numpy((terminated | truncated) & mask),
         ref_log_probs=_float(stack("ref_logprob") * mask) if has_reference else None,
-        penalties=_float(kl_coef * stack("kl") * mask) if has_reference else None,
+        penalties=_float(agent.kl_coef * stack("kl") * mask) if has_reference else None,
     )
 
 
