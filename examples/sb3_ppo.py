@@ -6,7 +6,7 @@
 The environment is ordinary Gymnasium and the algorithm comes from stable-baselines3 untouched. Two things are
 ours: a policy class whose actor is the environment's language model, and a bridge that hands 64 slots to
 stable-baselines3 as one batched step. Held-out prompts are answered before and after training, and scored by the
-reward model that was trained against and by the gold rubric that it never saw. About a minute or two on two cores.
+reward model that was trained against and by the gold rubric that it never saw. About a minute on two cores.
 
 Left out: rollouts in whole sequences, micro-batches, an adaptive KL, LoRA. ``agents.PPO`` has the fused way and is
 faster; this is the road for everything that already speaks stable-baselines3.
@@ -66,7 +66,7 @@ def show(when: str, figures: dict[str, float]) -> None:
 
 def main(
     algorithm: str = "ppo",
-    total_timesteps: int = 98_304,
+    total_timesteps: int = 24_576,
     num_envs: int = 64,
     seed: int = 0,
     output: Path | None = None,
@@ -118,7 +118,8 @@ def main(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--algorithm", choices=("ppo", "a2c"), default="ppo")
-    parser.add_argument("--total-timesteps", type=int, default=98_304, help="tokens to train on")
+    # Longer runs go on raising the reward model's score, and the gold score falls again: over-optimisation.
+    parser.add_argument("--total-timesteps", type=int, default=24_576, help="tokens to train on")
     parser.add_argument("--num-envs", type=int, default=64, help="responses written at once")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="folder to save the trained language model to")
