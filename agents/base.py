@@ -27,6 +27,7 @@ from agents import checkpoint, maths
 from agents.episodes import EpisodeLog
 from agents.policies import Evaluation, Policy, make_policy
 from agents.rollout import Rollout, collect_episodes, collect_fused, collect_steps, make_envs
+from textrl_env.errors import did_you_mean
 from textrl_env.language_model import choose_device
 
 #: A number, "linear:3e-4" (down to 0), or a function of the remaining progress (1 at the start, 0 at the end).
@@ -90,6 +91,7 @@ class Agent:
     def __new__(cls, *args: Any, **kwargs: Any) -> Agent:
         # Remember the arguments as they were given, so that save() can write them, also for plug-in agents.
         agent = super().__new__(cls)
+        _check_agent_keywords(cls, kwargs)
         bound = inspect.signature(cls.__init__).bind_partial(agent, *args, **kwargs).arguments
         bound.pop("self", None)
         agent.init_kwargs = bound | bound.pop("kwargs", {})
@@ -123,8 +125,9 @@ class Agent:
     ) -> None:
         _check_positive(n_steps=n_steps, n_episodes=n_episodes, batch_size=batch_size, n_epochs=n_epochs)
         _check_positive(group_size=group_size, micro_batch_size=micro_batch_size, n_envs=n_envs)
-        if gamma is not None and not 0 <= gamma <= 1:
-            raise ValueError(f"gamma must be in [0, 1], got {gamma}")
+        for name, value in (("gamma", gamma), ("gae_lambda", gae_lambda)):
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {value}")
         self.policy_name = policy
         self.learning_rate = learning_rate
         self.n_steps, self.n_episodes = n_steps, n_episodes
@@ -414,8 +417,7 @@ class Agent:
 
         Args:
             path: The folder.
-            env: Where to go on learning; None loads for prediction, or makes the env again where the agent
-                had been given an id.
+            env: Where to go on learning; None loads for prediction only.
             **kwargs: Constructor arguments that replace the saved ones.
         """
         return checkpoint.load(cls, Path(path), env, kwargs)
@@ -599,6 +601,17 @@ class Agent:
                 record("objective/kl_coef", self.kl_coef)
         self.latest = dict(self.logger.name_to_value)
         self.logger.dump(self.num_timesteps)
+
+
+def _check_agent_keywords(cls: type, given: dict[str, Any]) -> None:
+    """Raise a TypeError for a keyword that no constructor from ``cls`` up to :class:`Agent` takes."""
+    constructors = [vars(base)["__init__"] for base in cls.__mro__[:-1] if "__init__" in vars(base)]
+    known = {n for c in constructors for n in inspect.signature(c).parameters} - {"self", "kwargs"}
+    for name in given:
+        if name not in known:
+            raise TypeError(
+                f"{cls.__name__} got an unexpected keyword argument {name!r}. {did_you_mean(name, known)}"
+            )
 
 
 def _check_positive(**values: int | None) -> None:

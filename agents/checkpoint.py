@@ -257,7 +257,8 @@ def encode_space(space: gym.Space) -> dict[str, Any]:
     if isinstance(space, spaces.MultiDiscrete):
         return {"MultiDiscrete": {"nvec": space.nvec.tolist()}}
     if isinstance(space, spaces.MultiBinary):
-        return {"MultiBinary": {"n": list(space.shape)}}
+        n = space.n
+        return {"MultiBinary": {"n": int(n) if isinstance(n, (int, np.integer)) else [int(k) for k in n]}}
     if isinstance(space, spaces.Box):
         bounds = {"low": space.low.tolist(), "high": space.high.tolist()}
         if (

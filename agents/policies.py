@@ -19,7 +19,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from agents.rollout import Rollout
-from textrl_env.errors import check_choice, did_you_mean
+from textrl_env.errors import check_choice, check_keywords, did_you_mean
 from textrl_env.language_model import CausalLM, SlotDecoder, gather_log_probs, sample_actions
 from textrl_env.language_model import generate as generate_responses
 
@@ -471,6 +471,7 @@ def make_policy(
         kwargs.setdefault("critic", critic)
     if issubclass(policy, CausalLMPolicy) and lm is not None:
         kwargs.setdefault("model", lm)
+    check_keywords(policy.__name__, policy.__init__, kwargs)
     return policy(env.single_observation_space, env.single_action_space, **kwargs)
 
 

@@ -114,6 +114,11 @@ class CausalLM:
             ValueError: A live model came without a tokenizer, or the tokenizer has no EOS token.
         """
         if isinstance(model, CausalLM):
+            if temperature not in (1.0, model.temperature):
+                raise ValueError(
+                    f"temperature={temperature} does not fit a CausalLM made with {model.temperature}; "
+                    "say it where the CausalLM is made"
+                )
             return model
         if isinstance(model, (str, Path)):
             check_model_path(model)
