@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
+from agents.cli import main
 from agents.judges import RUBRIC, OpenAIJudge, load_judge, parse_verdict
 from agents.preferences import collect_preferences
 from tests.tiny import PROMPTS, count_a, make_lm, make_tokenizer
@@ -166,8 +168,9 @@ class Server:
                 data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
+                with contextlib.suppress(ConnectionError):  # the client may have given up waiting
+                    self.end_headers()
+                    self.wfile.write(data)
 
             def log_message(self, *args):
                 """Not to the test's output."""
@@ -320,3 +323,91 @@ def test_preferences_from_a_language_model_follow_its_verdicts(serve):
     records, statistics = collect(judge, answers_per_prompt=3)
     assert records and all(len(r["chosen"]) > len(r["rejected"]) for r in records)
     assert "chosen_score" not in records[0] and statistics["unclear"] == 0
+
+
+# -- the command line ---------------------------------------------------------------------------------------
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def textrl(monkeypatch, tmp_path):
+    """The command line, run in an empty folder, on the CPU."""
+    monkeypatch.chdir(tmp_path)
+    return lambda verb, *args: main([verb, *map(str, args), "--device", "cpu"])
+
+
+def test_files_go_through_the_whole_pipeline_verb_by_verb(textrl, model_folder, tmp_path, capsys):
+    from transformers import AutoModelForCausalLM
+
+    from reward_models import load_reward
+
+    rows = [{"prompt": p, "completion": "a b"} for p in PROMPTS]
+    data = write_lines(tmp_path / "demos.jsonl", rows)
+    assert textrl("sft", "--model", model_folder, "--data", data, "--output", "my-sft", "--epochs", 4) == 0
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    arguments = ("--prompts", prompts, "--judge", "tests.tiny:count_a", "--answers-per-prompt", 8)
+    pairs = ("--output", "pairs.jsonl", "--max-new-tokens", 6)
+    assert textrl("preferences", "--model", "my-sft", *arguments, *pairs) == 0
+    lines = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert lines and all(line["chosen_score"] > line["rejected_score"] for line in lines)
+    learn = ("--data", "pairs.jsonl", "--epochs", 2, "--learning-rate", 1e-3)
+    assert textrl("reward", "--model", "my-sft", *learn, "--output", "my-reward") == 0
+    assert textrl("dpo", "--model", "my-sft", *learn, "--output", "my-dpo", "--log-dir", "log") == 0
+    assert textrl("dpo", "--model", "my-sft", *learn, "--output", "my-kto", "--loss", "kto") == 0
+    assert len(load_reward(str(tmp_path / "my-reward")).score(["a"], ["b"]).total) == 1
+    AutoModelForCausalLM.from_pretrained(tmp_path / "my-dpo")
+    assert "rewards/margins" in (tmp_path / "log" / "progress.csv").read_text()
+    shown = capsys.readouterr().out
+    for words in ("my-sft: fine-tuned on 4 records", "comparisons in", "my-dpo: sigmoid", "Next"):
+        assert words in shown
+
+
+def test_a_bad_row_stops_a_verb_with_its_place_unless_it_may_be_skipped(
+    textrl, model_folder, tmp_path, capsys
+):
+    data = write_lines(tmp_path / "demos.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": "a"}])
+    arguments = ("sft", "--model", model_folder, "--data", data)
+    assert textrl(*arguments) == 2
+    assert "demos.jsonl, line 2" in capsys.readouterr().err
+    assert textrl(*arguments, "--skip-bad-rows") == 0
+    assert "1 bad rows were left out" in capsys.readouterr().out
+
+
+def test_an_output_that_is_there_is_not_written_over_unasked(textrl, model_folder, tmp_path, capsys):
+    data = write_lines(tmp_path / "pairs.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    arguments = ("dpo", "--model", model_folder, "--data", data, "--output", "out")
+    assert textrl(*arguments) == 0
+    assert textrl(*arguments) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert textrl(*arguments, "--overwrite") == 0
+
+
+def test_verbs_that_miss_their_comparisons_say_which_verb_makes_them(textrl, capsys):
+    for verb in ("reward", "dpo"):
+        assert textrl(verb) == 2
+        assert "textrl preferences" in capsys.readouterr().err
+
+
+def test_a_language_model_judges_from_the_command_line(textrl, serve, model_folder, tmp_path):
+    server = serve(longer)
+    prompts = write_lines(tmp_path / "prompts.jsonl", [{"prompt": p} for p in PROMPTS])
+    arguments = ("--model", model_folder, "--prompts", prompts, "--judge", server.url)
+    assert textrl("preferences", *arguments, "--judge-model", "judge", "--max-new-tokens", 6) == 0
+    assert server.requests and server.requests[0][2]["model"] == "judge"
+    lines = [json.loads(line) for line in (tmp_path / "preferences.jsonl").read_text().splitlines()]
+    assert lines and all(len(line["chosen"]) > len(line["rejected"]) for line in lines)
+
+
+def test_conversations_are_demonstrations_too(tmp_path):
+    from agents.commands.sft import demonstrations
+
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    path = write_lines(tmp_path / "chat.jsonl", [{"messages": turns, "source": "x"}])
+    assert demonstrations(path, False)[0][0]["messages"] == turns
+    path = write_lines(tmp_path / "apart.jsonl", [{"prompt": turns[:1], "completion": turns[1:]}])
+    assert demonstrations(path, False)[0] == [{"messages": turns}]

@@ -1,0 +1,124 @@
+"""``textrl sft``: supervised fine-tuning on a file of demonstrations."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+
+def sft(
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE",
+            help='Demonstrations, one JSON object a line: {"prompt", "completion"}, {"messages"} or {"text"} '
+            "(.jsonl, .json, .csv or .parquet).",
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(help="Folder or hub id of a causal LM.", show_default="the embedded base model"),
+    ] = None,
+    output: Annotated[str, typer.Option(metavar="DIR", help="Folder for the trained model.")] = "runs/sft",
+    eval_data: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Held-out demonstrations, scored at the end.")
+    ] = None,
+    epochs: Annotated[float, typer.Option(help="Passes over the data; may be a fraction.")] = 1.0,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Peak of Adam's; warm-up, then a cosine to zero.", show_default="1e-4; embedded model 2e-3"
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Records per optimiser step.")] = 32,
+    micro_batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Records per forward pass: less memory, same result.", show_default="all"),
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Longer records are cut here, in tokens.", show_default="what the model holds"
+        ),
+    ] = None,
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be read; stop otherwise.")
+    ] = False,
+    log_dir: Annotated[
+        str | None, typer.Option(metavar="DIR", help="TensorBoard events and progress.csv go here.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the data's order.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over an earlier output.")] = False,
+) -> None:
+    """Fine-tune a model on demonstrations: the first step after pre-training.
+
+    The loss is the mean of -log p over the tokens of the answers (end token included); prompts carry none. The output
+    is an ordinary Hugging Face folder.
+    """
+    from agents.commands import offline
+    from agents.commands.terminal import quiet_transformers
+    from agents.offline import count_steps
+    from agents.sft import sft as train
+    from textrl_env import embedded
+
+    quiet_transformers()
+    folder = offline.check_output(output, overwrite)
+    rows, skipped = demonstrations(data, skip_bad_rows)
+    held_out = None if eval_data is None else demonstrations(eval_data, skip_bad_rows)[0]
+    rate = learning_rate or (2e-3 if model is None else 1e-4)
+    steps = count_steps(len(rows), batch_size, epochs)
+    with offline.Progress("sft", steps, log_dir=log_dir) as progress:
+        result = train(
+            embedded.path("base") if model is None else model,
+            rows,
+            folder,
+            eval_data=held_out,
+            epochs=epochs,
+            learning_rate=rate,
+            batch_size=batch_size,
+            micro_batch_size=micro_batch_size,
+            max_length=max_length,
+            seed=seed,
+            device=device,
+            logger=progress,
+            log_interval=1,
+        )
+    figures = {name.replace("_", " "): value for name, value in result.items()}
+    offline.report(
+        f"{folder}: fine-tuned on {len(rows):,} records in {progress.seconds:.0f} s", figures, skipped
+    )
+    offline.print_next(
+        [
+            (f"textrl preferences --model {folder} --prompts FILE --judge J", "compare its answers"),
+            (f"textrl train --model {folder} --prompts FILE --reward R", "reinforcement learning from here"),
+        ]
+    )
+
+
+def demonstrations(source: str, skip_bad_rows: bool) -> tuple[list[dict[str, Any]], list[str]]:
+    """Records in a form that :func:`agents.sft.sft` takes, and what was wrong with those left out.
+
+    All rows of a file have one form, which the first row shows.
+    """
+    from textrl_env.prompts import load_records
+
+    first = next(load_records(source, skip_bad_rows=True).rows())
+    form = next((name for name in ("messages", "text") if first.get(name) is not None), None)
+    records = load_records(source, ("prompt", "completion") if form is None else (form,), (), skip_bad_rows)
+    rows = [{name: value for name, value in row.items() if value is not None} for row in records.rows()]
+    return [_as_messages(row) for row in rows], records.skipped
+
+
+def _as_messages(row: dict[str, Any]) -> dict[str, Any]:
+    """A prompt and completion of which either is a message list, as one conversation; anything else as it is."""
+    sides = [row.get("prompt"), row.get("completion")]
+    if not any(isinstance(side, list) for side in sides):
+        return row
+    roles = ("user", "assistant")
+    turns = [
+        [{"role": role, "content": side}] if isinstance(side, str) else side
+        for role, side in zip(roles, sides, strict=True)
+    ]
+    return {"messages": [*turns[0], *turns[1]]}
