@@ -1,0 +1,82 @@
+"""The command line ``textrl``: one verb for each thing that people do.
+
+Help answers at once: torch is imported by the verbs that need it, when they run. An error is one line on
+standard error and exit code 2; ``--debug``, anywhere on the line, shows the traceback instead.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from agents.commands import VERBS
+from textrl_env.errors import did_you_mean
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code.
+
+    Args:
+        args: Arguments without the program's name; None takes those of the process.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in args
+    args = [arg for arg in args if arg != "--debug"]
+    try:
+        _check_verb(args)
+        code = make_app()(args, prog_name="textrl", standalone_mode=False)
+    except Exception as error:
+        if debug:
+            raise
+        print(f"textrl: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("textrl: aborted", file=sys.stderr)
+        return 130
+    return code if isinstance(code, int) else 0
+
+
+def make_app() -> typer.Typer:
+    """The typer application with every verb."""
+    app = typer.Typer(
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        help="Reinforcement learning on language models, through Gymnasium: a token is a step.",
+        epilog="Start with: textrl demo",
+    )
+    app.callback()(_global_options)
+    for verb in VERBS:
+        module = importlib.import_module(f"agents.commands.{verb}")
+        app.command(verb, **getattr(module, "SETTINGS", {}))(getattr(module, verb))
+    return app
+
+
+def _global_options(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and leave.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    if version:
+        from textrl_env import __version__
+
+        print(f"textrl-env {__version__}")
+        raise typer.Exit
+
+
+def _check_verb(args: list[str]) -> None:
+    if args and not args[0].startswith("-") and args[0] not in VERBS:
+        raise ValueError(f"there is no command {args[0]!r}. {did_you_mean(args[0], VERBS)}")
+
+
+def _one_line(error: Exception) -> str:
+    """What an error says, in one line; a bare class name for one that says nothing."""
+    said = error.format_message() if hasattr(error, "format_message") else str(error)
+    if isinstance(error, KeyError):
+        said = str(error.args[0]) if error.args else ""
+    said = " ".join(said.split())
+    return said or f"{type(error).__name__} (--debug shows where)"

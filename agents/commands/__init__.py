@@ -1,0 +1,11 @@
+"""The verbs of the command line, one module each, and the one list that names them.
+
+A verb ``x`` is a function ``x`` in ``agents/commands/x.py`` with typer's annotations; adding one is that file and
+a name in :data:`VERBS`. Modules must be cheap to import: torch and transformers are imported inside functions.
+A module may set ``SETTINGS``, keywords of ``typer.Typer.command``.
+"""
+
+from __future__ import annotations
+
+#: In the order in which ``textrl --help`` lists them.
+VERBS: tuple[str, ...] = ("demo", "train", "sft", "reward", "preferences", "dpo", "envs")

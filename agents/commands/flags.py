@@ -1,0 +1,218 @@
+"""Hyper-parameters as command-line flags: names and types from the signature, help from the docstring.
+
+Any agent class, one's own too, gets its flags this way; nothing has to be declared twice. What a subclass
+passes to its base as a fixed value (GRPO's ``gamma=1.0``) is not a flag.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from textrl_env.errors import did_you_mean
+
+#: Constructor arguments that have flags of their own or none.
+_NOT_HYPER = frozenset(
+    (
+        "self",
+        "policy",
+        "env",
+        "env_kwargs",
+        "policy_kwargs",
+        "n_envs",
+        "tensorboard_log",
+        "verbose",
+        "seed",
+        "device",
+    )
+)
+_METAVARS = {"int": "INT", "float": "FLOAT", "str": "TEXT", "Schedule": "FLOAT|linear:FLOAT"}
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One hyper-parameter.
+
+    Attributes:
+        name: As in the constructor.
+        kinds: The alternatives of its type, as text: "int", "float", "bool", "str", "Schedule", "None", ...
+        default: Its default, or ``inspect.Parameter.empty``.
+        help: What the docstring says.
+        owner: The class whose constructor has it.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    default: Any
+    help: str
+    owner: str
+
+    @property
+    def option(self) -> str:
+        """As on the command line, ``--like-this``."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def is_bool(self) -> bool:
+        """Whether it is a switch."""
+        return self.kinds == ("bool",)
+
+    @property
+    def metavar(self) -> str:
+        """What its value looks like, for the help."""
+        shown = [_METAVARS.get(kind, "JSON") for kind in self.kinds if kind != "None"]
+        return "|".join([*dict.fromkeys(shown), *(["none"] if "None" in self.kinds else [])])
+
+
+def hyper_parameters(cls: type) -> list[Flag]:
+    """The flags of an agent class, its own first, then those of its bases that ``**kwargs`` lets through."""
+    flags: dict[str, Flag] = {}
+    fixed: set[str] = set()
+    helps: dict[str, str] = {}
+    for owner in cls.__mro__[:-1]:
+        helps = docstring_arguments(owner) | helps
+        if "__init__" not in vars(owner):
+            continue
+        parameters = inspect.signature(vars(owner)["__init__"]).parameters.values()
+        for parameter in parameters:
+            named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            if named and parameter.name not in _NOT_HYPER | fixed | flags.keys():
+                kinds = _kinds(parameter.annotation, parameter.default)
+                flags[parameter.name] = Flag(parameter.name, kinds, parameter.default, "", owner.__name__)
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+        fixed |= _passed_to_base(vars(owner)["__init__"])
+    return [Flag(f.name, f.kinds, f.default, helps.get(f.name, ""), f.owner) for f in flags.values()]
+
+
+def docstring_arguments(owner: type) -> dict[str, str]:
+    """The ``Args:`` section of a Google-style docstring, by argument."""
+    doc = inspect.cleandoc(vars(owner).get("__doc__") or "")
+    section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", doc, re.MULTILINE)
+    if section is None:
+        return {}
+    entries = re.split(r"^(?=\S)", textwrap.dedent(section[1]), flags=re.MULTILINE)
+    found = {}
+    for entry in entries:
+        name, colon, text = entry.partition(":")
+        if colon and re.fullmatch(r"\w+(?: \(.*\))?", name):
+            found[name.split(" ")[0]] = " ".join(text.split()).replace("``", "")
+    return found
+
+
+def _passed_to_base(init: Any) -> set[str]:
+    """Names of the keywords in ``super().__init__(...)``; none where the source is not at hand."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(init)))
+    except (OSError, TypeError, SyntaxError):
+        return set()
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    calls = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "__init__"]
+    return {keyword.arg for call in calls for keyword in call.keywords if keyword.arg is not None}
+
+
+def _kinds(annotation: Any, default: Any) -> tuple[str, ...]:
+    """The alternatives of a type; from the default where nothing is annotated."""
+    if annotation is inspect.Parameter.empty:
+        known = default is not None and default is not inspect.Parameter.empty
+        return (type(default).__name__,) if known else ("Any", "None")
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    optional = re.fullmatch(r"(?:typing\.)?Optional\[(.*)\]", text)
+    text = f"{optional[1]} | None" if optional else text
+    return tuple(part.strip().rpartition(".")[2] for part in re.split(r"\|(?![^\[]*\])", text))
+
+
+def parse_value(flag: Flag, text: str) -> Any:
+    """The value that a flag's text means.
+
+    Raises:
+        ValueError: It does not fit the flag's type.
+    """
+    if text.lower() == "none" and "None" in flag.kinds:
+        return None
+    try:
+        return _parse(flag.kinds, text)
+    except ValueError:
+        raise ValueError(f"{flag.option} takes {flag.metavar}, got {text!r}") from None
+
+
+def _parse(kinds: tuple[str, ...], text: str) -> Any:
+    if "Schedule" in kinds and text.startswith("linear:"):
+        float(text.partition(":")[2])
+        return text
+    if "int" in kinds and "float" not in kinds:
+        number = float(text) if re.search(r"[.eE]", text) else int(text)
+        if number != int(number):
+            raise ValueError(text)
+        return int(number)
+    if {"float", "Schedule"} & set(kinds):
+        return float(text)
+    if "bool" in kinds and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    return text if "str" in kinds else parse_json(text)
+
+
+def parse_json(text: str) -> Any:
+    """JSON where it is JSON, a text otherwise."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def parse_assignments(option: str, assignments: Iterable[str]) -> dict[str, Any]:
+    """``["a=1", "b=text"]`` as a dict, values as JSON where they are JSON."""
+    found = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise ValueError(f"{option} takes key=value, got {assignment!r}")
+        found[name.strip()] = parse_json(value)
+    return found
+
+
+def as_typer_parameters(flags: list[Flag]) -> list[inspect.Parameter]:
+    """Typer options for flags, grouped by the class that has them; what is not given arrives as None."""
+    parameters = []
+    for flag in flags:
+        required = flag.default is inspect.Parameter.empty
+        text = flag.help if required else f"{flag.help} [default: {_show(flag.default)}]"
+        panel = f"Hyper-parameters of {flag.owner}"
+        common = {"help": escape(text.strip()), "rich_help_panel": panel, "show_default": False}
+        if flag.is_bool:
+            negative = flag.option.replace("--", "--no-", 1)
+            annotation: Any = Annotated[bool | None, typer.Option(f"{flag.option}/{negative}", **common)]
+        else:
+            option = typer.Option(flag.option, metavar=flag.metavar, **common)
+            annotation = Annotated[str | None, option]
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(flag.name, kind, default=None, annotation=annotation))
+    return parameters
+
+
+def _show(default: Any) -> str:
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return "none" if default is None else str(default)
+
+
+def check_options(args: list[str], options: Iterable[str]) -> None:
+    """Raise a ValueError for the first ``--option`` that is not one, naming the nearest."""
+    options = list(options)
+    for arg in args:
+        if arg == "--":
+            return
+        name = arg.partition("=")[0]
+        if name.startswith("--") and name not in options:
+            near = did_you_mean(name, options)
+            hint = near if near.startswith("Did") else "--help lists them all."
+            raise ValueError(f"there is no flag {name}. {hint}")

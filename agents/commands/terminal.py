@@ -1,0 +1,86 @@
+"""What the verbs print: numbers, samples before and after, and where to go next."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+#: Metrics of the last line of the log that a summary shows, by what people call them.
+_METRICS = {
+    "rollout/ep_rew_mean": "mean return",
+    "rollout/ep_len_mean": "mean length",
+    "rollout/success_rate": "success rate",
+    "objective/scores": "score",
+    "objective/gold_scores": "gold score",
+    "objective/kl": "KL from the initial model",
+    "train/approx_kl": "KL of an update",
+    "train/explained_variance": "explained variance",
+    "time/fps": "steps per second",
+}
+
+
+def quiet_transformers() -> None:
+    """No bars while weights are loaded."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def metrics_table(latest: dict[str, Any]) -> Table:
+    """The last line of the log, the part that people look at."""
+    table = Table(title="At the end of training", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    for name, label in _METRICS.items():
+        if name in latest and not ("objective/scores" in latest and name.startswith("rollout/ep_rew")):
+            table.add_row(label, f"{latest[name]:,.0f}" if name == "time/fps" else f"{latest[name]:.3g}")
+    return table
+
+
+def samples_table(before: Any, after: Any, rows: Sequence[int], title: str) -> Table:
+    """Answers before and after, side by side, each with its score.
+
+    Args:
+        before: An :class:`~agents.evaluation.EvaluationResult`.
+        after: Another on the same prompts.
+        rows: Which prompts; the first answer to each is shown.
+        title: Of the table.
+    """
+    judge = "score" if before.gold is None else "gold"
+    table = Table(title=title, title_justify="left", header_style="bold", show_lines=True)
+    for heading in ("prompt", "before", judge, "after", judge):
+        is_number = heading == judge
+        table.add_column(
+            heading, overflow="fold", justify="right" if is_number else "left", no_wrap=is_number
+        )
+    for row in rows:
+        cells: list[Any] = [Text(before.prompts[row])]
+        for result in (before, after):
+            value = getattr(result, judge)[row, 0]
+            cells += [Text(result.responses[row][0]), f"{value:.2f}"]
+        if cells[4] != cells[2]:
+            cells[4] = Text(cells[4], style="green" if float(cells[4]) > float(cells[2]) else "red")
+        table.add_row(*cells)
+    return table
+
+
+def print_files(
+    console: Console, folder: Path, what: Sequence[tuple[str, str]], commands: Sequence[tuple[str, str]]
+):
+    """Where things are, and what to type next; lines that can be copied whole."""
+    console.print("\nFiles", style="bold")
+    for name, meaning in what:
+        console.print(f"  {folder / name}  [dim]{meaning}[/dim]", highlight=False, soft_wrap=True)
+    console.print("\nNext", style="bold")
+    for command, meaning in commands:
+        line = Text(f"  {command}", style="cyan")
+        line.append(f"   # {meaning}", style="dim")
+        console.print(line, soft_wrap=True)
+    console.print()

@@ -1,0 +1,405 @@
+"""``textrl train``: any agent on any environment, into a run directory that can be resumed.
+
+The flags are those below and one for each hyper-parameter of the chosen agent, read from its signature and
+docstring, so a class of one's own (``--agent my_module:MyAgent``) has its flags too. That is why this command
+parses its own arguments: which flags there are depends on ``--agent``.
+"""
+
+# No "from __future__ import annotations" here: the signature of `_train` is read and extended as it is.
+import inspect
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from agents.commands import flags as hyper
+
+SETTINGS = {
+    "context_settings": {"ignore_unknown_options": True, "allow_extra_args": True},
+    "add_help_option": False,
+}
+#: What may be said beside --resume; everything else is in the run's config.json.
+_WITH_RESUME = ("resume", "total_timesteps", "save_every", "keep", "progress", "device")
+_RUN, _ENV, _TEXT, _SAVING = "Run", "Environment and policy", "TextRLHF-v0", "Saving and resuming"
+
+
+def train(ctx: typer.Context) -> None:
+    """Train an agent; --help lists every hyper-parameter of the --agent that is named."""
+    from agents.commands.terminal import quiet_transformers
+    from agents.locate import find_agent
+
+    quiet_transformers()
+    spec = _peek(ctx.args, "--agent") or _agent_of_resumed(ctx.args) or "ppo"
+    flags = hyper.hyper_parameters(find_agent(spec))
+    command = _with_flags(flags, ctx.args)
+    hyper.check_options(ctx.args, _option_names(command))
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+    app.command(help=_help(spec))(command)
+    code = app(ctx.args, prog_name="textrl train", standalone_mode=False)
+    if code:
+        raise typer.Exit(code)
+
+
+def _train(
+    env: Annotated[str, typer.Option(help="Gymnasium id.", rich_help_panel=_RUN)] = "TextRLHF-v0",
+    agent: Annotated[
+        str,
+        typer.Option(
+            help="ppo, grpo, reinforce, my_module:MyAgent or file.py:MyAgent.", rich_help_panel=_RUN
+        ),
+    ] = "ppo",
+    total_timesteps: Annotated[
+        int, typer.Option(min=1, help="Env steps to learn for; on text, tokens.", rich_help_panel=_RUN)
+    ] = 100_000,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of weights, sampling, data order and env.", rich_help_panel=_RUN)
+    ] = 0,
+    run_dir: Annotated[
+        str | None,
+        typer.Option(
+            help="Where everything goes.", show_default="runs/<agent>-<env>-<seed>", rich_help_panel=_RUN
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.", rich_help_panel=_RUN)] = "auto",
+    progress: Annotated[bool, typer.Option(help="Show a progress bar.", rich_help_panel=_RUN)] = True,
+    policy: Annotated[
+        str,
+        typer.Option(help="auto, MlpPolicy, CausalLMPolicy or my_module:MyPolicy.", rich_help_panel=_ENV),
+    ] = "auto",
+    policy_arg: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Argument of the policy; repeatable.", rich_help_panel=_ENV),
+    ] = None,
+    env_arg: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Argument of the env, the value as JSON; repeatable.",
+            rich_help_panel=_ENV,
+        ),
+    ] = None,
+    n_envs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Slots of the vector env.", show_default="the agent's", rich_help_panel=_ENV
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or hub id of a causal LM: reference and initial policy.",
+            show_default="the embedded one",
+            rich_help_panel=_TEXT,
+        ),
+    ] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SPEC",
+            help="Folder or hub id of a classifier, package.module:function or file.py:function; repeatable.",
+            show_default="the embedded one",
+            rich_help_panel=_TEXT,
+        ),
+    ] = None,
+    reward_weight: Annotated[
+        list[float] | None,
+        typer.Option(help="One for each --reward, in their order.", show_default="1", rich_help_panel=_TEXT),
+    ] = None,
+    gold: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC", help="A second reward, logged and never trained on.", rich_help_panel=_TEXT
+        ),
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help=".jsonl, .txt, .csv or .parquet.",
+            show_default="embedded",
+            rich_help_panel=_TEXT,
+        ),
+    ] = None,
+    kl_coef: Annotated[
+        float | None,
+        typer.Option(help="Weight of the KL in the reward.", show_default="0.05", rich_help_panel=_TEXT),
+    ] = None,
+    kl_estimator: Annotated[
+        str | None, typer.Option(help="k1, k2 or k3.", show_default="k1", rich_help_panel=_TEXT)
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(help="Budget of a response in tokens.", show_default="24", rich_help_panel=_TEXT),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="Divides the logits everywhere.", show_default="1.0", rich_help_panel=_TEXT),
+    ] = None,
+    missing_eos_penalty: Annotated[
+        float | None,
+        typer.Option(
+            help="Taken off a response cut by the budget.", show_default="0.0", rich_help_panel=_TEXT
+        ),
+    ] = None,
+    save_every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Timesteps between checkpoints.",
+            show_default="a tenth of all",
+            rich_help_panel=_SAVING,
+        ),
+    ] = None,
+    keep: Annotated[int, typer.Option(min=1, help="Checkpoints to keep.", rich_help_panel=_SAVING)] = 2,
+    log_interval: Annotated[
+        int, typer.Option(min=1, help="Updates between two rows of the log.", rich_help_panel=_SAVING)
+    ] = 1,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Go on with this run, its settings as they were; --total-timesteps may be raised.",
+            rich_help_panel=_SAVING,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Delete the run that --run-dir holds.", rich_help_panel=_SAVING),
+    ] = False,
+):
+    """The signature of the general flags; :func:`_run` receives their values."""
+
+
+def _with_flags(flags: list[hyper.Flag], args: list[str]) -> Any:
+    """The command for typer: the general flags and those of one agent."""
+
+    def command(ctx: typer.Context, **values: Any) -> None:
+        # Typer's contexts know where a value came from; its enum is not public, its names are click's.
+        given = {n for n in values if ctx.get_parameter_source(n).name == "COMMANDLINE"}
+        own = {flag.name: flag for flag in flags}
+        chosen = {n: _hyper_value(own[n], values[n]) for n in own if n in given}
+        general = {n: value for n, value in values.items() if n not in own}
+        _run(general, given, chosen, flags, shlex.join(["textrl", "train", *args]))
+
+    general = list(inspect.signature(_train).parameters.values())
+    taken = {parameter.name for parameter in general}
+    options = hyper.as_typer_parameters([f for f in flags if f.name not in taken])
+    context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    general = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in general]
+    command.__signature__ = inspect.Signature([context, *general, *options])
+    command.__annotations__ = {}
+    return command
+
+
+def _hyper_value(flag: hyper.Flag, value: Any) -> Any:
+    return value if isinstance(value, bool) else hyper.parse_value(flag, value)
+
+
+def _option_names(command: Any) -> list[str]:
+    """Every ``--option`` of a command made by :func:`_with_flags`."""
+    names = ["--help"]
+    for parameter in list(command.__signature__.parameters.values())[1:]:
+        option = "--" + parameter.name.replace("_", "-")
+        names += [option, option.replace("--", "--no-", 1)] if _is_bool(parameter) else [option]
+    return names
+
+
+def _is_bool(parameter: inspect.Parameter) -> bool:
+    return parameter.annotation.__origin__ in (bool, bool | None)
+
+
+def _help(spec: str) -> str:
+    return (
+        "Train an agent, into a run directory with TensorBoard events, checkpoints and config.json.\n\n"
+        f"The hyper-parameters at the end are those of --agent {spec}; name another to see its own."
+    )
+
+
+def _peek(args: list[str], option: str) -> str | None:
+    """The value of an option before the arguments are parsed."""
+    for i, arg in enumerate(args):
+        if arg == option and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith(f"{option}="):
+            return arg.partition("=")[2]
+    return None
+
+
+def _agent_of_resumed(args: list[str]) -> str | None:
+    folder = _peek(args, "--resume")
+    if folder is None or "--help" in args:
+        return None
+    from agents import runs
+
+    config = runs.read_config(Path(folder))
+    _import_from(config)
+    return config["agent"]
+
+
+def _import_from(config: dict[str, Any]) -> None:
+    """Modules that were found in the working directory then can be found now."""
+    if config["working_directory"] not in sys.path:
+        sys.path.append(config["working_directory"])
+
+
+# -- running ------------------------------------------------------------------------------------------------
+
+
+def _run(
+    values: dict[str, Any], given: set[str], chosen: dict[str, Any], flags: list[hyper.Flag], line: str
+) -> None:
+    from agents import runs
+
+    if values["resume"] is not None:
+        folder, config, agent = _resume(values, given)
+        if agent is None:
+            print(
+                f"{folder} is complete at {config['total_timesteps']:,} timesteps; "
+                "go on with a larger --total-timesteps"
+            )
+            return
+    else:
+        config = _config(values, chosen, flags, line)
+        folder = Path(values["run_dir"] or _default_folder(config))
+        runs.check_directory(folder, values["overwrite"])
+        agent = runs.make_agent(config)  # before anything is deleted or written
+        runs.prepare_directory(folder, values["overwrite"])
+    runs.write_config(folder, config)
+    _learn(agent, folder, config, values["progress"])
+
+
+def _resume(values: dict[str, Any], given: set[str]) -> tuple[Path, dict[str, Any], Any]:
+    """The run, its configuration, and its agent where it stopped (None if there is nothing left to do)."""
+    from agents import runs
+
+    for name in sorted(given - set(_WITH_RESUME)):
+        option = "--" + name.replace("_", "-")
+        raise ValueError(
+            f"{option} cannot be changed on the way: --resume takes it from {values['resume']}/config.json. "
+            f"Beside --resume go {', '.join('--' + n.replace('_', '-') for n in _WITH_RESUME[1:])}"
+        )
+    folder = Path(values["resume"])
+    config = runs.read_config(folder)
+    config |= {name: values[name] for name in given if name in config}
+    saved = runs.checkpoints(folder)
+    if not saved:
+        raise FileNotFoundError(
+            f"{folder} holds no checkpoint yet; start it anew with: {config['command']} --overwrite"
+        )
+    timesteps, checkpoint = saved[-1]
+    if timesteps >= config["total_timesteps"] and checkpoint.name == runs.FINAL:
+        return folder, config, None
+    print(f"resuming {folder} at {timesteps:,} timesteps")
+    return folder, config, runs.load_agent(config, checkpoint)
+
+
+def _learn(agent: Any, folder: Path, config: dict[str, Any], progress: bool) -> None:
+    from agents import runs
+    from agents.progress import ProgressCallback
+
+    bar = ProgressCallback()
+    try:
+        runs.train(agent, folder, config, [bar] if progress else [])
+    except runs.TrainingInterrupted:
+        bar.close()
+        print(f"stopped at {agent.num_timesteps:,} timesteps; go on with: textrl train --resume {folder}")
+        raise typer.Exit(130) from None
+    finally:
+        bar.close()
+    _summarise(agent, folder)
+
+
+def _summarise(agent: Any, folder: Path) -> None:
+    from rich.console import Console
+
+    from agents.commands import terminal
+
+    console = Console()
+    console.print()
+    console.print(terminal.metrics_table(agent.latest))
+    commands = [(f"tensorboard --logdir {folder}", "the curves, and tables of samples")]
+    if agent.text_env is not None:
+        from agents.evaluation import evaluate_policy
+
+        env = agent.text_env
+        rows = range(0, env.num_prompts, -(-env.num_prompts // 5))
+        before, after = (evaluate_policy(who, env, n_samples=1, prompt_ids=rows) for who in (env.lm, agent))
+        console.print(terminal.samples_table(before, after, range(len(rows)), "Answers before and after"))
+        final = "a Hugging Face folder: AutoModelForCausalLM.from_pretrained loads it"
+    else:
+        final = f"load it with {type(agent).__name__}.load"
+    what = [("final", final), ("progress.csv", "the log"), ("config.json", "all settings")]
+    longer = 2 * agent.num_timesteps
+    commands.append((f"textrl train --resume {folder} --total-timesteps {longer}", "go on for as long again"))
+    terminal.print_files(console, folder, what, commands)
+
+
+# -- configuration ------------------------------------------------------------------------------------------
+
+
+def _config(
+    values: dict[str, Any], chosen: dict[str, Any], flags: list[hyper.Flag], line: str
+) -> dict[str, Any]:
+    from agents import runs
+
+    names = (
+        "total_timesteps",
+        "seed",
+        "policy",
+        "n_envs",
+        "device",
+        "save_every",
+        "keep",
+        "log_interval",
+        "env",
+    )
+    return runs.new_config(
+        **{name: values[name] for name in names},
+        agent=_absolute(values["agent"]),
+        agent_kwargs=chosen,
+        policy_kwargs=hyper.parse_assignments("--policy-arg", values["policy_arg"] or ()),
+        env_kwargs=_env_kwargs(values),
+        command=line,
+        defaults={f.name: f.default for f in flags if f.name not in chosen and _is_plain(f.default)},
+    )
+
+
+def _is_plain(default: Any) -> bool:
+    return default is None or isinstance(default, (bool, int, float, str))
+
+
+def _env_kwargs(values: dict[str, Any]) -> dict[str, Any]:
+    names = ("kl_coef", "kl_estimator", "max_new_tokens", "temperature", "missing_eos_penalty")
+    said = {name: values[name] for name in names if values[name] is not None}
+    said |= {
+        name: _absolute(values[name]) for name in ("model", "prompts", "gold") if values[name] is not None
+    }
+    rewards, weights = [_absolute(spec) for spec in values["reward"] or ()], values["reward_weight"] or []
+    if weights and len(weights) != len(rewards):
+        raise ValueError(
+            f"{len(weights)} --reward-weight for {len(rewards)} --reward; give one for each, in order"
+        )
+    if rewards:
+        said["reward"] = rewards[0] if len(rewards) == 1 and not weights else rewards
+    if weights:
+        said["reward"] = [list(pair) for pair in zip(rewards, weights, strict=True)]
+    extra = hyper.parse_assignments("--env-arg", values["env_arg"] or ())
+    for name in extra.keys() & said.keys():
+        raise ValueError(f"{name} was given twice, as a flag and with --env-arg")
+    return said | extra
+
+
+def _absolute(spec: str) -> str:
+    """A path that is there, made absolute, so that the run can be resumed from anywhere; all else as it is."""
+    where, colon, rest = spec.partition(".py:")
+    if colon and Path(f"{where}.py").is_file():
+        return f"{Path(f'{where}.py').resolve()}:{rest}"
+    return str(Path(spec).resolve()) if Path(spec).exists() else spec
+
+
+def _default_folder(config: dict[str, Any]) -> str:
+    agent = config["agent"].rpartition(":")[2].lower()
+    env = config["env"].rpartition(":")[2].replace("/", "-")
+    return f"runs/{agent}-{env}-{config['seed']}"

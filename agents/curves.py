@@ -1,0 +1,85 @@
+"""The learning curve of a run as a picture, drawn from its progress.csv."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+#: What is drawn of a text run: the column, the panel's heading, its colour.
+TEXT_PANELS = (
+    ("objective/scores", "Score of the reward model (proxy)", "#1f6fb4"),
+    ("objective/gold_scores", "Gold score (not trained on)", "#b8860b"),
+    ("objective/kl", "KL from the initial model (nats)", "#b03a48"),
+)
+#: And of any other.
+PANELS = (("rollout/ep_rew_mean", "Mean return of an episode", "#1f6fb4"),)
+_INK, _QUIET = "#222222", "#888888"
+
+
+def plot_learning_curve(
+    progress: dict[str, list[float]], file: str | Path, title: str, unit: str | None = None
+) -> Path:
+    """Draw score, gold score and KL (or the mean return) against the timesteps.
+
+    Args:
+        progress: Columns of a progress.csv, as :func:`agents.runs.read_progress` gives them.
+        file: Where to, .png or .svg.
+        title: One sentence that says what the picture shows.
+        unit: What a timestep is; None is "tokens" on text and "steps" elsewhere.
+
+    Raises:
+        ValueError: The run has logged none of these.
+    """
+    from matplotlib.figure import Figure
+
+    is_text = "objective/scores" in progress
+    panels = [panel for panel in (TEXT_PANELS if is_text else PANELS) if panel[0] in progress]
+    if not panels:
+        raise ValueError(
+            f"there is no score and no return among {sorted(progress)}; has the run logged anything?"
+        )
+    unit = unit or ("tokens" if is_text else "steps")
+    steps = np.array(progress["time/total_timesteps"])
+    figure = Figure(figsize=(4.2 * len(panels), 3.7), dpi=150, layout="constrained")
+    figure.suptitle(title, fontsize=12, fontweight="bold", color=_INK, x=0.012, ha="left")
+    for axes, (column, heading, colour) in zip(
+        np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True
+    ):
+        values = np.array(progress[column])
+        axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
+        smooth = smoothed(values)
+        axes.plot(steps, smooth, color=colour, linewidth=2)
+        axes.annotate(
+            f"{smooth[-1]:.2f}",
+            (steps[-1], smooth[-1]),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontweight="bold",
+        )
+        axes.set_title(heading, fontsize=10.5, color=_INK, loc="left")
+        axes.set_xlabel(f"{unit} seen", fontsize=9.5, color=_INK)
+        axes.set_xlim(0, steps[-1] * 1.14)
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}")
+        axes.xaxis.set_major_locator(_ticks(5))
+        axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+        axes.tick_params(labelsize=9, colors=_QUIET, length=0)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.spines["bottom"].set_color("#cccccc")
+    figure.savefig(file)
+    return Path(file)
+
+
+def _ticks(count: int):
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(count)
+
+
+def smoothed(values: np.ndarray, fraction: float = 0.1) -> np.ndarray:
+    """A centred running mean over ``fraction`` of the points, its window shorter at the ends; NaNs left out."""
+    half = max(int(len(values) * fraction / 2), 1)
+    windows = (values[max(i - half, 0) : i + half + 1] for i in range(len(values)))
+    return np.array([np.nanmean(w) if np.isfinite(w).any() else np.nan for w in windows])
