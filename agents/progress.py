@@ -39,7 +39,7 @@ class ProgressCallback(BaseCallback):
         self._start_steps, self._start_time = self.model.num_timesteps, time.perf_counter()
         self._total = self.model._total_timesteps
         self._next_refresh = 0.0
-        self._next_line = self._total / 10
+        self._next_line = self.model.num_timesteps + self._total / 10
         self._unit = "tokens" if self.model.policy.whole_episodes else "steps"
         if self.console.is_terminal:
             self.progress = Progress(
@@ -57,24 +57,25 @@ class ProgressCallback(BaseCallback):
 
     def _on_step(self) -> bool:
         now = time.perf_counter()
-        if now >= self._next_refresh:
+        if self.progress is None and self.model.num_timesteps >= self._next_line:
+            self._next_line = self.model.num_timesteps + self._total / 10
+            self._print_line()
+        elif self.progress is not None and now >= self._next_refresh:
             self._next_refresh = now + _REFRESH_SECONDS
             self._refresh()
         return True
 
     def _refresh(self) -> None:
-        steps = self.model.num_timesteps
-        if self.progress is not None:
-            done = min(steps, self._total)
-            self.progress.update(self._task, completed=done, speed=self._speed(), standing=self.standing())
-        elif steps >= self._next_line:
-            self._next_line += self._total / 10
-            self.console.print(
-                f"{type(self.model).__name__} {steps:,}/{self._total:,} {self._unit}  "
-                f"{self._speed()}  {self.standing()}",
-                highlight=False,
-                soft_wrap=True,
-            )
+        done = min(self.model.num_timesteps, self._total)
+        self.progress.update(self._task, completed=done, speed=self._speed(), standing=self.standing())
+
+    def _print_line(self) -> None:
+        self.console.print(
+            f"{type(self.model).__name__} {self.model.num_timesteps:,}/{self._total:,} {self._unit}  "
+            f"{self._speed()}  {self.standing()}",
+            highlight=False,
+            soft_wrap=True,
+        )
 
     def _speed(self) -> str:
         seconds = max(time.perf_counter() - self._start_time, 1e-9)
@@ -89,6 +90,8 @@ class ProgressCallback(BaseCallback):
         return "  ".join(f"{short} {form.format(latest[name])}" for name, short, form in names)
 
     def _on_training_end(self) -> None:
+        if self.progress is None:
+            self._print_line()
         self.close()
 
     def close(self) -> None:

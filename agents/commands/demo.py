@@ -22,7 +22,7 @@ HYPER_PARAMETERS: dict[str, Any] = {
     "target_kl": 0.05,
 }
 KL_COEF = 0.1
-TOTAL_TIMESTEPS = 80_000
+TOTAL_TIMESTEPS = 120_000
 #: Answers to each held-out prompt, before and after.
 N_SAMPLES = 4
 #: Rows of the table of answers.
@@ -61,7 +61,7 @@ def demo(
 def _introduce(console: Any, total_timesteps: int) -> None:
     console.print(
         "\n[bold]A small assistant learns from human feedback.[/bold]\n"
-        "A token is a step, an answer an episode, a learned reward model the reward, and a KL penalty\n"
+        "A token is a step, an answer an episode, a learned reward model gives the reward, and a KL penalty "
         f"keeps the policy near the model it starts from. PPO takes {total_timesteps:,} steps.\n",
         highlight=False,
     )

@@ -1,0 +1,327 @@
+"""Claims about the command line: flags, errors, run directories, and resuming bitwise."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from agents import GRPO, PPO, Agent, runs
+from agents.cli import main
+from agents.commands import VERBS, flags
+from agents.locate import find_agent
+from tests.tiny import make_model, make_tokenizer
+
+GRID = ["--env", "GridWorld-v0", "--agent", "grpo", "--learning-rate", "linear:1e-3"]
+CARTPOLE = ["--env", "CartPole-v1", "--n-envs", "3", "--n-steps", "40", "--clip-range", "linear:0.3"]
+
+OWN_AGENT = '''
+from agents import PPO
+
+
+class Steady(PPO):
+    """PPO that takes its time.
+
+    Args:
+        patience: How much of it.
+        bold: Whether it is bold.
+    """
+
+    def __init__(self, policy, env, patience=3, bold: bool = False, **kwargs):
+        self.patience = patience
+        super().__init__(policy, env, **kwargs)
+
+
+class Inherits(PPO):
+    pass
+'''
+REWARD = """
+def count_a(prompts, completions):
+    return [float(text.split().count("a")) for text in completions]
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working directory of its own, importable from."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return tmp_path
+
+
+@pytest.fixture
+def text(here):
+    """Flags of a tiny text world in files."""
+    make_model("llama").save_pretrained("model")
+    make_tokenizer().save_pretrained("model")
+    (here / "tiny_reward.py").write_text(REWARD)
+    (here / "prompts.txt").write_text("a\nb c\nd e f g\n")
+    world = ["--model", "model", "--reward", "tiny_reward.py:count_a", "--prompts", "prompts.txt"]
+    return [*world, "--max-new-tokens", "6", "--n-episodes", "8", "--batch-size", "4", "--n-epochs", "2"]
+
+
+def run(*args):
+    return main([str(arg) for arg in args])
+
+
+def train(*args):
+    return run("train", "--no-progress", *args)
+
+
+def error_of(capsys, *args):
+    """The one line that a wrong command line prints."""
+    capsys.readouterr()
+    assert run(*args) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+# -- help and errors ----------------------------------------------------------------------------------------
+
+
+def test_help_and_verbs_load_without_torch():
+    code = (
+        "import sys; from agents.cli import main; assert main(['--help']) == 0; "
+        "assert not {'torch', 'transformers', 'stable_baselines3'} & set(sys.modules), 'too much is loaded'"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert all(verb in shown.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("agent", ["ppo", "grpo", "reinforce"])
+def test_help_lists_every_hyper_parameter_with_help_and_default(agent, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setenv("TERMINAL_WIDTH", "250")
+    assert run("train", "--agent", agent, "--help") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for flag in flags.hyper_parameters(find_agent(agent)):
+        assert flag.help, f"{flag.name} has no help"
+        assert flag.option in shown
+
+
+def test_hyper_parameters_are_those_of_the_class_then_of_its_bases():
+    names = [flag.name for flag in flags.hyper_parameters(PPO)]
+    assert names[:2] == ["learning_rate", "n_steps"] and "micro_batch_size" in names
+    assert not {"env", "policy", "seed", "kwargs", "self"} & set(names)
+    assert len(names) == len(set(names))
+
+
+def test_what_a_class_fixes_for_its_base_is_no_flag():
+    assert "gamma" not in [flag.name for flag in flags.hyper_parameters(GRPO)]
+    assert "gamma" in [flag.name for flag in flags.hyper_parameters(Agent)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("learning_rate", "linear:3e-4", "linear:3e-4"),
+        ("learning_rate", "3e-4", 3e-4),
+        ("n_steps", "1e3", 1000),
+        ("batch_size", "none", None),
+        ("target_kl", "0.1", 0.1),
+        ("critic", "shared", "shared"),
+    ],
+)
+def test_values_have_the_types_of_the_signature(name, text, value):
+    flag = next(flag for flag in flags.hyper_parameters(PPO) if flag.name == name)
+    parsed = flags.parse_value(flag, text)
+    assert parsed == value and type(parsed) is type(value)
+
+
+def test_none_is_a_word_where_none_is_not_allowed():
+    scale = next(flag for flag in flags.hyper_parameters(GRPO) if flag.name == "scale")
+    assert flags.parse_value(scale, "none") == "none"
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["trian"], "Did you mean 'train'"),
+        (["train", "--agent", "gprpo"], "Did you mean 'grpo'"),
+        (["train", "--learning-rte", "1"], "Did you mean '--learning-rate'"),
+        (["train", "--n-steps", "many"], "--n-steps takes INT, got 'many'"),
+        (["train", "--n-steps", "0.5"], "--n-steps takes INT, got '0.5'"),
+        (["train", "--total-timesteps", "many"], "--total-timesteps"),
+        (["train", "--env", "CartPol-v1"], "CartPole"),
+        (["train", "--env", "GridWorld-v0", "--env-arg", "slipery=1"], "Did you mean 'slippery'"),
+        (["train", "--env-arg", "slippery"], "key=value, got 'slippery'"),
+        (["train", "--reward-weight", "1"], "1 --reward-weight for 0 --reward"),
+        (["train", "--policy", "MlpPolic"], "Did you mean 'MlpPolicy'"),
+        (["train", "--agent", "no_such_module:Agent"], "there is no module 'no_such_module'"),
+        (["train", "--agent", "agents:Rollout"], "is not a subclass of agents.base.Agent"),
+        (["train", "--agent", "agents.ppo:PPOO"], "Did you mean 'PPO'"),
+        (["train", "--resume", "nowhere"], "is not a run directory"),
+        (["envs", "GridWord-v0"], "Did you mean 'GridWorld-v0'"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_nearest_right_thing(args, said, here, capsys):
+    assert said in error_of(capsys, *args)
+    assert not list(here.iterdir()), "a mistake leaves nothing behind"
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(ValueError, match="there is no command"):
+        run("trian", "--debug")
+
+
+def test_envs_lists_every_id_and_prints_the_page_of_one(capsys):
+    from textrl_env import ENV_IDS
+
+    assert run("envs") == 0
+    shown = capsys.readouterr().out
+    assert all(env_id in shown for env_id in ENV_IDS)
+    assert run("envs", "GridWorld-v0") == 0
+    shown = capsys.readouterr().out
+    assert "## Action Space" in shown and "## Version History" in shown
+
+
+# -- run directories ----------------------------------------------------------------------------------------
+
+
+def test_a_run_directory_holds_what_it_should(text, here, capsys):
+    assert train(*text, "--total-timesteps", 150, "--run-dir", "runs/one", "--seed", 3) == 0
+    folder = here / "runs" / "one"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["env_kwargs"]["model"] == str(here / "model"), "paths are absolute"
+    assert config["agent_kwargs"] == {"n_episodes": 8, "batch_size": 4, "n_epochs": 2}
+    assert config["seed"] == 3 and config["versions"]["torch"] and "--seed 3" in config["command"]
+    assert list(folder.glob("events.out.tfevents.*"))
+    assert runs.read_progress(folder)["time/total_timesteps"][-1] >= 150
+    assert len(list(folder.glob("checkpoint-*"))) == 2, "the last two are kept"
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(folder / "final")
+    assert not [path for path in folder.rglob("*") if path.suffix in (".pkl", ".pt", ".bin", ".zip")]
+    shown = capsys.readouterr().out
+    assert "tensorboard --logdir runs/one" in shown and "before" in shown
+
+
+def test_rewards_have_weights_in_their_order(text, here):
+    extra = ["--reward", "tiny_reward:count_a", "--reward-weight", "1", "--reward-weight", "0.5"]
+    assert train(*text, *extra, "--total-timesteps", 20, "--run-dir", "two") == 0
+    first, second = json.loads((here / "two" / "config.json").read_text())["env_kwargs"]["reward"]
+    assert first == [f"{here}/tiny_reward.py:count_a", 1.0] and second == ["tiny_reward:count_a", 0.5]
+
+
+def test_a_run_is_not_overwritten_unless_asked(here, capsys):
+    assert train(*GRID, "--total-timesteps", 100, "--run-dir", "grid") == 0
+    again = ["train", *GRID, "--total-timesteps", 100, "--run-dir", "grid"]
+    assert "--resume grid, or start anew with --overwrite" in error_of(capsys, *again)
+    (here / "grid" / "notes.txt").write_text("mine")
+    assert run(*again, "--overwrite", "--no-progress") == 0
+    assert (here / "grid" / "notes.txt").read_text() == "mine", "only what a run wrote is deleted"
+
+
+def test_a_folder_that_is_no_run_is_never_overwritten(here, capsys):
+    (here / "thesis").mkdir()
+    (here / "thesis" / "chapter.txt").write_text("all of it")
+    args = ["train", *GRID, "--run-dir", "thesis", "--overwrite"]
+    assert "is not a run directory" in error_of(capsys, *args)
+
+
+def test_an_agent_from_a_file_has_its_own_flags_and_resumes(here, capsys):
+    (here / "steady_agent.py").write_text(OWN_AGENT)
+    spec = ["--agent", "steady_agent.py:Steady", "--env", "ToyBandit-v0"]
+    options = ["--patience", "5", "--bold", "--n-steps", "16", "--batch-size", "8"]
+    assert train(*spec, *options, "--total-timesteps", 32, "--run-dir", "own") == 0
+    config = json.loads((here / "own" / "config.json").read_text())
+    assert config["agent_kwargs"] == {"patience": 5, "bold": True, "n_steps": 16, "batch_size": 8}
+    assert train("--resume", "own", "--total-timesteps", 64) == 0
+    assert runs.read_progress(here / "own")["time/total_timesteps"] == [16, 32, 48, 64]
+    inherits = {flag.name for flag in flags.hyper_parameters(find_agent("steady_agent:Inherits"))}
+    assert {"clip_range", "micro_batch_size"} <= inherits
+    assert "Did you mean '--patience'" in error_of(capsys, "train", *spec, "--patiense", "3")
+
+
+# -- stopping and resuming ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def signal_at(monkeypatch):
+    """Sends this process a signal at some timestep, as a user's Ctrl-C would."""
+    pending: list[int] = []
+    monkeypatch.setattr(runs.CheckpointCallback, "_on_step", lambda self: _send(self.model, pending))
+    return pending.append
+
+
+def _send(model, pending):
+    if pending and model.num_timesteps >= pending[0]:
+        pending.clear()
+        os.kill(os.getpid(), signal.SIGINT)
+    return True
+
+
+def assert_same_runs(first, second):
+    for file in ("agent.safetensors", "env.safetensors", "model.safetensors"):
+        if (first / "final" / file).is_file():
+            a, b = (load_file(folder / "final" / file) for folder in (first, second))
+            assert a.keys() == b.keys()
+            assert not [name for name in a if not np.array_equal(a[name], b[name])]
+    rows, others = runs.read_progress(first), runs.read_progress(second)
+    for name in rows:
+        if not name.startswith(("time/r", "time/s", "time/u", "time/f", "time/to", "time/time", "memory")):
+            assert np.array_equal(rows[name], others[name], equal_nan=True), name
+    assert rows["time/total_timesteps"] == others["time/total_timesteps"]
+
+
+@pytest.mark.parametrize("world", ["text", "cartpole", "grid"])
+def test_an_interrupted_run_resumes_to_bitwise_the_same_end(world, text, here, signal_at, capsys):
+    text = [*text, "--learning-rate", "linear:1e-3"]
+    args, total = {"text": (text, 250), "cartpole": (CARTPOLE, 700), "grid": (GRID, 1500)}[world]
+    args = [*args, "--total-timesteps", total]
+    assert train(*args, "--run-dir", "whole") == 0
+    signal_at(0.4 * total)
+    assert train(*args, "--run-dir", "broken") == 130
+    assert "go on with: textrl train --resume broken" in capsys.readouterr().out
+    assert not (here / "broken" / "final").exists()
+    assert train("--resume", "broken") == 0
+    assert_same_runs(here / "whole", here / "broken")
+
+
+def test_resuming_after_a_crash_drops_the_rows_after_the_checkpoint(here, monkeypatch):
+    args = [*GRID, "--total-timesteps", 1500, "--save-every", 600]
+    assert train(*args, "--run-dir", "whole") == 0
+
+    def crash(self):
+        if self.model.num_timesteps > 1200:
+            raise RuntimeError("the power is gone")
+        return True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.CheckpointCallback, "_on_step", crash)
+        assert train(*args, "--run-dir", "broken") == 2
+    assert train("--resume", "broken") == 0
+    assert_same_runs(here / "whole", here / "broken")
+
+
+def test_a_second_interrupt_aborts_at_once(here, monkeypatch):
+    def twice(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        return True
+
+    monkeypatch.setattr(runs.CheckpointCallback, "_on_step", twice)
+    assert train(*GRID, "--total-timesteps", 200, "--run-dir", "grid") == 130
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_resume_refuses_other_settings_and_a_finished_run_says_so(here, capsys):
+    assert train(*GRID, "--total-timesteps", 100, "--run-dir", "grid") == 0
+    assert "--seed cannot be changed" in error_of(capsys, "train", "--resume", "grid", "--seed", "1")
+    assert train("--resume", "grid") == 0
+    assert "is complete at 100 timesteps" in capsys.readouterr().out
+
+
+def test_progress_is_printed_line_by_line_where_there_is_no_terminal(capsys):
+    GRPO("auto", "GridWorld-v0", seed=0).learn(600, progress_bar=True)
+    shown = capsys.readouterr().err
+    assert len(shown.splitlines()) >= 2
+    assert "GRPO" in shown and "steps/s" in shown and "return" in shown
