@@ -194,7 +194,8 @@ def test_a_reward_that_asks_for_a_column_that_is_not_there_is_told_which_are():
 
 
 @pytest.mark.parametrize(
-    ("reward", "message"), [(3, "int 3"), ("no.such.module:reward", "no module 'no'"), ({"a": 1}, "dict")]
+    ("reward", "message"),
+    [(3, "got int: 3"), ("no.such.module:reward", "no module 'no'"), ({"a": 1}, "dict")],
 )
 def test_something_that_is_no_reward_is_refused_at_once(reward, message):
     with pytest.raises((TypeError, ValueError, ImportError), match=message):
