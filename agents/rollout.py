@@ -195,7 +195,7 @@ def _assemble(agent: Agent, buffer: _StepBuffer, last_values: np.ndarray) -> Rol
         mask=torch.from_numpy(mask),
         done=torch.from_numpy((terminated | truncated) & mask),
         ref_log_probs=_float(stack("ref_logprob") * mask) if has_reference else None,
-        penalties=_float(agent.kl_coef * stack("kl") * mask) if has_reference else None,
+        penalties=_float((agent.kl_coef or 0.0) * stack("kl") * mask) if has_reference else None,
     )
 
 
