@@ -28,8 +28,12 @@ def reward(
         str | None, typer.Option(metavar="FILE", help="Held-out comparisons, scored at the end.")
     ] = None,
     epochs: Annotated[
-        float, typer.Option(help="Passes over the comparisons; more than one overfits easily.")
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            help="Passes over the comparisons; more than one overfits easily.",
+            show_default="1; embedded model 3",
+        ),
+    ] = None,
     learning_rate: Annotated[
         float | None,
         typer.Option(
@@ -68,6 +72,7 @@ def reward(
     rows, skipped = comparisons(source, start, skip_bad_rows)
     held_out = None if eval_data is None else comparisons(eval_data, start, skip_bad_rows)[0]
     rate = learning_rate or (1e-3 if model is None else 1e-5)
+    epochs = epochs or (3.0 if model is None else 1.0)
     with offline.Progress("reward", count_steps(len(rows), batch_size, epochs), log_dir=log_dir) as progress:
         result = train_reward_model(
             start,
