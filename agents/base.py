@@ -8,6 +8,7 @@ they are. Left out: replay buffers (every agent here is on-policy) and distribut
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -535,7 +536,7 @@ class Agent:
         """
         weights = self.loss_weights(batch)
         real_steps = batch.mask.sum().clamp(min=1)
-        totals: dict[str, Tensor] = {}
+        loss_total, totals, names = 0.0, 0.0, []
         self.optimizer.zero_grad(set_to_none=True)
         for micro, rows in batch.micro_batches(self.micro_batch_size):
             # What a policy says of padding is nobody's business, and could overflow a ratio.
@@ -545,26 +546,22 @@ class Agent:
                 micro.log_probs = new.log_probs.detach()
             losses, metrics = self.loss(micro, new)
             loss = (losses * weights[rows]).sum()
-            if self.should_step(losses, metrics, micro):
-                loss.backward()
-            with torch.no_grad():
-                totals["loss"] = totals.get("loss", 0) + loss.detach()
-                metrics |= {"entropy": new.entropy}
-                for name, value in metrics.items():
-                    total = (value.detach() * micro.mask).sum() / real_steps
-                    totals[name] = totals.get(name, 0) + total
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-        if not torch.isfinite(norm):
+            loss.backward()
+            metrics = {"entropy": new.entropy} | metrics
+            names = list(metrics)
+            with torch.no_grad():  # all metrics in one go: for small networks they would cost as much as the loss
+                stacked = torch.stack([value.detach() for value in metrics.values()])  # [M, b, T]
+                totals = totals + (stacked * micro.mask).sum((1, 2)) / real_steps
+                loss_total = loss_total + loss.detach()
+        norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm))
+        if not math.isfinite(norm):
             raise FloatingPointError(
-                f"the gradient norm became {float(norm)} at {self.num_timesteps} timesteps; "
+                f"the gradient norm became {norm} at {self.num_timesteps} timesteps; "
                 "a lower learning_rate or a smaller reward scale usually helps"
             )
         self.optimizer.step()
-        return {name: float(total) for name, total in totals.items()} | {"grad_norm": float(norm)}
-
-    def should_step(self, losses: Tensor, metrics: dict[str, Tensor], batch: Rollout) -> bool:
-        """Whether to use this micro-batch's gradient."""
-        return True
+        logged = dict(zip(names, totals.tolist(), strict=True))
+        return {"loss": float(loss_total), **logged, "grad_norm": norm}
 
     def should_stop(self, record: dict[str, float]) -> bool:
         """Whether to stop learning from this rollout, from what :meth:`update` has just returned."""
