@@ -19,7 +19,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 import textrl_env
 from tests.vector_checker import NUM_ENVS, assert_same, bind_uniform, check_against_sync, make_native, play
 
-ENV_IDS = [env_id for env_id in textrl_env.ENV_IDS if env_id != "TextRLHF-v0"]
+ENV_IDS = list(textrl_env.ENV_IDS)
 
 #: Every id as it comes, and the variants that draw more random numbers or end in other ways.
 VARIANTS = [
