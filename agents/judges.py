@@ -63,6 +63,8 @@ class OpenAIJudge:
         retry_wait: Seconds before the first further attempt; doubles with each.
         workers: Questions in flight at once.
         max_tokens: Budget of a verdict; a model that thinks first needs more.
+        request: Further fields of the request, or others in place of ours; None leaves a field out, as in
+            ``{"max_tokens": None, "max_completion_tokens": 2000}``.
 
     Attributes:
         unclear: Verdicts so far in which neither A, B nor C was found; they count as ties.
@@ -81,6 +83,7 @@ class OpenAIJudge:
         retry_wait: float = 1.0,
         workers: int = 4,
         max_tokens: int = 16,
+        request: dict[str, Any] | None = None,
     ) -> None:
         if not re.match(r"https?://", base_url):
             raise ValueError(
@@ -95,7 +98,7 @@ class OpenAIJudge:
         self.url = base_url.rstrip("/") + "/chat/completions"
         self.model, self.api_key_env, self.rubric = model, api_key_env, rubric
         self.timeout, self.retries, self.retry_wait = timeout, retries, retry_wait
-        self.workers, self.max_tokens = workers, max_tokens
+        self.workers, self.max_tokens, self.request = workers, max_tokens, dict(request or {})
         self.unclear = 0
 
     def compare(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> list[float]:
@@ -135,8 +138,8 @@ class OpenAIJudge:
             "messages": [{"role": "user", "content": content}],
             "temperature": 0,
             "max_tokens": self.max_tokens,
-        }
-        answer = self._post(body)
+        } | self.request
+        answer = self._post({name: value for name, value in body.items() if value is not None})
         try:
             return answer["choices"][0]["message"]["content"] or ""
         except (KeyError, IndexError, TypeError):

@@ -318,6 +318,13 @@ def test_a_judge_by_url_needs_a_model_and_a_rubric_its_places():
         OpenAIJudge("http://127.0.0.1/v1", "m", rubric="{prompt} {first}")
 
 
+def test_the_embedded_world_s_judges_go_by_name():
+    prompts, answers = ["what is 2 plus 2?"] * 2, ["sure, it is 4.", "go away"]
+    for name in ("gold", "reward"):
+        good, bad = load_judge(name).score(prompts, answers).total
+        assert good > bad
+
+
 def test_preferences_from_a_language_model_follow_its_verdicts(serve):
     judge = OpenAIJudge(serve(longer).url, "judge", retries=0)
     records, statistics = collect(judge, answers_per_prompt=3)
@@ -397,8 +404,10 @@ def test_a_language_model_judges_from_the_command_line(textrl, serve, model_fold
     server = serve(longer)
     prompts = write_lines(tmp_path / "prompts.jsonl", [{"prompt": p} for p in PROMPTS])
     arguments = ("--model", model_folder, "--prompts", prompts, "--judge", server.url)
-    assert textrl("preferences", *arguments, "--judge-model", "judge", "--max-new-tokens", 6) == 0
-    assert server.requests and server.requests[0][2]["model"] == "judge"
+    fields = ("--judge-arg", "max_tokens=null", "--judge-arg", "max_completion_tokens=99")
+    assert textrl("preferences", *arguments, "--judge-model", "judge", "--max-new-tokens", 6, *fields) == 0
+    body = server.requests[0][2]
+    assert body["model"] == "judge" and body["max_completion_tokens"] == 99 and "max_tokens" not in body
     lines = [json.loads(line) for line in (tmp_path / "preferences.jsonl").read_text().splitlines()]
     assert lines and all(len(line["chosen"]) > len(line["rejected"]) for line in lines)
 

@@ -63,6 +63,14 @@ def preferences(
     judge_timeout: Annotated[
         float, typer.Option(help="With a URL: seconds to wait for a verdict.", rich_help_panel=_JUDGE)
     ] = 60.0,
+    judge_arg: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="With a URL: a further field of the request, as JSON; null leaves one out; repeatable.",
+            rich_help_panel=_JUDGE,
+        ),
+    ] = None,
     raters: Annotated[
         int,
         typer.Option(
@@ -92,6 +100,7 @@ def preferences(
     that changes with the order is a tie. What has been judged is written at once.
     """
     from agents.commands import offline
+    from agents.commands.flags import parse_assignments
     from agents.commands.terminal import quiet_transformers
     from agents.judges import RUBRIC, load_judge
     from agents.preferences import collect_preferences
@@ -104,7 +113,8 @@ def preferences(
     if judge.startswith(("http://", "https://")):
         rubric = RUBRIC if judge_rubric is None else Path(judge_rubric).read_text(encoding="utf-8")
         settings = {"api_key_env": judge_key_env, "rubric": rubric, "timeout": judge_timeout}
-        spec = load_judge(judge, model=judge_model, **settings)
+        fields = parse_assignments("--judge-arg", judge_arg or ())
+        spec = load_judge(judge, model=judge_model, request=fields, **settings)
     questions = load_prompts(
         embedded.path("prompts_train") if prompts is None else prompts, skip_bad_rows=skip_bad_rows
     )
