@@ -21,7 +21,7 @@ class PPO(Agent):
         learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress.
         n_steps: Steps of each slot in a rollout.
         batch_size: Rows of a minibatch: steps, on text episodes.
-        n_epochs: Passes over a rollout.
+        n_epochs: Passes over a rollout; None is 4 on text, where rollouts are small, and 10 elsewhere.
         gamma: Discount; None is 1 on text, 0.99 elsewhere.
         gae_lambda: Of the generalised advantage estimate.
         clip_range: ``eps``; a number, "linear:0.2", or a function of the remaining progress.
@@ -46,7 +46,7 @@ class PPO(Agent):
         learning_rate: Schedule = 3e-4,
         n_steps: int = 2048,
         batch_size: int | None = 64,
-        n_epochs: int = 10,
+        n_epochs: int | None = None,
         gamma: float | None = None,
         gae_lambda: float = 0.95,
         clip_range: Schedule = 0.2,
@@ -71,7 +71,7 @@ class PPO(Agent):
             n_steps=n_steps,
             n_episodes=n_episodes,
             batch_size=batch_size,
-            n_epochs=n_epochs,
+            n_epochs=1 if n_epochs is None else n_epochs,
             gamma=gamma,
             gae_lambda=gae_lambda,
             ent_coef=ent_coef,
@@ -80,6 +80,9 @@ class PPO(Agent):
             critic=critic,
             **kwargs,
         )
+
+        if n_epochs is None and self.env is not None:
+            self.n_epochs = 4 if self.policy.whole_episodes else 10
 
     def prepare_batch(self, batch: Rollout) -> Rollout:
         if self.normalize_advantage:
