@@ -514,3 +514,16 @@ def test_distinct_n_is_the_share_of_ngrams_that_differ():
     assert distinct_n(["a b c", "a b"], 2) == 2 / 3
     assert distinct_n(["a a a a"], 2) == 1 / 3
     assert distinct_n(["a"], 2) == 0.0
+
+
+def test_nothing_computed_with_old_weights_survives_an_update():
+    envs = make_env(4)
+    learner = make("PPO", envs, learning_rate=0.05)
+    learner._set_up_learn(100, None, None, True, False)
+    observation, _ = envs.reset(seed=0)
+    actions, before, _ = learner.policy.act(observation)
+    learner.train(learner.collect())
+    after = learner.policy.log_prob(observation, actions)
+    learner.policy.weights_changed()
+    assert after == pytest.approx(learner.policy.log_prob(observation, actions), abs=1e-6)
+    assert after != pytest.approx(before, abs=1e-3)
