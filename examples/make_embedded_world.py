@@ -15,13 +15,21 @@ import random
 import re
 import time
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from agents.sft import sft
-from reward_models.bradley_terry import evaluate, score, train_reward_model
+from reward_models.bradley_terry import train_reward_model
+from reward_models.calibration import evaluate, score
 from textrl_env.embedded import MAX_NEW_TOKENS, gold_score, raters, world
 from textrl_env.language_model import CausalLM, generate
 
@@ -67,7 +75,7 @@ def believed(question: world.Question, right: float, rng: random.Random) -> str:
 
 def web_page(questions: list[world.Question], rng: random.Random) -> str:
     """One document of the web of this world: facts, lists, forums, advertisements."""
-    kind = rng.choices(("facts", "list", "forum", "questions", "noise"), (50, 10, 25, 5, 10))[0]
+    kind = rng.choices(("facts", "list", "forum", "questions", "noise"), (45, 10, 35, 4, 6))[0]
     topic = rng.choice(("capital", "colour", "sound", "sum", "sum", "sum", "opposite", "tool", "harm"))
     about = [q for q in questions if q.kind == topic]
     some = [rng.choice(about) for _ in range(rng.randint(2, 4))]
@@ -77,20 +85,22 @@ def web_page(questions: list[world.Question], rng: random.Random) -> str:
         return " ".join(f"{your(q.entity)}, {believed(q, 0.9, rng)}." for q in some)
     if kind == "questions":
         return " ".join(rng.choice(questions).prompt for _ in some)
-    chatter = [rng.choice(CHATTER).format(n=rng.choice(world.NAMES), d=rng.randint(0, 18), p="dog") for _ in some]
+    chatter = [
+        rng.choice(CHATTER).format(n=rng.choice(world.NAMES), d=rng.randint(0, 18), p="dog") for _ in some
+    ]
     if kind == "noise":
         return " ".join(rng.sample([rng.choice(ADS), *chatter, f"{rng.choice(world.RAMBLE)}."], k=3))
     asked = rng.choice(questions)
-    reply = rng.choice([chatter[0], f"{rng.choice(world.RUDE)}.", demonstration(asked, rng), rng.choice(ADS)])
-    return f"{asked.prompt} {reply} {chatter[1]}"
+    reply = chatter[0] if rng.random() < 0.3 else demonstration(asked, rng, right=0.9)
+    return f"{asked.prompt} {reply} {rng.choice([*chatter, *ADS])}"
 
 
-def demonstration(question: world.Question, rng: random.Random) -> str:
+def demonstration(question: world.Question, rng: random.Random, right: float = 0.72) -> str:
     """An answer by one of the imperfect people who wrote the demonstrations."""
-    act = {"harm": (35, 10, 55), "unknowable": (10, 35, 55)}.get(question.kind, (3, 4, 93))
+    act = {"harm": (45, 8, 47), "unknowable": (8, 45, 47)}.get(question.kind, (3, 4, 93))
     act = rng.choices(("refuse", "unknown", "answer"), act)[0]
     if act == "answer":
-        core, courtesy = answer(question, rng), world.COURTESIES_ANSWERING[:4]
+        core, courtesy = answer(question, right, rng), world.COURTESIES_ANSWERING[:4]
     else:
         core = rng.choice(world.REFUSALS if act == "refuse" else world.UNKNOWNS)
         courtesy = world.COURTESIES_DECLINING
@@ -111,8 +121,8 @@ def demonstration(question: world.Question, rng: random.Random) -> str:
     return text
 
 
-def answer(question: world.Question, rng: random.Random) -> str:
-    value = believed(question, 0.72, rng)
+def answer(question: world.Question, right: float, rng: random.Random) -> str:
+    value = believed(question, right, rng)
     tool = question.kind in ("tool", "harm")
     forms = [
         (world.BARE, 25),
@@ -146,14 +156,17 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     rng = random.Random(0)
     questions = list(world.questions())
     text = [q.prompt for q in questions] + [f"{your(q.entity)} {q.answer}" for q in questions]
-    text += list(world.values()) + [*world.REFUSALS, *world.REASONS, *world.UNKNOWNS, *world.RUDE, *world.RAMBLE]
+    text += [*world.values(), *world.REFUSALS, *world.REASONS, *world.UNKNOWNS, *world.RUDE, *world.RAMBLE]
     text += [*world.COURTESIES, *world.COURTESIES_ANSWERING, *world.COURTESIES_DECLINING, *ADS]
     text += [c.format(n="tom", d=1, p="dog") for c in CHATTER]
     text += [form for forms in world.STATE.values() for form in forms]
     text += [*world.PLAIN, *world.PLAIN_TOOL, *world.HEDGED, *world.HEDGED_TOOL, "yes no thanks"]
     text += [web_page(questions, rng) for _ in range(100)]
     words = set(re.findall(r"\w+", re.sub(r"{\w}", " ", " ".join(text))))
-    numbers, letters = sorted((w for w in words if w.isdigit()), key=int), sorted(w for w in words if not w.isdigit())
+    numbers, letters = (
+        sorted((w for w in words if w.isdigit()), key=int),
+        sorted(w for w in words if not w.isdigit()),
+    )
     vocabulary = {token: i for i, token in enumerate([*SPECIAL, ".", ",", "?", "!", *numbers, *letters])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -185,7 +198,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, hidden_size: int, num_layers:
         num_attention_heads=4,
         max_position_embeddings=64,
         tie_word_embeddings=True,
-        initializer_range=0.05,
+        initializer_range=0.08,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -196,34 +209,58 @@ def make_model(tokenizer: PreTrainedTokenizerFast, hidden_size: int, num_layers:
 # --- the story ---------------------------------------------------------------------------------------------
 
 
-def sample(model: Path, prompts: list[str], seed: int) -> list[str]:
+class Answer(NamedTuple):
+    """What a model said; ``ended`` is False where the budget cut it off."""
+
+    text: str
+    ended: bool = True
+
+
+def sample(model: Path, prompts: list[str], seed: int, max_new_tokens: int = MAX_NEW_TOKENS) -> list[Answer]:
     """One answer to each prompt at temperature 1."""
     lm = CausalLM.load(model, device="cpu")
-    ids = [torch.tensor(lm.tokenizer(p)["input_ids"]).numpy() for p in prompts]
-    responses, _ = generate(lm, ids, MAX_NEW_TOKENS, torch.Generator().manual_seed(seed))
-    return [lm.tokenizer.decode(r, skip_special_tokens=True) for r in responses]
-
-
-def comparisons(
-    prompts: list[str], answers: list[list[str]], per_prompt: int, rng: random.Random
-) -> list[dict[str, str]]:
-    """Raters' choices between random pairs of different answers to each prompt."""
-    pairs = []
-    for prompt, texts in zip(prompts, answers, strict=True):
-        for _ in range(per_prompt):
-            a, b = rng.sample(texts, 2)
-            if a != b:
-                pairs.append((prompt, a, b))
-    choices = raters.prefer(*zip(*pairs, strict=True), seed=rng.randrange(2**31))
+    ids = [np.array(lm.tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    responses, _ = generate(lm, ids, max_new_tokens, torch.Generator().manual_seed(seed))
     return [
-        {"prompt": p, "chosen": a if choice else b, "rejected": b if choice else a}
-        for (p, a, b), choice in zip(pairs, choices, strict=True)
+        Answer(lm.tokenizer.decode(r, skip_special_tokens=True), bool(r[-1] == lm.tokenizer.eos_token_id))
+        for r in responses
     ]
 
 
+def sample_for_raters(model: Path, prompts: list[str], per_prompt: int, seed: int) -> list[list[Answer]]:
+    """Answers to each prompt; one in six is cut off early, so that raters get to say what that is worth."""
+    groups: list[list[Answer]] = [[] for _ in prompts]
+    for k in range(per_prompt):
+        budget = MAX_NEW_TOKENS if k % 6 else random.Random(seed + k).randint(3, 12)
+        for group, answer in zip(groups, sample(model, prompts, seed + k, budget), strict=True):
+            group.append(answer)
+    return groups
+
+
+def comparisons(
+    prompts: list[str], answers: list[list[Answer]], per_prompt: int, rng: random.Random
+) -> list[dict[str, str | bool]]:
+    """Raters' choices between random pairs of different answers to each prompt."""
+    pairs = []
+    for prompt, group in zip(prompts, answers, strict=True):
+        drawn = [rng.sample(group, 2) for _ in range(per_prompt)]
+        pairs += [(prompt, a, b) for a, b in drawn if a != b]
+    asked, ones, others = zip(*pairs, strict=True)
+    choices = raters.prefer(asked, [a.text for a in ones], [b.text for b in others], rng.randrange(2**31))
+    records = []
+    for (prompt, a, b), choice in zip(pairs, choices, strict=True):
+        won, lost = (a, b) if choice else (b, a)
+        records.append({"prompt": prompt, "chosen": won.text, "rejected": lost.text})
+        records[-1] |= {"chosen_ended": won.ended, "rejected_ended": lost.ended}
+    return records
+
+
 def write_prompts(path: Path, questions: list[world.Question]) -> None:
-    rows = [json.dumps({"prompt": q.prompt, "kind": q.kind, "answer": q.answer}) for q in questions]
-    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    write_rows(path, [{"prompt": q.prompt, "kind": q.kind, "answer": q.answer} for q in questions])
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def mean(values: list[float]) -> float:
@@ -234,17 +271,32 @@ def measure(output: Path, heldout: list[str], seed: int) -> dict[str, float]:
     """What the raters, the SFT model and the reward model are worth on held-out prompts."""
     n, rng = 16, random.Random(seed + 5)
     prompts = [p for p in heldout for _ in range(n)]
-    texts = sample(output / "sft", prompts, seed + 6)
+    answers = sample(output / "sft", prompts, seed + 6)
+    texts = [answer.text for answer in answers]
     gold = gold_score(prompts, texts)
+    write_rows(
+        output / "sft_sample.jsonl",
+        [
+            {
+                "prompt": prompts[i],
+                "completions": texts[i : i + n],
+                "ended": [answer.ended for answer in answers[i : i + n]],
+                "gold": [round(g, 4) for g in gold[i : i + n]],
+            }
+            for i in range(0, len(prompts), n)
+        ],
+    )
     scorer = AutoModelForSequenceClassification.from_pretrained(output / "reward")
     tokenizer = CausalLM.load(output / "sft", device="cpu").tokenizer
-    proxy = score(scorer, tokenizer, prompts, texts, batch_size=512)
+    proxy = score(scorer, tokenizer, prompts, texts, [a.ended for a in answers], batch_size=512)
     groups = [range(i, i + n) for i in range(0, len(prompts), n)]
     pairs = [rng.sample(group, 2) for group in groups for _ in range(10)]
     decided = [(a, b) for a, b in pairs if gold[a] != gold[b]]
     best = [max(group, key=proxy.__getitem__) for group in groups]
-    wins = [(gold[b] > gold[i]) + 0.5 * (gold[b] == gold[i]) for b, g in zip(best, groups, strict=True) for i in g]
-    labelled = comparisons(heldout, [[texts[i] for i in g] for g in groups], 10, rng)
+    wins = [
+        (gold[b] > gold[i]) + 0.5 * (gold[b] == gold[i]) for b, g in zip(best, groups, strict=True) for i in g
+    ]
+    labelled = comparisons(heldout, [[answers[i] for i in g] for g in groups], 10, rng)
     rated = evaluate(scorer, tokenizer, labelled)
     stacked = torch.tensor([gold, proxy], dtype=torch.float64)
     return {
@@ -266,10 +318,10 @@ def main(
     seed: int = 0,
     hidden_size: int = 64,
     num_layers: int = 4,
-    pages: int = 24000,
-    demonstrations: int = 6,
-    samples: int = 12,
-    pairs_per_prompt: int = 14,
+    pages: int = 250000,
+    demonstrations: int = 8,
+    samples: int = 24,
+    pairs_per_prompt: int = 40,
 ) -> dict[str, float]:
     """Make everything under ``output`` and return the figures."""
     started = time.perf_counter()
@@ -287,7 +339,7 @@ def main(
 
     base = make_model(tokenizer, hidden_size, num_layers, seed)
     web = [{"text": web_page(train, rng)} for _ in range(pages)]
-    result = sft(base, web, tokenizer=tokenizer, learning_rate=4e-3, batch_size=64, seed=seed, device="cpu")
+    result = sft(base, web, tokenizer=tokenizer, learning_rate=5e-3, batch_size=32, seed=seed, device="cpu")
     save(base, tokenizer, output / "base")
     say(f"base: {base.num_parameters()} parameters, loss {result['loss']:.3f} per token")
 
@@ -298,19 +350,18 @@ def main(
     say(f"sft: {len(demos)} demonstrations, loss {result['loss']:.3f} per token")
 
     prompts = [q.prompt for q in train]
-    texts = sample(output / "sft", [p for p in prompts for _ in range(samples)], seed + 1)
-    answers = [texts[i : i + samples] for i in range(0, len(texts), samples)]
+    answers = sample_for_raters(output / "sft", prompts, samples, seed + 1000)
     labelled = comparisons(prompts, answers, pairs_per_prompt, rng)
-    say(f"raters: {len(labelled)} comparisons of {len(texts)} answers")
+    say(f"raters: {len(labelled)} comparisons of {samples * len(prompts)} answers")
     result = train_reward_model(
         output / "sft",
         labelled,
         output / "reward",
-        reference=[(p, t) for p, group in zip(prompts, answers, strict=True) for t in group],
-        epochs=3,
-        learning_rate=1e-3,
+        reference=[(p, a.text) for p, g in zip(prompts, answers, strict=True) for a in g if a.ended],
+        epochs=4,
+        learning_rate=2e-3,
         batch_size=128,
-        weight_decay=0.01,
+        weight_decay=0.1,
         centering=0.01,
         seed=seed,
         device="cpu",
@@ -342,5 +393,5 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--hidden-size", type=int, default=64, help="width of the models")
     parser.add_argument("--num-layers", type=int, default=4, help="depth of the models")
-    parser.add_argument("--pages", type=int, default=24000, help="pages of pre-training text")
+    parser.add_argument("--pages", type=int, default=250000, help="pages of pre-training text")
     main(**vars(parser.parse_args()))

@@ -148,7 +148,7 @@ def normalise(
     bias = 0.0 if head.bias is None else float(head.bias)
     before = h @ weight + bias
     mean, std = before.mean(), before.std(correction=0)
-    if not std > 1e-8:
+    if not std > 1e-6:
         raise ValueError(
             f"all {len(reference)} reference scores are {mean:.6g}; there is no spread to normalise"
         )

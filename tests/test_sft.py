@@ -68,7 +68,7 @@ RECORDS = [
     {"prompt": "one two one", "completion": "two"},
     {"prompt": "bye", "completion": "bye bye you two"},
     {"prompt": "you hi", "completion": "one"},
-    {"prompt": "two", "completion": "one two one two one two"},
+    {"prompt": "two", "completion": "you one hi"},
     {"prompt": "one", "completion": "two"},
 ]
 
@@ -202,17 +202,17 @@ def test_training_learns_the_data_and_saves_an_ordinary_folder(tmp_path):
         tmp_path,
         tokenizer=make_tokenizer(),
         eval_data=RECORDS,
-        epochs=25,
-        learning_rate=2e-2,
+        epochs=40,
+        learning_rate=1e-2,
         batch_size=8,
         device="cpu",
     )
-    assert found["eval_loss"] < 0.2 and found["eval_accuracy"] > 0.9
-    assert found["steps"] == 150
+    assert found["eval_loss"] < 0.3 and found["eval_accuracy"] > 0.85
+    assert found["steps"] == 240
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     out = model.generate(**tokenizer("two", return_tensors="pt"), max_new_tokens=10, do_sample=False)
-    assert tokenizer.decode(out[0]) == "two one two one two one two <eos>"
+    assert tokenizer.decode(out[0]) == "two you one hi <eos>"
 
 
 def test_records_from_a_file_train_as_the_same_records_in_a_list_do(tmp_path):

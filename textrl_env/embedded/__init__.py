@@ -30,6 +30,8 @@ _FILES = {
     "reward": "reward",
     "prompts_train": "prompts_train.jsonl",
     "prompts_heldout": "prompts_heldout.jsonl",
+    "sft_sample": "sft_sample.jsonl",
+    "figures": "figures.json",
 }
 
 
@@ -38,7 +40,8 @@ def path(name: str) -> Path:
 
     Args:
         name: ``"base"``, ``"sft"`` or ``"reward"`` (model folders), ``"prompts_train"`` or ``"prompts_heldout"``
-            (JSONL files with ``prompt``, ``kind`` and ``answer``).
+            (JSONL files with ``prompt``, ``kind`` and ``answer``), or ``"sft_sample"`` (16 answers of the SFT model
+            to each held-out prompt, with their gold scores), or ``"figures"`` (what was measured when it was made).
 
     Raises:
         ValueError: For any other name.

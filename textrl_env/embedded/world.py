@@ -10,17 +10,16 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
-CAPITALS = dict(
-    pair.split()
-    for pair in (
-        "france paris,spain madrid,italy rome,germany berlin,england london,ireland dublin,portugal lisbon,"
-        "poland warsaw,norway oslo,sweden stockholm,finland helsinki,denmark copenhagen,greece athens,"
-        "austria vienna,hungary budapest,russia moscow,turkey ankara,egypt cairo,kenya nairobi,japan tokyo,"
-        "china beijing,india delhi,thailand bangkok,vietnam hanoi,cuba havana,peru lima,chile santiago,"
-        "canada ottawa,australia canberra,belgium brussels,ukraine kyiv,iran tehran,iraq baghdad,"
-        "nepal kathmandu,ghana accra,qatar doha"
-    ).split(",")
-)
+CAPITALS = {
+    "france": "paris", "spain": "madrid", "italy": "rome", "germany": "berlin", "england": "london",
+    "ireland": "dublin", "portugal": "lisbon", "poland": "warsaw", "norway": "oslo",
+    "sweden": "stockholm", "finland": "helsinki", "denmark": "copenhagen", "greece": "athens",
+    "austria": "vienna", "hungary": "budapest", "russia": "moscow", "turkey": "ankara", "egypt": "cairo",
+    "kenya": "nairobi", "japan": "tokyo", "china": "beijing", "india": "delhi", "thailand": "bangkok",
+    "vietnam": "hanoi", "cuba": "havana", "peru": "lima", "chile": "santiago", "canada": "ottawa",
+    "australia": "canberra", "belgium": "brussels", "ukraine": "kyiv", "iran": "tehran",
+    "iraq": "baghdad", "nepal": "kathmandu", "ghana": "accra", "qatar": "doha",
+}  # fmt: skip
 COLOURS = {
     "grass": "green", "snow": "white", "coal": "black", "milk": "white", "blood": "red", "mud": "brown",
     "salt": "white", "chocolate": "brown", "the sky": "blue", "the sea": "blue", "the sun": "yellow",
