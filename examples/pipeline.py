@@ -185,7 +185,7 @@ def main(output: Path, seed: int = 0, tokens: int = 80_000) -> None:
     for name, f in figures.items():
         cost = "{:7.0f}  {:7.0f}".format(*spent[name]) if name in spent else f"{'-':>7}  {'-':>7}"
         print(
-            f"{name:<13} {f['gold']:4.2f}  {f['win']:12.1%}  {f['kl']:5.2f}  {f['distinct']:10.2f}  "
+            f"{name:<13} {f['gold']:4.2f}  {f['win']:12.1%}  {round(f['kl'], 2) + 0.0:5.2f}  {f['distinct']:10.2f}  "
             f"{f['proxy']:5.2f}  {f['length']:6.1f}  {cost}"
         )
     for name in ("preferences", "reward model"):
