@@ -30,7 +30,7 @@ def policy_log_probs(policy: Policy, env: Any) -> Levels:
         policy: Any policy of the environment.
         env: A ``TokenTree-v0`` or a tiny ``TextRLHF-v0``, single or vector, wrapped or not.
     """
-    dynamics, levels = token_dynamics(env), []
+    dynamics, levels = token_env(env).dynamics, []
     prompts, goes_on, horizon, pad_id = _language(dynamics)
     prompt_ids, tokens = np.arange(len(prompts)), np.zeros((len(prompts), 0), dtype=np.int64)
     for _ in range(horizon):
@@ -45,8 +45,8 @@ def policy_log_probs(policy: Policy, env: Any) -> Levels:
     return levels
 
 
-def token_dynamics(env: Any) -> Any:
-    """The dynamics of the token environment inside ``env``, also inside a ``SyncVectorEnv``."""
+def token_env(env: Any) -> Any:
+    """The token environment inside ``env``, also inside a ``SyncVectorEnv``."""
     base = env.unwrapped
     base = base.envs[0].unwrapped if hasattr(base, "envs") else base
     dynamics = getattr(base, "dynamics", None)
@@ -55,7 +55,7 @@ def token_dynamics(env: Any) -> Any:
             f"the exact solver enumerates token environments, got {env}; TokenTree-v0 is one, and TextRLHF-v0 "
             "with a tiny vocabulary and budget"
         )
-    return dynamics
+    return base
 
 
 def _language(dynamics: Any) -> tuple[list[np.ndarray], np.ndarray, int, int]:
@@ -123,8 +123,8 @@ class ExactGapCallback(BaseCallback):
         self._rollouts = 0
 
     def _on_training_start(self) -> None:
-        env = self.model.get_env()
-        self._dynamics = token_dynamics(env)
+        env = token_env(self.model.get_env())
+        self._dynamics = env.dynamics
         _check_rows(self._dynamics, self.max_rows)
         mdp = from_token_tree(env) if hasattr(self._dynamics, "ref_table") else from_text_env(env)
         self._solve(mdp)
