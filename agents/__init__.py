@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from agents.base import Agent
     from agents.exact_gap import ExactGapCallback
     from agents.grpo import GRPO
+    from agents.kl_control import AdaptiveKL
     from agents.policies import CausalLMPolicy, Evaluation, MlpPolicy, Policy
     from agents.ppo import PPO
+    from agents.ptx import PPOptx
     from agents.reinforce import REINFORCE
     from agents.rollout import Rollout
     from agents.tabular import TabularPolicy
@@ -36,12 +38,14 @@ _LAZY = {
     "PPO": "agents.ppo",
     "REINFORCE": "agents.reinforce",
     "RLOO": "agents.variants",
+    "AdaptiveKL": "agents.kl_control",
     "Agent": "agents.base",
     "CausalLMPolicy": "agents.policies",
     "DrGRPO": "agents.variants",
     "Evaluation": "agents.policies",
     "ExactGapCallback": "agents.exact_gap",
     "MlpPolicy": "agents.policies",
+    "PPOptx": "agents.ptx",
     "Policy": "agents.policies",
     "REINFORCEPlusPlus": "agents.variants",
     "Rollout": "agents.rollout",
@@ -56,12 +60,14 @@ __all__ = [
     "PPO",
     "REINFORCE",
     "RLOO",
+    "AdaptiveKL",
     "Agent",
     "CausalLMPolicy",
     "DrGRPO",
     "Evaluation",
     "ExactGapCallback",
     "MlpPolicy",
+    "PPOptx",
     "Policy",
     "REINFORCEPlusPlus",
     "Rollout",

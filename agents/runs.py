@@ -31,6 +31,7 @@ from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoard
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.base import Agent
+from agents.kl_control import AdaptiveKL
 from agents.locate import find_agent, find_policy
 
 FORMAT = 1
@@ -107,6 +108,7 @@ def new_config(
     save_every: int | None = None,
     keep: int = 2,
     log_interval: int = 1,
+    adaptive_kl: dict[str, float] | None = None,
     command: str = "",
     defaults: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -126,6 +128,7 @@ def new_config(
         save_every: Timesteps between checkpoints; None is a tenth of ``total_timesteps``.
         keep: Checkpoints to keep.
         log_interval: Updates between two lines of the log.
+        adaptive_kl: Arguments of :class:`~agents.kl_control.AdaptiveKL`; None keeps the KL coefficient fixed.
         command: The command line that says the same.
         defaults: The hyper-parameters left alone, for the reader.
     """
@@ -146,6 +149,7 @@ def new_config(
         "save_every": save_every or max(total_timesteps // 10, 1),
         "keep": keep,
         "log_interval": log_interval,
+        "adaptive_kl": adaptive_kl,
         "working_directory": str(Path.cwd()),
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in _PACKAGES},
@@ -341,13 +345,15 @@ def train(
         KeyboardInterrupt: It came twice.
     """
     saver = CheckpointCallback(folder, config["save_every"], config["keep"])
+    adaptive_kl = config.get("adaptive_kl")
+    control = [] if adaptive_kl is None else [AdaptiveKL(**adaptive_kl)]
     logger = open_logger(folder, agent.num_timesteps)
     agent.set_logger(logger)
     try:
         with _stop_on_signals(saver):
             agent.learn(
                 config["total_timesteps"] - agent.num_timesteps,
-                [*(callbacks or []), saver],
+                [*(callbacks or []), *control, saver],
                 log_interval=config["log_interval"],
                 reset_num_timesteps=agent.num_timesteps == 0,
             )

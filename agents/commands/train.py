@@ -129,6 +129,22 @@ def _train(
     kl_estimator: Annotated[
         str | None, typer.Option(help="k1, k2 or k3.", show_default="k1", rich_help_panel=_TEXT)
     ] = None,
+    adaptive_kl_target: Annotated[
+        float | None,
+        typer.Option(
+            help="Adapt --kl-coef so that the KL of a response comes to this many nats.",
+            show_default="fixed --kl-coef",
+            rich_help_panel=_TEXT,
+        ),
+    ] = None,
+    adaptive_kl_horizon: Annotated[
+        float | None,
+        typer.Option(
+            help="Episodes over which the coefficient may change by a fifth.",
+            show_default="10000",
+            rich_help_panel=_TEXT,
+        ),
+    ] = None,
     max_new_tokens: Annotated[
         int | None,
         typer.Option(help="Budget of a response in tokens.", show_default="24", rich_help_panel=_TEXT),
@@ -361,9 +377,19 @@ def _config(
         agent_kwargs=chosen,
         policy_kwargs=hyper.parse_assignments("--policy-arg", values["policy_arg"] or ()),
         env_kwargs=_env_kwargs(values),
+        adaptive_kl=_adaptive_kl(values),
         command=line,
         defaults={f.name: f.default for f in flags if f.name not in chosen and _is_plain(f.default)},
     )
+
+
+def _adaptive_kl(values: dict[str, Any]) -> dict[str, float] | None:
+    """Arguments of the KL controller; None for a fixed coefficient."""
+    target, horizon = values["adaptive_kl_target"], values["adaptive_kl_horizon"]
+    if target is None and horizon is not None:
+        raise ValueError("--adaptive-kl-horizon goes with --adaptive-kl-target, the KL to aim for")
+    said = {"target": target, "horizon": horizon}
+    return None if target is None else {name: value for name, value in said.items() if value is not None}
 
 
 def _is_plain(default: Any) -> bool:
