@@ -493,6 +493,10 @@ class Agent:
         """How the losses of the steps are averaged, ``[b, T]``; every real step counts alike."""
         return maths.loss_weights(batch.mask, "token")
 
+    def extra_loss(self) -> Tensor | None:
+        """A scalar that joins every gradient step beside the rollout's loss; None for nothing."""
+        return None
+
     def prepare_batch(self, batch: Rollout) -> Rollout:
         """Last change to a minibatch before it is evaluated, for example normalising advantages."""
         return batch
@@ -553,6 +557,9 @@ class Agent:
                 stacked = torch.stack([value.detach() for value in metrics.values()])  # [M, b, T]
                 totals = totals + (stacked * micro.mask).sum((1, 2)) / real_steps
                 loss_total = loss_total + loss.detach()
+        extra = self.extra_loss()
+        if extra is not None:
+            extra.backward()
         norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm))
         if not math.isfinite(norm):
             raise FloatingPointError(

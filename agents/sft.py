@@ -274,7 +274,7 @@ def sft(
     model, tokenizer = load_model(model, tokenizer, device)
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     limit = max_length or getattr(model.config, "max_position_embeddings", None)
-    examples = _encode_all(data, tokenizer, limit)
+    examples = encode_all(data, tokenizer, limit)
     tokens = 0
 
     def accumulate(indices: list[int]) -> dict[str, float]:
@@ -305,7 +305,7 @@ def sft(
         "tokens": float(tokens),
     }
     if eval_data is not None:
-        scored = evaluate_sft(model, _encode_all(eval_data, tokenizer, limit), pad_id)
+        scored = evaluate_sft(model, encode_all(eval_data, tokenizer, limit), pad_id)
         result |= {f"eval_{name}": value for name, value in scored.items()}
     if output is not None:
         model.save_pretrained(output)
@@ -334,7 +334,12 @@ def load_model(
     return model.to(choose_device(device)), tokenizer
 
 
-def _encode_all(data: Any, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> list[Example]:
+def encode_all(data: Any, tokenizer: PreTrainedTokenizerBase, limit: int | None = None) -> list[Example]:
+    """Every record of ``data`` that has a token to learn from within ``limit`` tokens, cut there.
+
+    Raises:
+        ValueError: None has.
+    """
     examples = [encode(record, tokenizer) for record in load_records(data)]
     cut = [Example(e.input_ids[:limit], e.labels[:limit]) for e in examples]
     kept = [e for e in cut if any(label != IGNORE for label in e.labels[1:])]
