@@ -34,7 +34,7 @@ class GRPO(Agent):
         average: "sequence" (GRPO), "token" (DAPO) or "constant" (Dr. GRPO) mean of the loss.
         kl_in: "reward" (each token's KL is charged, as the env does) or "loss". Either way it is counted
             once, with the env's ``kl_coef``; an env without a reference has none.
-        kl_loss_estimator: "k3" (as published) or "k2" (unbiased gradient), for ``kl_in="loss"``.
+        kl_loss_estimator: "k3" (as published) or "k2" (each token's own KL, unbiased), for ``kl_in="loss"``.
         ent_coef: Weight of the entropy bonus.
         max_grad_norm: Gradients are clipped to this norm.
         **kwargs: See :class:`~agents.base.Agent`.
