@@ -192,7 +192,7 @@ def text_table(seeds: int) -> list[str]:
 
 PAGE = """# How near the optimum
 
-Written by `python benchmarks/optimality.py`. The optimum of `E[score] - kl_coef * KL` is known exactly wherever
+Written by `python benchmarks/optimality.py {arguments}`. The optimum of `E[score] - kl_coef * KL` is known exactly wherever
 the language can be enumerated, and so is every policy's distance from it. The gap is
 `(J* - J) / (J* - J_ref)` of the final policy, in per cent: 100 for the reference, where learning starts, 0 at
 the optimum. Median over seeds, the worst seed in brackets.
@@ -228,6 +228,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     page = PAGE.format(
+        arguments=" ".join(f"--{name.replace('_', '-')} {n}" for name, n in vars(arguments).items()),
         responses=2 * (1 + 4 + 16 + 64 * 5),
         tree_steps=TREE_STEPS,
         episodes=EPISODES,
