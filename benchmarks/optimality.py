@@ -192,8 +192,10 @@ def text_table(seeds: int) -> list[str]:
 
 PAGE = """# How near the optimum
 
-Written by `python benchmarks/optimality.py {arguments}`. The optimum of `E[score] - kl_coef * KL` is known exactly wherever
-the language can be enumerated, and so is every policy's distance from it. The gap is
+Written by `python benchmarks/optimality.py {arguments}`.
+
+The optimum of `E[score] - kl_coef * KL` is known exactly wherever the
+language can be enumerated, and so is every policy's distance from it. The gap is
 `(J* - J) / (J* - J_ref)` of the final policy, in per cent: 100 for the reference, where learning starts, 0 at
 the optimum. Median over seeds, the worst seed in brackets.
 
