@@ -69,7 +69,7 @@ class Agent:
         ent_coef: Weight of the entropy bonus.
         vf_coef: Weight of the value loss, where there is a critic.
         max_grad_norm: Gradients are clipped to this norm.
-        critic: "separate", "shared", None (none), or "default" for the policy's own default.
+        critic: "separate", "shared", "head" (language models), None, or "default" for the policy's own default.
         group_size: Episodes that share a start state, neighbours in the rollout.
         micro_batch_size: Rows evaluated at once; losses do not depend on it, memory does.
         n_envs: Slots to make when ``env`` is an id; None is 1 for segments, all episodes for whole episodes.

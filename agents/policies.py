@@ -301,8 +301,9 @@ class CausalLMPolicy(Policy):
     Args:
         observation_space: ``Dict(input_ids, attention_mask)`` as ``TextRLHF-v0`` has it.
         action_space: ``Discrete(vocab_size)``.
-        critic: "shared" (a value head on the policy's last hidden states), "separate" (a copy of the body
-            with a head), or None. Heads start at zero output.
+        critic: "head" (a value head that reads the policy's last hidden states and leaves them alone),
+            "shared" (the same, its gradient shaping the hidden states too: a large value error can then wreck
+            the policy), "separate" (a copy of the body with a head), or None. Heads start at zero output.
         model: A :class:`~textrl_env.language_model.CausalLM`, a folder or a hub id.
         autocast: bfloat16 in evaluation; None turns it on where the device gains from it (CUDA).
     """
@@ -313,12 +314,12 @@ class CausalLMPolicy(Policy):
         self,
         observation_space: spaces.Space,
         action_space: spaces.Space,
-        critic: str | None = "shared",
+        critic: str | None = "head",
         model: CausalLM | str | Path | None = None,
         autocast: bool | None = None,
     ) -> None:
         super().__init__(observation_space, action_space, critic)
-        check_choice("critic", critic, ("separate", "shared", None))
+        check_choice("critic", critic, ("head", "shared", "separate", None))
         _check_text_spaces(observation_space, action_space)
         if model is None:
             raise ValueError(
@@ -333,6 +334,7 @@ class CausalLMPolicy(Policy):
             )
         self.model = self.lm.model  # registers the weights
         self.body = copy.deepcopy(self.model.base_model) if critic == "separate" else None
+        self.detach_critic = critic == "head"
         width = self.model.config.get_text_config().hidden_size
         self.value_head = None if critic is None else _linear(width, 1, 0.0)
         device = self.lm.device
@@ -409,6 +411,8 @@ class CausalLMPolicy(Policy):
             positions = (attention.long().cumsum(-1) - 1).clamp(min=0)
             out = self.body(input_ids=ids, attention_mask=attention, position_ids=positions, use_cache=False)
             hidden = out.last_hidden_state[:, -steps - 1 : -1]
+        elif self.detach_critic:
+            hidden = hidden.detach()
         return self.value_head(hidden).squeeze(-1).float()
 
     def stack(self, observations: list[Any], actions: np.ndarray, mask: np.ndarray) -> dict[str, Tensor]:
@@ -456,7 +460,7 @@ def make_policy(
     Args:
         policy: "MlpPolicy", "CausalLMPolicy", "auto" (a language model where the env has one), or a class.
         env: The vector env.
-        critic: "separate", "shared", None, or "default" for the policy's own default.
+        critic: One of the policy's kinds of critic, None, or "default" for the policy's own default.
         policy_kwargs: Passed on to the policy.
     """
     lm = _env_lm(env)

@@ -32,7 +32,8 @@ class PPO(Agent):
         max_grad_norm: Gradients are clipped to this norm.
         target_kl: Stop a rollout's passes when the approximate KL of the update exceeds 1.5 times this.
         n_episodes: Episodes in a rollout, on text (64) or to learn from whole episodes elsewhere.
-        critic: "separate", "shared", or "default" (separate for MLPs, a shared trunk for language models).
+        critic: "separate" (the default of MLPs), "shared", or "head" (the default of language models: reads the
+            policy's hidden states without shaping them).
         **kwargs: See :class:`~agents.base.Agent`.
     """
 
