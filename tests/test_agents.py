@@ -159,8 +159,10 @@ def test_signatures_are_those_of_stable_baselines3():
         "target_kl",
     }
     for name in shared:
-        if name not in ("gamma", "policy", "env"):  # 0.99 too, but 1 on text
+        if name not in ("gamma", "n_epochs", "policy", "env"):  # theirs too, but others on text
             assert ours[name].default == theirs[name].default, name
+    toy = PPO("MlpPolicy", "ToyBandit-v0", seed=0)
+    assert (toy.gamma, toy.n_epochs) == (theirs["gamma"].default, theirs["n_epochs"].default)
     for name in ("tensorboard_log", "policy_kwargs", "verbose", "seed", "device", "stats_window_size"):
         assert name in base and name in theirs
     for name in ("save", "load", "get_env", "set_env", "logger", "set_logger"):
