@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+#: The page of tokens, in the output folder.
+PAGE = "tokens.html"
 
 
 def sft(
@@ -55,11 +59,13 @@ def sft(
     """Fine-tune a model on demonstrations: the first step after pre-training.
 
     The loss is the mean of -log p over the tokens of the answers (end token included); prompts carry none. The output
-    is an ordinary Hugging Face folder.
+    is an ordinary Hugging Face folder; tokens.html in it shows some records token by token, before and after.
     """
     from agents.commands import offline
     from agents.commands.terminal import quiet_transformers
+    from agents.heatmap import score_tokens
     from agents.offline import count_steps
+    from agents.sft import load_model
     from agents.sft import sft as train
     from textrl_env import embedded
 
@@ -69,11 +75,16 @@ def sft(
     held_out = None if eval_data is None else demonstrations(eval_data, skip_bad_rows)[0]
     rate = learning_rate or (2e-3 if model is None else 1e-4)
     steps = count_steps(len(rows), batch_size, epochs)
+    start = embedded.path("base") if model is None else model
+    learner, tokenizer = load_model(start, None, device)
+    shown = _some(rows if held_out is None else held_out)
+    before = score_tokens(learner, tokenizer, shown, max_length)
     with offline.Progress("sft", steps, log_dir=log_dir) as progress:
         result = train(
-            embedded.path("base") if model is None else model,
+            learner,
             rows,
             folder,
+            tokenizer=tokenizer,
             eval_data=held_out,
             epochs=epochs,
             learning_rate=rate,
@@ -85,16 +96,40 @@ def sft(
             logger=progress,
             log_interval=1,
         )
+        if before:
+            scored = {"before": before, "after": score_tokens(learner, tokenizer, shown, max_length)}
+            _show_tokens(scored, folder, progress, steps)
     figures = {name.replace("_", " "): value for name, value in result.items()}
     offline.report(
         f"{folder}: fine-tuned on {len(rows):,} records in {progress.seconds:.0f} s", figures, skipped
     )
+    if before:
+        print(f"\n{folder / PAGE} shows how sure the model is of every token, before and after")
     offline.print_next(
         [
             (f"textrl preferences --model {folder} --prompts FILE --judge J", "compare its answers"),
             (f"textrl train --model {folder} --prompts FILE --reward R", "reinforcement learning from here"),
         ]
     )
+
+
+def _some(rows: list[dict[str, Any]], count: int = 8) -> list[dict[str, Any]]:
+    """``count`` rows, spread over all of them."""
+    return rows[:: max(len(rows) // count, 1)][:count]
+
+
+def _show_tokens(scored: dict[str, Any], folder: Path, progress: Any, step: int) -> None:
+    """How sure the model was and is of every token: a page beside the model, and a picture in TensorBoard."""
+    from stable_baselines3.common.logger import TensorBoardOutputFormat
+
+    from agents.heatmap import heatmap_html
+    from agents.heatmap_image import heatmap_image
+
+    title = "What fine-tuning has taught: how sure the model is of every token"
+    (folder / PAGE).write_text(heatmap_html(scored, title), encoding="utf-8")
+    for output in () if progress.logger is None else progress.logger.output_formats:
+        if isinstance(output, TensorBoardOutputFormat):  # the CSV would get an empty row
+            output.writer.add_image("samples/tokens", heatmap_image(scored, title), step, dataformats="HWC")
 
 
 def demonstrations(source: str, skip_bad_rows: bool) -> tuple[list[dict[str, Any]], list[str]]:
