@@ -553,7 +553,8 @@ class Agent:
             loss.backward()
             metrics = {"entropy": new.entropy} | metrics
             names = list(metrics)
-            with torch.no_grad():  # all metrics in one go: for small networks they would cost as much as the loss
+            # All metrics in one go: for small networks they would cost as much as the loss.
+            with torch.no_grad():
                 stacked = torch.stack([value.detach() for value in metrics.values()])  # [M, b, T]
                 totals = totals + (stacked * micro.mask).sum((1, 2)) / real_steps
                 loss_total = loss_total + loss.detach()
