@@ -56,6 +56,16 @@ def check_model_path(path: str | Path, what: str = "model") -> None:
         raise FileNotFoundError(f"{what}={str(path)!r}: there is no such folder.{hint}")
 
 
+def _not_found(path: str | Path, error: OSError) -> str:
+    """What to tell about a model that neither a folder nor the hub gave."""
+    if (Path(path).expanduser() / "config.json").is_file():
+        return f"model={str(path)!r} is a folder with a config.json, but the model cannot be read from it: {error}"
+    folders = [p.parent.name for p in Path().glob("*/config.json")]
+    close = difflib.get_close_matches(str(path), folders, n=1)
+    hint = f" Did you mean the folder {close[0]!r}?" if close else ""
+    return f"model={str(path)!r}: no such folder here, and the hub gave none: {str(error).splitlines()[0]}{hint}"
+
+
 class CausalLM:
     """A causal language model, its tokenizer and the distribution it acts with.
 
@@ -124,7 +134,10 @@ class CausalLM:
             check_model_path(model)
             tokenizer = model if tokenizer is None else tokenizer
             dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-            model = AutoModelForCausalLM.from_pretrained(str(model), dtype=dtype)
+            try:
+                model = AutoModelForCausalLM.from_pretrained(str(model), dtype=dtype)
+            except OSError as error:
+                raise FileNotFoundError(_not_found(model, error)) from error
         if tokenizer is None:
             raise ValueError("a live model needs its tokenizer: pass tokenizer=...")
         if isinstance(tokenizer, (str, Path)):
