@@ -18,16 +18,17 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
-from gymnasium.wrappers.vector import RecordEpisodeStatistics as VectorEpisodeStatistics
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import configure_logger
 from torch import Tensor
 
 from agents import checkpoint, maths
+from agents.collect import collect_episodes, collect_fused, collect_steps
+from agents.envs import add_batch, bind_policy, fused_env, kl_envs, make_envs
 from agents.episodes import EpisodeLog
 from agents.policies import Evaluation, Policy, make_policy
-from agents.rollout import Rollout, collect_episodes, collect_fused, collect_steps, make_envs
+from agents.rollout import Rollout
 from textrl_env.errors import did_you_mean
 from textrl_env.language_model import choose_device
 
@@ -176,9 +177,9 @@ class Agent:
         slots = self.n_envs or (self.n_episodes or 16 if self.whole_episodes else 1)
         if isinstance(env, str) and self._is_text(env):
             slots = self.n_envs or 1  # the fused way needs no slots
-        self.text_env = _fused_env(env)
+        self.text_env = fused_env(env)
         self.env = make_envs(env, slots, self.env_kwargs, self.group_size > 1)
-        self.text_env = self.text_env or _fused_env(self.env)
+        self.text_env = self.text_env or fused_env(self.env)
         self.num_envs = self.env.num_envs
         mode = self.env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
         self.autoreset_mode = mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)
@@ -213,7 +214,7 @@ class Agent:
             parameters, lr=schedule_value(self.learning_rate, 1.0), eps=1e-5, fused=fused
         )
         if self.env is not None:
-            self._bind()
+            bind_policy(self.env, self.policy.log_prob)
 
     def _policy_device(self) -> torch.device:
         """Small networks are fastest on the CPU; a language model goes where the env's is, or to what there is."""
@@ -223,38 +224,15 @@ class Agent:
             return torch.device("cpu")
         return self.text_env.lm.device if self.text_env is not None else choose_device()
 
-    def _bind(self) -> None:
-        """Tell environments that charge a KL who acts."""
-        base = self.env.unwrapped
-        if hasattr(base, "bind_policy"):
-            base.bind_policy(self.policy.log_prob)
-        for inner in getattr(base, "envs", []):
-            if hasattr(inner.unwrapped, "bind_policy"):
-                inner.unwrapped.bind_policy(self._single_log_prob)
-
-    def _single_log_prob(self, observation: Any, action: Any) -> float:
-        batch = (
-            {name: np.asarray(value)[None] for name, value in observation.items()}
-            if isinstance(observation, dict)
-            else np.asarray(observation)[None]
-        )
-        return float(self.policy.log_prob(batch, np.asarray(action)[None])[0])
-
     @property
     def kl_coef(self) -> float | None:
         """The environment's KL coefficient; None where there is no reference."""
-        return next((env.kl_coef for env in self._kl_envs()), None)
+        return next((env.kl_coef for env in kl_envs(self.env)), None)
 
     @kl_coef.setter
     def kl_coef(self, value: float) -> None:
-        for env in self._kl_envs():
+        for env in kl_envs(self.env):
             env.kl_coef = value
-
-    def _kl_envs(self) -> list[Any]:
-        """The environments, inside the vector env or beside it, that charge a KL."""
-        base = None if self.env is None else self.env.unwrapped
-        inside = [base, *(inner.unwrapped for inner in getattr(base, "envs", []))]
-        return [env for env in inside if hasattr(env, "kl_coef")]
 
     # -- stable-baselines3's surface -----------------------------------------------------------------------
 
@@ -278,7 +256,7 @@ class Agent:
         """Learn in another environment with the same spaces."""
         if self.env is None:
             self._set_up_env(env)
-            self._bind()
+            bind_policy(self.env, self.policy.log_prob)
             return
         old = self.env
         self._set_up_env(env)
@@ -290,7 +268,7 @@ class Agent:
         self.last_obs = None
         if not self.policy.whole_episodes:
             self.text_env = None
-        self._bind()
+        bind_policy(self.env, self.policy.log_prob)
 
     def close(self) -> None:
         """Close the environment."""
@@ -398,11 +376,7 @@ class Agent:
         space = self.policy.observation_space
         single = _is_single(space, observation)
         if single:
-            observation = (
-                {name: np.asarray(value)[None] for name, value in observation.items()}
-                if isinstance(observation, dict)
-                else np.asarray(observation)[None]
-            )
+            observation = add_batch(observation)
         actions = self.policy.to_env(self.policy.act(observation, deterministic)[0])
         return (actions[0] if single else actions), state
 
@@ -630,22 +604,6 @@ def _is_single(space: gym.Space, observation: Any) -> bool:
         name, child = next(iter(space.spaces.items()))
         return np.asarray(observation[name]).ndim == len(child.shape)
     return np.asarray(observation).ndim == len(space.shape or ())
-
-
-#: Wrappers that change neither tokens nor rewards, so that the fused way may go past them.
-_TRANSPARENT = (
-    gym.wrappers.OrderEnforcing,
-    gym.wrappers.PassiveEnvChecker,
-    gym.wrappers.RecordEpisodeStatistics,
-    VectorEpisodeStatistics,
-)
-
-
-def _fused_env(env: Any) -> Any:
-    """The environment with ``run_episodes`` inside ``env``, unless a wrapper in between changes something."""
-    while not isinstance(env, str) and hasattr(env, "env") and isinstance(env, _TRANSPARENT):
-        env = env.env
-    return env if hasattr(env, "run_episodes") else None
 
 
 def _peak_memory_mb(device: torch.device) -> float:

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from textrl_env import embedded
-from textrl_env.language_model import CausalLM, generate
+from textrl_env.decoding import generate
+from textrl_env.language_model import CausalLM
 from textrl_env.text_rlhf import Episodes, TextRLHFEnv
 
 #: Responses that are generated at once.

@@ -32,8 +32,9 @@ from agents.judges import load_judge
 from agents.sft import encode_prompt
 from reward_models import Reward
 from textrl_env import embedded
+from textrl_env.decoding import generate
 from textrl_env.errors import check_choice
-from textrl_env.language_model import CausalLM, generate
+from textrl_env.language_model import CausalLM
 from textrl_env.prompts import PromptSet, load_prompts
 
 

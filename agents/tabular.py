@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from agents.policies import Evaluation, Policy
 from agents.rollout import Rollout
+from textrl_env.decoding import sample_actions
 from textrl_env.errors import check_choice
-from textrl_env.language_model import sample_actions
 
 
 class TabularPolicy(Policy):

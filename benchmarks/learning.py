@@ -67,9 +67,9 @@ SETTINGS: dict[str, dict[str, tuple[int, dict[str, Any]]]] = {
         "GRPO": (100_000, {"n_episodes": 8, "learning_rate": 3e-3}),
     },
     "TextRLHF-v0": {
-        "REINFORCE": (60_000, {"learning_rate": 1e-3}),
-        "PPO": (60_000, {"learning_rate": 5e-4, "n_epochs": 4}),
-        "GRPO": (60_000, {"learning_rate": 1e-3}),
+        "REINFORCE": (50_000, {"learning_rate": 1e-3}),
+        "PPO": (50_000, {"learning_rate": 5e-4, "n_epochs": 4}),
+        "GRPO": (50_000, {"learning_rate": 1e-3}),
     },
 }
 TEXT_ENV = {"kl_coef": 0.15}
@@ -138,11 +138,13 @@ def _text_result(agent: Any, seed: int) -> dict[str, Any]:
 
     from agents.evaluation import win_rate
     from textrl_env import embedded
-    from textrl_env.language_model import generate
+    from textrl_env.decoding import generate
     from textrl_env.text_rlhf import TextRLHFEnv
 
     env = TextRLHFEnv(
-        prompts=embedded.path("prompts_heldout"), gold=embedded.gold_score, max_new_tokens=agent.text_env.max_new_tokens
+        prompts=embedded.path("prompts_heldout"),
+        gold=embedded.gold_score,
+        max_new_tokens=agent.text_env.max_new_tokens,
     )
     ids = np.arange(env.num_prompts)
     generator = torch.Generator().manual_seed(seed)
@@ -239,12 +241,16 @@ def check(rows: list[dict[str, Any]], stored: list[dict[str, Any]]) -> int:
         low = band["worst"] - 0.05 * abs(band["median"])
         verdict = "worse " if row["median"] < low else "ok    "
         worse += row["median"] < low
-        print(f"{verdict} {row['env']} {row['agent']}: {row['median']:.3f}, band {low:.3f} to {band['best']:.3f}")
+        print(
+            f"{verdict} {row['env']} {row['agent']}: {row['median']:.3f}, band {low:.3f} to {band['best']:.3f}"
+        )
     return worse
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--envs", nargs="+", default=list(GOALS), choices=list(GOALS))
     parser.add_argument("--agents", nargs="+", default=list(AGENTS), choices=AGENTS)

@@ -30,8 +30,9 @@ from transformers import (
 from agents.sft import sft
 from reward_models.bradley_terry import train_reward_model
 from reward_models.calibration import evaluate, score
+from textrl_env.decoding import generate
 from textrl_env.embedded import MAX_NEW_TOKENS, gold_score, raters, world
-from textrl_env.language_model import CausalLM, generate
+from textrl_env.language_model import CausalLM
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
 #: A conversation is its turns one after another; what the assistant says ends with the end token.

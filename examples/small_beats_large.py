@@ -33,8 +33,9 @@ from agents import PPO
 from agents.evaluation import EvaluationResult, evaluate_policy, heldout_env, win_rate
 from agents.sft import encode_all, evaluate_sft, sft
 from textrl_env import embedded
+from textrl_env.decoding import generate
 from textrl_env.embedded import MAX_NEW_TOKENS, gold_score, world
-from textrl_env.language_model import CausalLM, generate
+from textrl_env.language_model import CausalLM
 from textrl_env.prompts import load_prompts
 from textrl_env.text_rlhf import TextRLHFEnv
 

@@ -23,6 +23,7 @@ from stable_baselines3.common.logger import configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents import GRPO, PPO, REINFORCE, Agent, Rollout, maths
+from agents.envs import bind_policy
 from agents.episodes import distinct_n
 from tests.tiny import PROMPTS, count_a, id_sum, make_env
 
@@ -173,7 +174,7 @@ def test_signatures_are_those_of_stable_baselines3():
 def test_stable_baselines3s_evaluate_policy_takes_an_agent(agent):
     for learner, env in ((make(agent), gym.make("ToyBandit-v0")), (make(agent, make_env()), make_env())):
         if hasattr(env, "bind_policy"):
-            env.bind_policy(learner._single_log_prob)
+            bind_policy(env, learner.policy.log_prob)
         learner.learn(20)
         mean, std = evaluate_policy(learner, env, n_eval_episodes=3, warn=False)
         assert np.isfinite(mean) and np.isfinite(std)

@@ -13,7 +13,7 @@ from gymnasium import spaces
 import textrl_env  # noqa: F401  registers the ids
 from agents import GRPO, PPO, REINFORCE, Agent, MlpPolicy
 from agents.base import schedule_value
-from agents.rollout import make_envs
+from agents.envs import make_envs
 from tests.tiny import CONTEXT, PROMPTS, WORDS, count_a, make_env, make_lm, make_model, make_tokenizer
 from textrl_env.language_model import CausalLM
 from textrl_env.text_rlhf import TextRLHFEnv

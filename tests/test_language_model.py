@@ -8,14 +8,8 @@ import torch
 from transformers import GenerationConfig
 
 from tests.tiny import CONTEXT, EOS, WORDS, make_lm, make_model, make_tokenizer
-from textrl_env.language_model import (
-    CausalLM,
-    SlotDecoder,
-    gather_log_probs,
-    generate,
-    pack_sequences,
-    sample_actions,
-)
+from textrl_env.decoding import SlotDecoder, gather_log_probs, generate, pack_sequences, sample_actions
+from textrl_env.language_model import CausalLM
 
 
 @torch.no_grad()

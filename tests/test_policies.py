@@ -8,10 +8,10 @@ import torch
 from gymnasium import spaces
 
 from agents import PPO, CausalLMPolicy, Evaluation, MlpPolicy, Policy, Rollout
+from agents.envs import make_envs
 from agents.policies import encode, feature_size, make_policy
-from agents.rollout import make_envs
 from tests.tiny import make_env, make_lm
-from textrl_env.language_model import pack_sequences
+from textrl_env.decoding import pack_sequences
 
 DISCRETE = spaces.Discrete(3)
 OBSERVATION_SPACES = {

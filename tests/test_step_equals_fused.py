@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from agents.policies import CausalLMPolicy
 from tests.tiny import EOS, WORDS, id_sum, make_env, make_lm
-from textrl_env.language_model import generate
+from textrl_env.decoding import generate
 
 TOLERANCE = 1e-4
 

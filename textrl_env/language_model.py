@@ -1,9 +1,8 @@
 """A Hugging Face causal language model as an environment and a policy see it.
 
 :class:`CausalLM` is a model with its tokenizer, its end tokens and its temperature; it says log-probabilities
-of whole responses in one causal pass. :class:`SlotDecoder` keeps one key/value cache per slot, so slots of
-different lengths advance together and restart on their own. Both environments and policies are built on
-these two, which is why the step way and the fused way agree.
+of whole responses in one causal pass. Both environments and policies are built on it and on
+:class:`~textrl_env.decoding.SlotDecoder`, which is why the step way and the fused way agree.
 
 Truncated sampling (top-k, top-p) is left out on purpose: the log-probabilities of the full softmax are then
 those of what was sampled, in rollout, update and reference alike.
@@ -16,14 +15,14 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import logger
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import Cache, CacheLayerMixin
+
+from textrl_env.decoding import SlotDecoder, gather_log_probs, pack_sequences
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
@@ -63,7 +62,9 @@ def _not_found(path: str | Path, error: OSError) -> str:
     folders = [p.parent.name for p in Path().glob("*/config.json")]
     close = difflib.get_close_matches(str(path), folders, n=1)
     hint = f" Did you mean the folder {close[0]!r}?" if close else ""
-    return f"model={str(path)!r}: no such folder here, and the hub gave none: {str(error).splitlines()[0]}{hint}"
+    return (
+        f"model={str(path)!r}: no such folder here, and the hub gave none: {str(error).splitlines()[0]}{hint}"
+    )
 
 
 class CausalLM:
@@ -272,304 +273,3 @@ class CausalLM:
         plain = SlotDecoder(self, 2, 8, use_cache=False).prefill(slots, rows)
         tolerance = 1e-4 if cached.dtype == self.model.dtype == torch.float32 else 5e-2
         return bool((cached - plain).abs().max() <= tolerance * (1 + plain.abs().max()))
-
-
-def gather_log_probs(logits: Tensor, actions: Tensor) -> Tensor:
-    """``log softmax(logits)[actions]``: logits ``[..., V]``, actions ``[...]`` -> ``[...]``."""
-    chosen = logits.gather(-1, actions.unsqueeze(-1).clamp(max=logits.shape[-1] - 1)).squeeze(-1)
-    return chosen - logits.logsumexp(-1)
-
-
-def sample_actions(logits: Tensor, generator: torch.Generator | None, deterministic: bool = False) -> Tensor:
-    """Sample from ``softmax(logits)`` by the Gumbel trick, or take the argmax. ``[..., V] -> [...]``."""
-    if deterministic:
-        return logits.argmax(-1)
-    noise = torch.empty_like(logits).exponential_(generator=generator)
-    return (logits - noise.log()).argmax(-1)
-
-
-def pack_sequences(
-    prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], fill: int = 0
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Lay prompts and responses out so that every response starts in the same column.
-
-    Returns:
-        input_ids int64 ``[B, P + T]``, attention_mask int64 of the same shape, and ``T``.
-    """
-    before = max(len(p) for p in prompts)
-    after = max(len(r) for r in responses)
-    input_ids = np.full((len(prompts), before + after), fill, dtype=np.int64)
-    mask = np.zeros_like(input_ids)
-    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        span = slice(before - len(prompt), before + len(response))
-        input_ids[row, span] = np.concatenate([prompt, response])
-        mask[row, span] = 1
-    return input_ids, mask, after
-
-
-class _SlotLayer(CacheLayerMixin):
-    """One layer's keys and values, ``[N, heads, max_length, head_dim]``, written at any (slot, position)."""
-
-    def __init__(self, where: _Where) -> None:
-        super().__init__()
-        self.where = where
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        heads, dim = key_states.shape[1], key_states.shape[-1]
-        shape = (self.where.num_slots, heads, self.where.max_length, dim)
-        self.keys = key_states.new_zeros(shape)
-        self.values = value_states.new_zeros((*shape[:-1], value_states.shape[-1]))
-        self.is_initialized = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any):
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        where = self.where
-        index = (where.slots[:, None], slice(None), where.positions)
-        self.keys[index] = key_states.transpose(1, 2)  # [k, q, heads, dim]
-        self.values[index] = value_states.transpose(1, 2)
-        keys, values = self.keys[:, :, : where.width], self.values[:, :, : where.width]
-        return (keys, values) if where.all_slots else (keys[where.slots], values[where.slots])
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.where.width, 0
-
-    def get_seq_length(self) -> int:
-        return self.where.width
-
-    def get_max_length(self) -> int:
-        return self.where.max_length
-
-
-class _Where:
-    """What the layers of one cache share: which slots and positions the tokens of this pass belong to."""
-
-    def __init__(self, num_slots: int, max_length: int) -> None:
-        self.num_slots, self.max_length = num_slots, max_length
-        self.slots: Tensor
-        self.positions: Tensor
-        self.width = 0
-        self.all_slots = False
-
-
-class SlotDecoder:
-    """Next-token logits for ``N`` sequences that grow, end and restart independently.
-
-    Args:
-        lm: The model.
-        num_slots: ``N``.
-        max_length: Longest sequence (prompt and response) that a slot can hold.
-        use_cache: False recomputes whole sequences; None decides by :meth:`CausalLM.slot_cache_works`.
-    """
-
-    def __init__(self, lm: CausalLM, num_slots: int, max_length: int, use_cache: bool | None = None) -> None:
-        self.lm = lm
-        self.max_length = max_length
-        self.use_cache = lm.slot_cache_works(max_length) if use_cache is None else use_cache
-        self.tokens = np.zeros((num_slots, max_length), dtype=np.int64)
-        self.lengths = np.zeros(num_slots, dtype=np.int64)
-        self._logits: Tensor | None = None
-        self._has_logits = np.zeros(num_slots, dtype=bool)  # whose ``_logits`` belong to its sequence
-        self._where = _Where(num_slots, max_length)
-        layers = lm.model.config.get_text_config().num_hidden_layers
-        self._cache = Cache(layers=[_SlotLayer(self._where) for _ in range(layers)])
-
-    @property
-    def num_slots(self) -> int:
-        """``N``."""
-        return len(self.lengths)
-
-    def clear(self) -> None:
-        """Forget every sequence; needed whenever the weights have changed."""
-        self.lengths[:] = 0
-
-    @torch.no_grad()
-    def prefill(self, slots: np.ndarray, sequences: Sequence[np.ndarray]) -> Tensor:
-        """Start ``slots`` anew with whole sequences.
-
-        Args:
-            slots: int ``[k]``.
-            sequences: ``k`` int64 arrays, each of at least one token.
-
-        Returns:
-            Acting logits ``[k, vocab_size]`` of the token after each sequence.
-        """
-        lengths = np.array([len(s) for s in sequences])
-        width = int(lengths.max())
-        rows = np.zeros((len(slots), width), dtype=np.int64)
-        for row, sequence in zip(rows, sequences, strict=True):
-            row[: len(sequence)] = sequence
-        self.tokens[slots, :width] = rows
-        self.lengths[slots] = lengths
-        self._has_logits[slots] = False
-        if not self.use_cache:
-            return self._plain(slots)
-        positions = np.broadcast_to(np.arange(width), rows.shape)
-        return self._forward(slots, rows, positions, width, lengths - 1)
-
-    @torch.no_grad()
-    def step(self, slots: np.ndarray, tokens: np.ndarray) -> Tensor:
-        """Append one token to each of ``slots``; acting logits ``[k, vocab_size]`` of the next."""
-        positions = self.lengths[slots]
-        self.tokens[slots, positions] = tokens
-        self.lengths[slots] += 1
-        self._has_logits[slots] = False
-        if not self.use_cache:
-            return self._plain(slots)
-        return self._forward(slots, tokens[:, None], positions[:, None], int(positions.max()) + 1, None)
-
-    @torch.no_grad()
-    def next_logits(self, tokens: np.ndarray, lengths: np.ndarray, slots: np.ndarray) -> Tensor:
-        """Acting logits after given sequences, at the cost of what is new in them.
-
-        A slot whose sequence is the cached one plus one token takes a single cached step; an unchanged one
-        costs nothing; any other is prefilled.
-
-        Args:
-            tokens: int64 ``[N, L]``, left-aligned sequences.
-            lengths: int ``[N]``.
-            slots: Which slots are wanted, int ``[k]``.
-
-        Returns:
-            ``[k, vocab_size]``.
-        """
-        if self._logits is None or self._logits.shape[0] != self.num_slots:
-            self._logits = torch.zeros(self.num_slots, self.lm.vocab_size, device=self.lm.device)
-        width = min(tokens.shape[1], self.max_length)
-        known = self.lengths[slots]
-        same = (self.tokens[slots, :width] == tokens[slots, :width]) | (np.arange(width) >= known[:, None])
-        same = same.all(1) & (known > 0)
-        grown = same & (lengths[slots] == known + 1)
-        fresh = ~grown & ~(same & (lengths[slots] == known) & self._has_logits[slots])
-        if fresh.any():
-            rows = slots[fresh]
-            self._logits[rows] = self.prefill(rows, [tokens[r, : lengths[r]] for r in rows])
-        if grown.any():
-            rows = slots[grown]
-            self._logits[rows] = self.step(rows, tokens[rows, lengths[rows] - 1])
-        self._has_logits[slots] = True
-        return self._logits[slots]
-
-    def fork(self, sources: np.ndarray) -> SlotDecoder:
-        """A new decoder whose slot i holds what slot ``sources[i]`` holds here (drop, reorder or repeat)."""
-        twin = SlotDecoder(self.lm, len(sources), self.max_length, self.use_cache)
-        twin.tokens, twin.lengths = self.tokens[sources], self.lengths[sources]
-        index = torch.from_numpy(np.asarray(sources)).to(self.lm.device)
-        for mine, theirs in zip(twin._cache.layers, self._cache.layers, strict=True):
-            if theirs.is_initialized:
-                mine.keys, mine.values = theirs.keys[index], theirs.values[index]
-                mine.is_initialized = True
-        return twin
-
-    def _forward(
-        self,
-        slots: np.ndarray,
-        tokens: np.ndarray,
-        positions: np.ndarray,
-        width: int,
-        last: np.ndarray | None,
-    ) -> Tensor:
-        device, where = self.lm.device, self._where
-        where.slots = torch.from_numpy(np.ascontiguousarray(slots)).to(device)
-        where.positions = torch.from_numpy(np.array(positions)).to(device)
-        where.width = width
-        where.all_slots = len(slots) == self.num_slots and bool((slots == np.arange(self.num_slots)).all())
-        # Causal within each slot; stale entries of earlier episodes lie beyond a slot's own positions.
-        mask = torch.arange(width, device=device) <= where.positions[:, None, :, None]
-        if last is None:
-            keep: int | Tensor = 1
-        else:
-            keep = torch.from_numpy(np.unique(last)).to(device)
-        out = self.lm.model(
-            input_ids=torch.from_numpy(np.ascontiguousarray(tokens)).to(device),
-            attention_mask=mask,
-            position_ids=where.positions,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=keep,
-        )
-        logits = out.logits
-        if last is None:
-            logits = logits[:, -1]
-        else:
-            column = torch.from_numpy(np.searchsorted(np.unique(last), last)).to(device)
-            logits = logits[torch.arange(len(slots), device=device), column]
-        return self.lm.action_logits(logits)
-
-    def _plain(self, slots: np.ndarray) -> Tensor:
-        """Logits by a whole forward pass, right-padded, no cache."""
-        width = int(self.lengths[slots].max())
-        ids = torch.from_numpy(self.tokens[slots, :width]).to(self.lm.device)
-        last = torch.from_numpy(self.lengths[slots] - 1).to(self.lm.device)
-        mask = torch.arange(width, device=self.lm.device) <= last[:, None]
-        logits = self.lm.model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
-        return self.lm.action_logits(logits[torch.arange(len(slots), device=self.lm.device), last])
-
-
-@torch.no_grad()
-def generate(
-    lm: CausalLM,
-    prompts: Sequence[np.ndarray],
-    max_new_tokens: int,
-    generator: torch.Generator | None = None,
-    deterministic: bool = False,
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Sample one response to each prompt with a key/value cache.
-
-    Equal prompts are prefilled once; finished rows leave the batch.
-
-    Args:
-        lm: The model.
-        prompts: ``B`` int64 arrays of token ids.
-        max_new_tokens: The response budget ``T``.
-        generator: Source of randomness, on the model's device.
-        deterministic: Take the most likely token instead of sampling.
-
-    Returns:
-        ``B`` int64 arrays of response tokens (the end token included), and as many float64 arrays with the
-        log-probability of each token under the acting distribution.
-    """
-    unique, inverse = _unique_rows(prompts)
-    longest = max(len(p) for p in unique)
-    decoder = SlotDecoder(lm, len(unique), longest + max_new_tokens)
-    logits = decoder.prefill(np.arange(len(unique)), unique)
-    if len(unique) < len(prompts):
-        decoder, logits = decoder.fork(inverse), logits[torch.from_numpy(inverse).to(logits.device)]
-    eos = torch.from_numpy(lm.eos_ids).to(lm.device)
-    episodes = np.arange(len(prompts))  # row of the batch -> episode
-    tokens = np.zeros((len(prompts), max_new_tokens), dtype=np.int64)
-    log_probs = np.zeros((len(prompts), max_new_tokens))
-    lengths = np.full(len(prompts), max_new_tokens)
-    alive = np.ones(len(prompts), dtype=bool)
-    for t in range(max_new_tokens):
-        actions = sample_actions(logits, generator, deterministic)
-        tokens[episodes, t] = actions.cpu().numpy()
-        log_probs[episodes, t] = gather_log_probs(logits, actions).double().cpu().numpy()
-        ended = alive & torch.isin(actions, eos).cpu().numpy()
-        lengths[episodes[ended]] = t + 1
-        alive &= ~ended
-        if not alive.any() or t + 1 == max_new_tokens:
-            break
-        # Dropping finished rows moves the cache, so it waits until a fifth of the batch can go.
-        if alive.sum() <= 0.8 * len(alive):
-            rows = np.flatnonzero(alive)
-            decoder, episodes, alive = decoder.fork(rows), episodes[rows], alive[rows]
-        logits = decoder.step(np.arange(len(episodes)), tokens[episodes, t])
-    return (
-        [row[:n] for row, n in zip(tokens, lengths, strict=True)],
-        [row[:n] for row, n in zip(log_probs, lengths, strict=True)],
-    )
-
-
-def _unique_rows(prompts: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
-    """The distinct prompts in order of first appearance, and for each prompt its index among them."""
-    seen: dict[bytes, int] = {}
-    unique: list[np.ndarray] = []
-    inverse = np.empty(len(prompts), dtype=np.int64)
-    for i, prompt in enumerate(prompts):
-        key = np.ascontiguousarray(prompt).tobytes()
-        if key not in seen:
-            seen[key] = len(unique)
-            unique.append(prompt)
-        inverse[i] = seen[key]
-    return unique, inverse

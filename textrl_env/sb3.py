@@ -33,7 +33,8 @@ from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, Sche
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor, nn
 
-from textrl_env.language_model import CausalLM, SlotDecoder
+from textrl_env.decoding import SlotDecoder
+from textrl_env.language_model import CausalLM
 from textrl_env.sb3_vec_env import GymVecEnv
 
 __all__ = ["CausalLMActorCriticPolicy", "GymVecEnv", "SlotRolloutBuffer", "TextRLHFCallback", "bind_policy"]

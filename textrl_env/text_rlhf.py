@@ -17,8 +17,9 @@ from gymnasium import logger, spaces
 
 from reward_models import load_reward
 from textrl_env import embedded
+from textrl_env.decoding import SlotDecoder, gather_log_probs
 from textrl_env.kl import KLDynamics, KLEnv, KLVectorEnv, estimate_kl
-from textrl_env.language_model import CausalLM, SlotDecoder, gather_log_probs
+from textrl_env.language_model import CausalLM
 from textrl_env.prompts import load_prompts
 
 #: Whole responses for given prompts: token ids in, token ids and behaviour log-probabilities out.

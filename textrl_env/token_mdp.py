@@ -140,7 +140,7 @@ def from_text_env(env: Any, batch_size: int = 256) -> TokenMDP:
     """
     import torch
 
-    from textrl_env.language_model import pack_sequences
+    from textrl_env.decoding import pack_sequences
 
     text = env.unwrapped.dynamics
     lm = text.lm

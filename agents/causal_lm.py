@@ -1,0 +1,173 @@
+"""A causal language model as policy: it acts by its next-token distribution."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from agents.policy import Evaluation, Policy, make_linear
+from agents.rollout import Rollout
+from textrl_env.decoding import SlotDecoder, gather_log_probs, sample_actions
+from textrl_env.decoding import generate as generate_responses
+from textrl_env.errors import check_choice
+from textrl_env.language_model import CausalLM
+
+
+class CausalLMPolicy(Policy):
+    """A causal language model that acts by its next-token distribution.
+
+    Args:
+        observation_space: ``Dict(input_ids, attention_mask)`` as ``TextRLHF-v0`` has it.
+        action_space: ``Discrete(vocab_size)``.
+        critic: "head" (a value head that reads the policy's last hidden states and leaves them alone),
+            "shared" (the same, its gradient shaping the hidden states too: a large value error can then wreck
+            the policy), "separate" (a copy of the body with a head), or None. Heads start at zero output.
+        model: A :class:`~textrl_env.language_model.CausalLM`, a folder or a hub id.
+        autocast: bfloat16 in evaluation; None turns it on where the device gains from it (CUDA).
+    """
+
+    whole_episodes = True
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        critic: str | None = "head",
+        model: CausalLM | str | Path | None = None,
+        autocast: bool | None = None,
+    ) -> None:
+        super().__init__(observation_space, action_space, critic)
+        check_choice("critic", critic, ("head", "shared", "separate", None))
+        _check_text_spaces(observation_space, action_space)
+        if model is None:
+            raise ValueError(
+                "CausalLMPolicy found no language model in the environment to start from; name one with "
+                'policy_kwargs={"model": "path-or-hub-id"}'
+            )
+        self.lm = model.clone() if isinstance(model, CausalLM) else CausalLM.load(model, device="cpu")
+        self.lm.model.requires_grad_(True)
+        if self.lm.vocab_size != action_space.n:
+            raise ValueError(
+                f"the language model has {self.lm.vocab_size} tokens, the action space {action_space.n} actions"
+            )
+        self.model = self.lm.model  # registers the weights
+        self.body = copy.deepcopy(self.model.base_model) if critic == "separate" else None
+        self.detach_critic = critic == "head"
+        width = self.model.config.get_text_config().hidden_size
+        self.value_head = None if critic is None else make_linear(width, 1, 0.0)
+        device = self.lm.device
+        self.to(device)
+        self.autocast = device.type == "cuda" if autocast is None else autocast
+        self._decoder: SlotDecoder | None = None
+
+    def weights_changed(self) -> None:
+        super().weights_changed()
+        if self._decoder is not None:
+            self._decoder.clear()
+
+    def _next_logits(self, observation: Any) -> Tensor:
+        """Acting logits ``[N, V]``; one cached step for slots that only grew."""
+        mask = np.asarray(observation["attention_mask"])
+        lengths = mask.sum(1)
+        width = mask.shape[1]
+        column = np.minimum(np.arange(width) + (width - lengths)[:, None], width - 1)
+        tokens = np.take_along_axis(np.asarray(observation["input_ids"]), column, axis=1)  # left-aligned
+        if self._decoder is None or self._decoder.num_slots != len(mask):
+            self._decoder = SlotDecoder(self.lm, len(mask), width)
+        return self._decoder.next_logits(tokens, lengths, np.arange(len(mask)))
+
+    @torch.no_grad()
+    def act(self, observation: Any, deterministic: bool = False):
+        logits = self._next_logits(observation)
+        chosen = sample_actions(logits, self.generator, deterministic)
+        log_probs = gather_log_probs(logits, chosen).double().cpu().numpy()
+        actions = chosen.cpu().numpy()
+        self._last = (observation, actions, log_probs)
+        # Values come from one pass over the finished episode: cheaper than one at every token.
+        return actions, log_probs, np.zeros(len(actions))
+
+    @torch.no_grad()
+    def _log_prob(self, observation: Any, action: np.ndarray) -> np.ndarray:
+        actions = torch.from_numpy(np.asarray(action, dtype=np.int64)).to(self.device)
+        return gather_log_probs(self._next_logits(observation), actions).double().cpu().numpy()
+
+    def generate(
+        self, prompts: list[np.ndarray], max_new_tokens: int, deterministic: bool = False
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Responses to prompts (token ids) and their log-probabilities; see ``language_model.generate``."""
+        return generate_responses(self.lm, prompts, max_new_tokens, self.generator, deterministic)
+
+    def evaluate(self, rollout: Rollout) -> Evaluation:
+        mask = rollout.mask  # [B, T]
+        steps = int(mask.any(0).nonzero()[-1]) + 1
+        ids, attention = self._trim(rollout, steps)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            logits, hidden = self.lm.response_outputs(ids, attention, steps, with_hidden=self._shares_trunk)
+            values = self._values(ids, attention, steps, hidden)
+        log_z = logits.logsumexp(-1)
+        log_probs = logits.gather(-1, rollout.actions[:, :steps, None]).squeeze(-1) - log_z
+        entropy = log_z - ((logits - log_z.unsqueeze(-1)).exp() * logits).sum(-1)
+        missing = (0, mask.shape[1] - steps)
+        padded = [None if x is None else nn.functional.pad(x, missing) for x in (log_probs, values, entropy)]
+        return Evaluation(*padded)
+
+    @property
+    def _shares_trunk(self) -> bool:
+        return self.value_head is not None and self.body is None
+
+    def _trim(self, rollout: Rollout, steps: int) -> tuple[Tensor, Tensor]:
+        """Input ids and mask without the columns that no row of this batch uses."""
+        ids, attention = rollout.inputs["input_ids"], rollout.inputs["attention_mask"]
+        start = int(attention.any(0).nonzero()[0])
+        end = ids.shape[1] - rollout.mask.shape[1] + steps
+        return ids[:, start:end], attention[:, start:end]
+
+    def _values(self, ids: Tensor, attention: Tensor, steps: int, hidden: Tensor | None) -> Tensor | None:
+        if self.value_head is None:
+            return None
+        if self.body is not None:
+            positions = (attention.long().cumsum(-1) - 1).clamp(min=0)
+            out = self.body(input_ids=ids, attention_mask=attention, position_ids=positions, use_cache=False)
+            hidden = out.last_hidden_state[:, -steps - 1 : -1]
+        elif self.detach_critic:
+            hidden = hidden.detach()
+        return self.value_head(hidden).squeeze(-1).float()
+
+    def stack(self, observations: list[Any], actions: np.ndarray, mask: np.ndarray) -> dict[str, Tensor]:
+        # A whole episode is its first observation and the actions after it.
+        first = observations[0]
+        ids, attention = np.asarray(first["input_ids"]), np.asarray(first["attention_mask"])
+        return {
+            "input_ids": torch.from_numpy(np.concatenate([ids, actions * mask], axis=1)),
+            "attention_mask": torch.from_numpy(np.concatenate([attention, mask.astype(np.int64)], axis=1)),
+        }
+
+    @torch.no_grad()
+    def predict_values(self, observation: Any) -> np.ndarray:
+        ids = torch.from_numpy(np.asarray(observation["input_ids"])).to(self.device)
+        attention = torch.from_numpy(np.asarray(observation["attention_mask"])).to(self.device)
+        # One column more, so that the state after the last token is among the predicted ones.
+        ids, attention = (nn.functional.pad(x, (0, 1)) for x in (ids, attention))
+        attention[:, -1] = 1
+        _, hidden = self.lm.response_outputs(ids, attention, 1, with_hidden=self._shares_trunk)
+        return self._values(ids, attention, 1, hidden)[:, 0].double().cpu().numpy()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the language model and its tokenizer as an ordinary Hugging Face folder."""
+        self.lm.model.save_pretrained(str(folder))
+        self.lm.tokenizer.save_pretrained(str(folder))
+
+
+def _check_text_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
+    names = set(observation_space.spaces) if isinstance(observation_space, spaces.Dict) else set()
+    if not names >= {"input_ids", "attention_mask"} or not isinstance(action_space, spaces.Discrete):
+        raise ValueError(
+            "CausalLMPolicy wants Dict(input_ids, attention_mask) observations and Discrete actions, got "
+            f'{observation_space} and {action_space}; other environments want policy="MlpPolicy"'
+        )

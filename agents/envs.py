@@ -1,0 +1,95 @@
+"""Environments as an agent meets them: made from what the user gave, bound to the policy, seen through."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers.vector import RecordEpisodeStatistics as VectorEpisodeStatistics
+
+
+def make_envs(
+    env: Any, num_envs: int, env_kwargs: dict[str, Any] | None = None, seeded_slots: bool = False
+) -> gym.vector.VectorEnv:
+    """A Gymnasium vector env from an id, an env or a vector env.
+
+    Ids with a native vector env use it; other ids and single envs are stepped one after another under
+    SAME_STEP autoreset. ``seeded_slots`` asks for one that can start several slots alike.
+    """
+    if isinstance(env, gym.vector.VectorEnv):
+        return env
+    vector_kwargs = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    if isinstance(env, gym.Env):
+        return gym.vector.SyncVectorEnv([lambda: env], **vector_kwargs)
+    if not isinstance(env, str):
+        raise TypeError(f"env must be a Gymnasium id, an env or a vector env, got {type(env).__name__}")
+    module, _, name = env.rpartition(":")  # Gymnasium's form "module:id" imports the module first
+    importlib.import_module(module or "textrl_env")
+    env = name
+
+    spec = gym.spec(env)
+    ours = str(spec.entry_point).startswith("textrl_env")
+    if spec.vector_entry_point is not None and (ours or not seeded_slots):
+        return gym.make_vec(env, num_envs=num_envs, **(env_kwargs or {}))
+    return gym.make_vec(
+        env,
+        num_envs=num_envs,
+        vectorization_mode="sync",
+        vector_kwargs=vector_kwargs,
+        **(env_kwargs or {}),
+    )
+
+
+def add_batch(observation: Any) -> Any:
+    """One observation as a batch of one."""
+    if isinstance(observation, dict):
+        return {name: np.asarray(value)[None] for name, value in observation.items()}
+    return np.asarray(observation)[None]
+
+
+def bind_policy(
+    env: gym.Env | gym.vector.VectorEnv, log_prob: Callable[[Any, np.ndarray], np.ndarray]
+) -> None:
+    """Tell environments that charge a KL who acts: this one, or the single envs inside it.
+
+    Args:
+        env: An env or a vector env.
+        log_prob: ``log_prob(observations, actions) -> [N]``, of batches.
+    """
+
+    def single(observation: Any, action: Any) -> float:
+        return log_prob(add_batch(observation), np.asarray(action)[None])[0]
+
+    base = env.unwrapped
+    if hasattr(base, "bind_policy"):
+        base.bind_policy(single if isinstance(base, gym.Env) else log_prob)
+    for inner in getattr(base, "envs", []):
+        if hasattr(inner.unwrapped, "bind_policy"):
+            inner.unwrapped.bind_policy(single)
+
+
+def kl_envs(env: gym.vector.VectorEnv | None) -> list[Any]:
+    """The environments, the vector env itself or those inside it, that charge a KL."""
+    base = None if env is None else env.unwrapped
+    inside = [base, *(inner.unwrapped for inner in getattr(base, "envs", []))]
+    return [each for each in inside if hasattr(each, "kl_coef")]
+
+
+#: Wrappers that change neither tokens nor rewards, so that the fused way may go past them.
+_TRANSPARENT = (
+    gym.wrappers.OrderEnforcing,
+    gym.wrappers.PassiveEnvChecker,
+    gym.wrappers.RecordEpisodeStatistics,
+    VectorEpisodeStatistics,
+)
+
+
+def fused_env(env: Any) -> Any:
+    """The environment with ``run_episodes`` inside ``env``, unless a wrapper in between changes something."""
+    while not isinstance(env, str) and hasattr(env, "env") and isinstance(env, _TRANSPARENT):
+        env = env.env
+    return env if hasattr(env, "run_episodes") else None
