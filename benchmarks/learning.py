@@ -46,7 +46,10 @@ SETTINGS: dict[str, dict[str, tuple[int, dict[str, Any]]]] = {
     },
     "GridWorld-v0": {
         "REINFORCE": (200_000, {"n_episodes": 32, "learning_rate": 3e-3, "ent_coef": 0.01}),
-        "PPO": (50_000, {"n_envs": 16, "n_steps": 64, "batch_size": 256, "ent_coef": 0.02}),
+        "PPO": (
+            60_000,
+            {"n_envs": 32, "n_steps": 64, "batch_size": 512, "ent_coef": 0.05, "learning_rate": 1e-3},
+        ),
         "GRPO": (100_000, {"ent_coef": 0.02}),
     },
     "CartPole-v1": {

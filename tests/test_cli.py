@@ -17,6 +17,7 @@ from agents.cli import main
 from agents.commands import VERBS, flags
 from agents.locate import find_agent
 from tests.tiny import make_model, make_tokenizer
+from textrl_env import embedded
 
 GRID = ["--env", "GridWorld-v0", "--agent", "grpo", "--learning-rate", "linear:1e-3"]
 CARTPOLE = ["--env", "CartPole-v1", "--n-envs", "3", "--n-steps", "40", "--clip-range", "linear:0.3"]
@@ -325,3 +326,20 @@ def test_progress_is_printed_line_by_line_where_there_is_no_terminal(capsys):
     shown = capsys.readouterr().err
     assert len(shown.splitlines()) >= 2
     assert "GRPO" in shown and "steps/s" in shown and "return" in shown
+
+
+def test_evaluate_compares_a_model_with_another_and_writes_the_figures(here, capsys):
+    sft = str(embedded.path("sft"))
+    assert main(["evaluate", "--model", sft, "--samples", "2", "--output", "figures.json"]) == 0
+    figures = json.loads((here / "figures.json").read_text())
+    low, high = figures["confidence_interval"]
+    assert low < 0.5 < high and low < figures["win_rate"] < high  # a model is as good as itself
+    assert figures["judge"] == "gold" and figures["model"]["kl"] == pytest.approx(0.0, abs=1e-4)
+    assert main(["evaluate", "--model", str(embedded.path("base")), "--output", "base.json"]) == 0
+    assert json.loads((here / "base.json").read_text())["confidence_interval"][1] < 0.4
+
+
+def test_evaluate_on_prompts_of_ones_own_asks_for_a_reward(here, capsys):
+    (here / "prompts.txt").write_text("a b\n")
+    assert main(["evaluate", "--model", str(embedded.path("sft")), "--prompts", "prompts.txt"]) == 2
+    assert "--reward" in capsys.readouterr().err

@@ -44,6 +44,33 @@ def metrics_table(latest: dict[str, Any]) -> Table:
     return table
 
 
+#: Figures of an evaluation, by what people call them.
+_FIGURES = {
+    "score": "score of the reward",
+    "gold": "gold score",
+    "kl": "KL (nats)",
+    "length": "tokens in an answer",
+    "ended": "answers that end",
+    "distinct_2": "distinct-2",
+}
+
+
+def means_table(means: dict[str, dict[str, float]], title: str) -> Table:
+    """Mean figures side by side.
+
+    Args:
+        means: For each side, figures by name.
+        title: Of the table.
+    """
+    table = Table(title=title, title_justify="left", header_style="bold")
+    table.add_column("")
+    for side in means:
+        table.add_column(side, justify="right")
+    for name in next(iter(means.values())):
+        table.add_row(_FIGURES.get(name, name), *(f"{side[name]:.3f}" for side in means.values()))
+    return table
+
+
 def samples_table(before: Any, after: Any, rows: Sequence[int], title: str) -> Table:
     """Answers before and after, side by side, each with its score.
 
