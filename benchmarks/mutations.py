@@ -1,0 +1,368 @@
+"""Do the tests notice? Bugs planted one at a time in a copy of the project, and which test finds each.
+
+    python benchmarks/mutations.py [--only NAME ...] [--jobs 2]
+
+Every bug is one that people have really made: a sign, a shift by one token, a forgotten mask, a state that a
+checkpoint leaves out. The project's tracked files are copied to a temporary folder, a bug is planted there, the
+tests that should notice run, and the file is put back. A whole pass writes docs/mutations.md. Only tests that
+fail count as noticing: a file that no longer imports does not. Left out: generated mutations, of which most
+change nothing that anyone would call behaviour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENT = ROOT / "docs" / "mutations.md"
+PACKAGES = ("agents", "textrl_env", "reward_models")
+#: Seconds after which a run of tests is given up.
+TIMEOUT = 600
+
+
+class Bug(NamedTuple):
+    """A planted bug.
+
+    Attributes:
+        name: What is wrong.
+        file: Where, from the root of the project.
+        old: Text that the file holds exactly once.
+        new: What takes its place.
+        tests: Names of the test files that should notice, ``test_<name>.py``, the likeliest first.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+KL, TEXT, CORE = "textrl_env/kl.py", "textrl_env/text_rlhf.py", "textrl_env/core.py"
+LM, DECODING, EXACT = "textrl_env/language_model.py", "textrl_env/decoding.py", "textrl_env/exact.py"
+MATHS, BASE, COLLECT = "agents/maths.py", "agents/base.py", "agents/collect.py"
+CHECKPOINT, CAUSAL, VARIANTS = "agents/checkpoint.py", "agents/causal_lm.py", "agents/variants.py"
+DPO, SFT = "agents/preference_losses.py", "agents/sft.py"
+
+# fmt: off
+BUGS = [
+    # -- the environment and its KL --------------------------------------------------------------------------
+    Bug("KL with the wrong sign", KL, "return KL_ESTIMATORS[estimator](log_ratio)",
+        "return KL_ESTIMATORS[estimator](-log_ratio)", ("text_env", "step_equals_fused")),
+    Bug("KL with the wrong sign in the step way only", TEXT, "np.where(active, estimate_kl(log_prob - ref_logprob",
+        "np.where(active, estimate_kl(ref_logprob - log_prob", ("text_env", "step_equals_fused")),
+    Bug("k3 in place of k1", KL, '"k1": lambda log_ratio: log_ratio,',
+        '"k1": lambda log_ratio: np.expm1(-log_ratio) + log_ratio,', ("text_env", "step_equals_fused")),
+    Bug("KL one token late in the fused way", TEXT, "ref_logprob = self.lm.response_log_probs(prompts, responses)",
+        "ref_logprob = np.roll(self.lm.response_log_probs(prompts, responses), 1, axis=1)", ("step_equals_fused",)),
+    Bug("teacher-forced logits one token late", LM, "out.logits[:, -num_steps - 1 : -1]", "out.logits[:, -num_steps:]",
+        ("language_model",)),
+    Bug("score on the last but one token", TEXT, "rewards[np.arange(len(mask)), mask.sum(1) - 1]",
+        "rewards[np.arange(len(mask)), np.maximum(mask.sum(1) - 2, 0)]", ("text_env", "step_equals_fused")),
+    Bug("score in the last column, padding or not", TEXT, "rewards[np.arange(len(mask)), mask.sum(1) - 1]",
+        "rewards[np.arange(len(mask)), -1]", ("text_env", "step_equals_fused")),
+    Bug("temperature in sampling only", LM, "self.action_logits(out.logits[:, -num_steps - 1 : -1])",
+        "out.logits[:, -num_steps - 1 : -1, : self.vocab_size].float()", ("language_model",)),
+    Bug("logits beyond the vocabulary are sampled", LM, "logits[..., : self.vocab_size].float()", "logits.float()",
+        ("language_model",)),
+    Bug("left padding counts as positions", LM,
+        "            position_ids=(attention_mask.long().cumsum(-1) - 1).clamp(min=0),\n", "", ("language_model",)),
+    Bug("end token left out of the response", DECODING, "lengths[episodes[ended]] = t + 1",
+        "lengths[episodes[ended]] = max(t, 1)", ("language_model",)),
+    Bug("one token more after the end token", DECODING, "lengths[episodes[ended]] = t + 1",
+        "lengths[episodes[ended]] = min(t + 2, max_new_tokens)", ("language_model",)),
+    Bug("cache rows stay when finished rows leave", DECODING, "decoder, episodes, alive = decoder.fork(rows),",
+        "decoder, episodes, alive = decoder.fork(np.arange(len(rows))),", ("language_model",)),
+    Bug("prefill sees the future", DECODING, "<= where.positions[:, None, :, None]",
+        "<= where.positions[:, None, -1:, None].expand(-1, -1, where.positions.shape[1], -1)", ("language_model",)),
+    Bug("missing end token is rewarded", TEXT, "result.total - self.missing_eos_penalty",
+        "result.total + self.missing_eos_penalty", ("text_env",)),
+    Bug("reward gets the ids without the end token", TEXT, "[r.tolist() for r in responses]}",
+        "[r.tolist() for r in bodies]}", ("text_env", "step_equals_fused")),
+    Bug("reward gets re-tokenised ids", TEXT, "[r.tolist() for r in responses]}",
+        '[self.lm.tokenizer(c)["input_ids"] for c in completions]}', ("text_env",)),
+    Bug("end of an episode reported as truncation", CORE, "float(rewards[0]), done, False, info",
+        "float(rewards[0]), False, done, info", ("text_env",)),
+    Bug("slots share one random stream", CORE, "self.key[slots] = keys", "self.key[:] = keys[0]", ("envs",)),
+    Bug("drawing in one slot advances all", CORE, "self.counter[slots] += np.uint64(1)",
+        "self.counter += np.uint64(1)", ("envs",)),
+    Bug("KL sum carried into the slot's next episode", TEXT, "self.kl_sum[slots] = 0.0",
+        "self.kl_sum[slots] += 0.0", ("text_env", "step_equals_fused")),
+    # -- collecting ----------------------------------------------------------------------------------------
+    Bug("groups ABAB instead of AABB, fused way", COLLECT, "np.repeat(env.draw_prompts(n_episodes // group_size),",
+        "np.tile(env.draw_prompts(n_episodes // group_size),", ("pitfalls",)),
+    Bug("groups ABAB instead of AABB, step way", COLLECT,
+        "starts = [start for start in starts for _ in range(group_size)]", "starts = starts * group_size",
+        ("pitfalls",)),
+    Bug("no bootstrap on truncation", COLLECT, 'next_values = next_values + stack("bootstrap")', "pass",
+        ("pitfalls",)),
+    Bug("bootstrap from the next episode's observation", COLLECT,
+        "final = _final_observations(infos, cut, following) if same_step else following", "final = following",
+        ("pitfalls",)),
+    Bug("bootstrap past a termination", COLLECT, "cut = truncated & ~terminated & alive",
+        "cut = (truncated | terminated) & alive", ("pitfalls", "agents")),
+    Bug("value of the next episode after a termination", MATHS,
+        "last_values[:, None]], axis=1)\n        return following * ~terminated",
+        "last_values[:, None]], axis=1)\n        return following", ("maths",)),
+    Bug("environment is not told who acts", BASE,
+        "if self.env is not None:\n            bind_policy(self.env, self.policy.log_prob)",
+        "if self.env is not None:\n            pass", ("pitfalls",)),
+    # -- the equations -------------------------------------------------------------------------------------
+    Bug("mean over padding too", MATHS, "return (x * mask).sum() / mask.sum().clamp(min=1)", "return x.mean()",
+        ("maths",)),
+    Bug("advantages normalised by an unmasked deviation", MATHS, "(((x - mean) ** 2 * mask).sum()",
+        "(((x - mean) ** 2).sum()", ("maths",)),
+    Bug("padding counts in the loss", MATHS, "weights = mask.float()", "weights = torch.ones_like(mask).float()",
+        ("maths",)),
+    Bug("what a policy says of padding is heard", BASE, "torch.where(micro.mask, x, 0.0) for x in said",
+        "x for x in said", ("pitfalls",)),
+    Bug("GAE flows across the end of an episode", MATHS, " * ~(done & mask)", "", ("maths",)),
+    Bug("lambda ignored in GAE", MATHS, "np.where(mask, gamma * gae_lambda, 1.0)", "np.where(mask, gamma, 1.0)",
+        ("maths",)),
+    Bug("discount ignored in GAE's deltas", MATHS, "rewards + gamma * next_values", "rewards + next_values",
+        ("maths",)),
+    Bug("no clip in PPO", MATHS, "clipped = ratio.clamp(1 - clip_low, 1 + clip_high)", "clipped = ratio", ("maths",)),
+    Bug("upper clip ignored", MATHS, "ratio.clamp(1 - clip_low, 1 + clip_high)",
+        "ratio.clamp(1 - clip_low, 1 + clip_low)", ("maths",)),
+    Bug("max in place of min in PPO's clip", MATHS, "-torch.minimum(ratio", "-torch.maximum(ratio", ("maths",)),
+    Bug("optimistic value clip", MATHS, "return torch.maximum(loss,", "return torch.minimum(loss,", ("maths",)),
+    Bug("one deviation for all groups", MATHS, "std = groups.std(1, keepdim=True)", "std = groups.std()", ("maths",)),
+    Bug("equal rewards divided by a deviation of zero", MATHS,
+        "torch.where(flat, torch.zeros_like(centred), centred / (std + 1e-4))", "centred / std", ("maths",)),
+    Bug("leave-one-out factor upside down", MATHS, "(group_size / (group_size - 1))", "((group_size - 1) / group_size)",
+        ("maths",)),
+    Bug("k2 without its half in the loss", MATHS, "return 0.5 * log_ratio**2", "return log_ratio**2", ("maths",)),
+    Bug("Dr. GRPO divides by the batch's own length", MATHS, "(max_length or mask.shape[1])", "mask.shape[1]",
+        ("maths",)),
+    # -- agents --------------------------------------------------------------------------------------------
+    Bug("KL counted twice with kl_in='loss'", "agents/grpo.py", "rewards = rewards + rollout.penalties", "pass",
+        ("pitfalls",)),
+    Bug("REINFORCE's baseline knows its own return", "agents/reinforce.py", "(returns.sum(0) - returns) / others",
+        "returns.sum(0) / mask.sum(0)", ("agents",)),
+    Bug("PPO's entropy bonus as a penalty", "agents/ppo.py", "- self.ent_coef * new.entropy",
+        "+ self.ent_coef * new.entropy", ("agents", "pitfalls")),
+    Bug("GRPO's entropy bonus as a penalty", "agents/grpo.py", "- self.ent_coef * new.entropy",
+        "+ self.ent_coef * new.entropy", ("agents", "variants", "pitfalls")),
+    Bug("weight of the value loss ignored", "agents/ppo.py", "self.vf_coef * value_loss", "value_loss", ("agents",)),
+    Bug("old log-probabilities renewed in every minibatch", BASE, "fresh = False\n", "pass\n", ("agents",)),
+    Bug("last minibatch dropped", "agents/rollout.py", "range(0, len(self), batch_size)",
+        "range(0, len(self) - batch_size, batch_size)", ("agents", "pitfalls")),
+    Bug("weights of the wrong rows in micro-batches", BASE, "(losses * weights[rows])",
+        "(losses * weights[: len(losses)])", ("pitfalls",)),
+    Bug("gradients not clipped", BASE, "self.policy.parameters(), self.max_grad_norm)",
+        "self.policy.parameters(), math.inf)", ("agents", "pitfalls")),
+    Bug("learning-rate schedule ignored", BASE, 'group["lr"] = learning_rate', "pass", ("pitfalls", "agents")),
+    Bug("reference trained along with the policy", LM, "twin.model = copy.deepcopy(self.model)",
+        "twin.model = self.model", ("language_model", "policies")),
+    Bug("dropout on", LM, "self.model = model.eval()", "self.model = model.train()", ("pitfalls",)),
+    Bug("cached keys of old weights", CAUSAL, "            self._decoder.clear()", "            pass",
+        ("policies", "agents")),
+    Bug("entropy without its second term", CAUSAL, "entropy = log_z - ((logits - log_z.unsqueeze(-1)).exp() * logits)",
+        "entropy = log_z - (0 * logits)", ("policies",)),
+    Bug("values one token late", CAUSAL, "out.last_hidden_state[:, -steps - 1 : -1]",
+        "out.last_hidden_state[:, -steps:]", ("policies", "agents")),
+    Bug("GSPO without the length", VARIANTS, "keepdim=True) / batch.lengths.clamp(min=1)[:, None]", "keepdim=True)",
+        ("variants",)),
+    Bug("gradient through CISPO's weight", VARIANTS, "ratio.detach().clamp(", "ratio.clamp(", ("variants",)),
+    Bug("DAPO keeps the groups that teach nothing", VARIANTS, "differs = scores.amax(1) - scores.amin(1) > tolerance",
+        "differs = scores.amax(1) - scores.amin(1) >= 0", ("variants",)),
+    Bug("adaptive KL steers the wrong way", "agents/kl_control.py", "kl / self.target - 1.0", "1.0 - kl / self.target",
+        ("kl_control",)),
+    Bug("PPO-ptx's coefficient ignored", "agents/ptx.py", "return self.ptx_coef * loss", "return loss", ("ptx",)),
+    # -- resume --------------------------------------------------------------------------------------------
+    Bug("optimiser's state not restored", CHECKPOINT, "    _restore_optimizer(agent.optimizer, tensors)\n", "",
+        ("checkpoint",)),
+    Bug("order of minibatches not restored", CHECKPOINT, '    agent.rng.bit_generator.state = document["rng"]\n', "",
+        ("checkpoint",)),
+    Bug("sampling not restored", CHECKPOINT, '    agent.policy.generator.set_state(tensors["rng.policy"])\n', "",
+        ("checkpoint",)),
+    Bug("environment's state not restored", CHECKPOINT,
+        'env_state.restore(agent.env, document["env_state"], arrays)', "pass", ("checkpoint",)),
+    Bug("changed kl_coef not restored", CHECKPOINT, '        agent.kl_coef = document["kl_coef"]', "        pass",
+        ("checkpoint",)),
+    # -- preferences, supervised, rewards ------------------------------------------------------------------
+    Bug("Bradley-Terry with the wrong sign", "reward_models/bradley_terry.py", "loss = -F.logsigmoid(gap)",
+        "loss = -F.logsigmoid(-gap)", ("bradley_terry",)),
+    Bug("DPO prefers what was rejected", DPO, "return _smoothed_logistic(beta * gap, label_smoothing)",
+        "return _smoothed_logistic(-beta * gap, label_smoothing)", ("dpo",)),
+    Bug("IPO's target twice as far", DPO, "(gap - 1 / (2 * beta)) ** 2", "(gap - 1 / beta) ** 2", ("dpo",)),
+    Bug("gradient through KTO's baseline", DPO, ".clamp(min=0).detach()", ".clamp(min=0)", ("dpo",)),
+    Bug("SFT holds logits against their own token", SFT, "logits[:, :-1][keep]", "logits[:, 1:][keep]", ("sft",)),
+    Bug("SFT learns the prompt too", SFT, "[IGNORE] * len(prompt) + answer", "[*prompt, *answer]", ("sft",)),
+    Bug("weights of rewards ignored", "reward_models/contract.py", "total += weight * (", "total += (", ("rewards",)),
+    Bug("reward read at the padding", "reward_models/classifier.py",
+        "hidden[torch.arange(len(rows), device=device), lengths - 1]", "hidden[:, -1]", ("rewards",)),
+    # -- the exact solver ----------------------------------------------------------------------------------
+    Bug("soft Bellman equation without beta", EXACT, "values = beta * log_z", "values = log_z", ("exact",)),
+    Bug("best of n - 1", EXACT, "gain = n * np.log(cumulative)", "gain = (n - 1) * np.log(cumulative)", ("exact",)),
+    Bug("exact gradient without the chance of getting there", EXACT, "weight = visits[t][:, None] * probs",
+        "weight = probs", ("exact",)),
+]
+# fmt: on
+
+
+class Verdict(NamedTuple):
+    """What became of a bug: "killed" by a test, "survived", or "broken" (no test could run)."""
+
+    outcome: str
+    test: str
+    seconds: float
+
+
+def copy_project(folder: Path) -> Path:
+    """The tracked files, as they are in the working tree, in ``folder``."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    return folder
+
+
+def run_python(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Python in a copy, which is also what gets imported there, installed package or not."""
+    environment = os.environ | {
+        "PYTHONPATH": str(folder),
+        # A cached .pyc is told from its source by size and second only, and bugs are planted fast.
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "250",
+    }
+    command = [sys.executable, *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT
+    )
+
+
+def check_imports(folder: Path) -> None:
+    """Raise a RuntimeError unless the copy's packages are the ones that tests import."""
+    script = f"import importlib; [print(importlib.import_module(name).__file__) for name in {PACKAGES}]"
+    found = run_python(folder, "-c", script).stdout.split()
+    if len(found) != len(PACKAGES) or not all(Path(f).is_relative_to(folder) for f in found):
+        raise RuntimeError(f"expected {PACKAGES} to be imported from {folder}, got {found}")
+
+
+def run_tests(folder: Path, tests: tuple[str, ...]) -> Verdict:
+    """Run test files up to the first failure."""
+    files = [f"tests/test_{name}.py" for name in tests]
+    started = time.perf_counter()
+    try:
+        done = run_python(folder, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-rfE", *files)
+    except subprocess.TimeoutExpired:
+        return Verdict("broken", f"no end after {TIMEOUT} s", TIMEOUT)
+    seconds = time.perf_counter() - started
+    failed = re.search(r"^FAILED tests/(\S+?)(?:\[.*)?(?: - .*)?$", done.stdout, re.MULTILINE)
+    if done.returncode == 0:
+        return Verdict("survived", "", seconds)
+    if done.returncode == 1 and failed:
+        return Verdict("killed", failed[1], seconds)
+    return Verdict("broken", (done.stdout + done.stderr).strip()[-500:], seconds)
+
+
+def check_bug(bug: Bug) -> None:
+    """Raise a ValueError for a bug that cannot be planted unambiguously."""
+    count = (ROOT / bug.file).read_text(encoding="utf-8").count(bug.old)
+    if count != 1:
+        raise ValueError(f"{bug.name!r}: {bug.file} holds {bug.old!r} {count} times, expected once")
+
+
+def try_bug(bug: Bug, folder: Path) -> Verdict:
+    """Plant a bug in a copy, run its tests, and put the file back."""
+    path = folder / bug.file
+    right = path.read_text(encoding="utf-8")
+    path.write_text(right.replace(bug.old, bug.new), encoding="utf-8")
+    try:
+        return run_tests(folder, bug.tests)
+    finally:
+        path.write_text(right, encoding="utf-8")
+
+
+def try_all(bugs: list[Bug], jobs: int) -> list[Verdict]:
+    """Every bug on its own, in ``jobs`` copies side by side.
+
+    Raises:
+        RuntimeError: The tests do not pass without a bug, or do not import the copy.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        base = Path(temporary).resolve()
+        copies: Queue[Path] = Queue()
+        for i in range(jobs):
+            copies.put(copy_project(base / str(i)))
+        check_imports(base / "0")
+        sound = run_tests(base / "0", tuple(sorted({name for bug in bugs for name in bug.tests})))
+        if sound.outcome != "survived":
+            raise RuntimeError(f"the tests have to pass without a bug first, but: {sound.test}")
+        print(f"without a bug the tests pass ({sound.seconds:.0f} s)", flush=True)
+
+        def one(bug: Bug) -> Verdict:
+            folder = copies.get()
+            try:
+                verdict = try_bug(bug, folder)
+            finally:
+                copies.put(folder)
+            print(f"{verdict.outcome:8} {verdict.seconds:4.0f} s  {bug.name}: {verdict.test}", flush=True)
+            return verdict
+
+        with ThreadPoolExecutor(jobs) as pool:
+            return list(pool.map(one, bugs))
+
+
+def document(bugs: list[Bug], verdicts: list[Verdict]) -> str:
+    """The page, in Markdown."""
+    killed = sum(verdict.outcome == "killed" for verdict in verdicts)
+    lines = [
+        "# Bugs planted, bugs noticed",
+        "",
+        "Written by `python benchmarks/mutations.py`, which plants one bug at a time in a copy of the project and",
+        "runs the test files that should notice, up to the first failure.",
+        "",
+        f"{killed} of {len(bugs)} bugs are noticed.",
+        "",
+        "| bug | file | noticed by |",
+        "|---|---|---|",
+    ]
+    for bug, verdict in zip(bugs, verdicts, strict=True):
+        by = f"`{verdict.test}`" if verdict.outcome == "killed" else f"**{verdict.outcome}**"
+        lines.append(f"| {bug.name} | `{bug.file}` | {by} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="bugs whose name holds this; writes no page"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="copies of the project to work in side by side")
+    parser.add_argument("--list", action="store_true", help="list the bugs and run nothing")
+    args = parser.parse_args()
+    bugs = [bug for bug in BUGS if not args.only or any(name in bug.name for name in args.only)]
+    if not bugs:
+        parser.error(f"no bug's name holds any of {args.only}; --list lists them")
+    for bug in bugs:
+        check_bug(bug)
+    if args.list:
+        print("\n".join(f"{bug.file:32} {bug.name}" for bug in bugs))
+        return
+    verdicts = try_all(bugs, args.jobs)
+    if not args.only:
+        DOCUMENT.write_text(document(bugs, verdicts), encoding="utf-8")
+    left = sum(verdict.outcome != "killed" for verdict in verdicts)
+    print(f"{len(bugs) - left} of {len(bugs)} noticed")
+    sys.exit(1 if left else 0)
+
+
+if __name__ == "__main__":
+    main()
