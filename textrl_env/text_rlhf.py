@@ -379,13 +379,19 @@ class _TextRLHF:
         return len(self.dynamics.prompt_tokens)
 
     @property
+    def max_prompt_length(self) -> int:
+        """Longest prompt, in tokens, that an observation holds."""
+        return self.dynamics.max_prompt_length
+
+    @property
     def max_new_tokens(self) -> int:
         """The response budget."""
         return self.dynamics.max_new_tokens
 
     def draw_prompts(self, num_episodes: int) -> np.ndarray:
         """Draw prompt ids, int64 ``[num_episodes]``, as resets would."""
-        self._ensure_seeded()
+        if not self._seeded:
+            self.reset()
         return self.dynamics.draw_prompts(num_episodes)
 
     def run_episodes(self, generate: Generate, prompt_ids: Sequence[int] | np.ndarray) -> Episodes:
@@ -465,10 +471,6 @@ class TextRLHFEnv(_TextRLHF, KLEnv):
 
     dynamics_class = TextRLHFDynamics
 
-    def _ensure_seeded(self) -> None:
-        if not self._seeded:
-            self.reset()
-
 
 class TextRLHFVectorEnv(_TextRLHF, KLVectorEnv):
     """Many responses at once, one batched forward per step; see :class:`TextRLHFEnv`.
@@ -477,7 +479,3 @@ class TextRLHFVectorEnv(_TextRLHF, KLVectorEnv):
     """
 
     dynamics_class = TextRLHFDynamics
-
-    def _ensure_seeded(self) -> None:
-        if not self._seeded:
-            self.reset()
