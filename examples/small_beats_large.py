@@ -2,10 +2,10 @@
 
 InstructGPT's headline was that people prefer a 1.3B model trained on human feedback to the 175B GPT-3 that was not
 (Ouyang et al. 2022). The same in miniature: the embedded world's assistant after a short PPO, against a Llama of 26
-million parameters that has read 19,200 pages of that world's web and nothing else. The large one is the better
-language model, which its perplexity on new pages shows; the gold rubric says whose answers are better. It gets the
-questions as they are; then with two answered questions before them; then it is also cut off after a sentence, since
-nobody has taught it to stop. Run it::
+million parameters that has only read pages of that world's web. The gold rubric says whose answers are better; the
+perplexities on new pages say who is the better language model. The large one gets the questions as they are, and with
+an answered question before them; and because nobody has taught it to stop, each of these also with its answers cut
+after a sentence. Run it::
 
     python examples/small_beats_large.py
     python examples/small_beats_large.py --bfloat16     # twice as fast on processors with AMX
@@ -40,7 +40,7 @@ from textrl_env.prompts import load_prompts
 from textrl_env.text_rlhf import TextRLHFEnv
 
 #: Of the large model: few and wide layers are fast on a CPU.
-WIDTH, DEPTH, CONTEXT = 1024, 2, 96
+WIDTH, DEPTH, CONTEXT = 1024, 2, 64
 STEPS, PAGES_A_STEP, LEARNING_RATE = 400, 48, 1e-3
 KL_COEF = 0.1
 PPO_SETTINGS = {
@@ -50,8 +50,9 @@ PPO_SETTINGS = {
     "n_epochs": 2,
     "target_kl": 0.05,
 }
-#: What the large model may see before a question: how a good assistant answers.
-SHOTS = "what does a dog say? sure, it is woof. tell me the opposite of hot. certainly, it is cold."
+#: What the large model may see before a question: how a good assistant answers. More would be longer than the pages
+#: of this web, and it would take the page to be over.
+SHOT = "what does a dog say? sure, it is woof."
 #: Answers of either side to each held-out question.
 SAMPLES = 4
 #: Pages that no model was trained on, for the perplexities.
@@ -99,10 +100,8 @@ def pre_train(tokenizer: Any, steps: int, seed: int, bfloat16: bool, log: Any) -
 def web(pages: int, seed: int) -> list[dict[str, str]]:
     """Pages of the web that speak of the training questions, as the small model's base was trained on."""
     rng = random.Random(seed)
-    by_kind: dict[str, list[world.Question]] = {}
-    for prompt in load_prompts(embedded.path("prompts_train")).texts:
-        by_kind.setdefault(world.question_of(prompt).kind, []).append(world.question_of(prompt))
-    return [{"text": make_embedded_world.web_page(by_kind, rng)} for _ in range(pages)]
+    train = [world.question_of(prompt) for prompt in load_prompts(embedded.path("prompts_train")).texts]
+    return [{"text": make_embedded_world.web_page(train, rng)} for _ in range(pages)]
 
 
 def perplexity(model: Any, tokenizer: Any, pages: list[dict[str, str]]) -> float:
@@ -185,12 +184,12 @@ def main(
 
     small = evaluate_policy(agent, heldout_env(agent.text_env), SAMPLES, seed=seed)
     lm = CausalLM(large, tokenizer)
-    shown = answers(lm, small.prompts, SHOTS, seed + 4)
     rivals = {
         "question alone": answers(lm, small.prompts, "", seed + 3),
-        "two examples first": shown,
-        "and cut after a sentence": [[first_sentence(text) for text in texts] for texts in shown],
+        "an example before it": answers(lm, small.prompts, SHOT, seed + 4),
     }
+    for name in list(rivals):
+        rivals[f"{name}, cut"] = [[first_sentence(text) for text in texts] for texts in rivals[name]]
     pages = web(NEW_PAGES, seed + 2)
     models = {"large": large, "small, pre-trained": base, "small, aligned": agent.policy.lm.model}
     golds = {name: judge(small.prompts, said) for name, said in rivals.items()}
