@@ -368,6 +368,38 @@ def test_20_schedules_are_functions_of_the_remaining_progress(schedule):
     assert agent.latest["train/learning_rate"] == agent.latest["train/clip_range"] == 0.0
 
 
+@every_agent
+def test_20_a_gradient_step_is_as_long_as_the_schedule_says(agent):
+    learner = make(agent, make_env(reward=id_sum), learning_rate="linear:0.01")
+    rollout = start(learner)
+    moved = []
+    for progress in (0.0, 0.1):
+        before = [p.detach().clone() for p in learner.policy.parameters()]
+        learner._progress_remaining = progress
+        learner.train(rollout)
+        after = [p.detach() for p in learner.policy.parameters()]
+        moved.append(max(float((a - b).abs().max()) for a, b in zip(after, before, strict=True)))
+    # Adam moves no weight much further than the learning rate in a step, and some weight by about as much.
+    assert moved[0] == 0.0
+    assert 0.0005 < moved[1] < 0.01
+
+
+@every_agent
+def test_an_entropy_bonus_raises_the_entropy(agent):
+    env = make_env(kl_coef=0.0, reward=lambda prompts, completions: [0.0] * len(prompts))
+    learner = make(agent, env, ent_coef=1.0, learning_rate=1e-3)
+    with torch.no_grad():  # away from the uniform distribution, whose entropy cannot rise
+        learner.policy.model.lm_head.weight.mul_(5.0)
+    rollout = start(learner)
+
+    def entropy():
+        return float(learner.policy.evaluate(rollout).entropy.detach()[rollout.mask].mean())
+
+    before = entropy()
+    learner.train(rollout)
+    assert entropy() > before + 1e-3
+
+
 # 21
 
 
@@ -451,6 +483,20 @@ def test_23_a_truncated_episode_bootstraps_from_its_own_last_observation():
         step = rollout.values[:, 1] - rollout.values[:, 0]
         assert rollout.next_values[:, t].tolist() == (rollout.values[:, t] + step).tolist()
         assert (rollout.next_values[:, t] != start_value).all()
+
+
+@pytest.mark.parametrize("max_episode_steps", [3, None], ids=["at-the-time-limit", "before-it"])
+def test_23_nothing_is_bootstrapped_from_a_termination_even_on_the_last_step_allowed(max_episode_steps):
+    kwargs = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
+    envs = gym.make_vec("LineWorld-v0", num_envs=2, length=4, start=0, **kwargs)
+    agent = PPO("MlpPolicy", envs, n_steps=6, batch_size=None, n_epochs=1, seed=0)
+    agent._set_up_learn(10**6, None, None, True, False)
+    place = lambda observation: 10.0 + np.asarray(observation, dtype=float).reshape(-1)  # noqa: E731
+    agent.policy.act = lambda obs: (np.array([2, 2]), np.zeros(2), place(obs))
+    agent.policy.predict_values = place
+    rollout = agent.collect()
+    expected = [11.0, 12.0, 0.0] * 2
+    assert rollout.next_values.tolist() == [expected, expected]
 
 
 # 22 is test_checkpoint.py; 25 and 26 are test_text_env.py and test_envs.py; 27 is test_language_model.py

@@ -209,6 +209,22 @@ def test_a_language_model_says_again_what_it_said_when_generating(kind, critic):
     assert (new.values is None) == (critic is None)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_a_language_models_entropy_is_that_of_the_distribution_it_acts_by(temperature):
+    env, policy = lm_policy()
+    policy.lm.temperature = temperature
+    with torch.no_grad():
+        policy.model.lm_head.weight.mul_(5.0)  # far from uniform
+    prompt, response = env.dynamics.prompt_tokens[2], np.array([4, 5, 6])
+    entropy = policy.evaluate(lm_rollout(policy, [prompt], [response])).entropy.detach()[0]
+    ids = torch.from_numpy(np.concatenate([prompt, response]))[None]
+    with torch.no_grad():
+        logits = policy.model(ids).logits[0, len(prompt) - 1 : -1, : policy.lm.vocab_size] / temperature
+    expected = torch.distributions.Categorical(logits=logits).entropy()
+    assert entropy.numpy() == pytest.approx(expected.numpy(), abs=1e-4)
+    assert entropy.max() < 0.95 * np.log(policy.lm.vocab_size)
+
+
 @pytest.mark.parametrize("critic", ["separate", "shared"])
 def test_values_do_not_depend_on_padding_or_on_what_comes_later(critic):
     env, policy = lm_policy(critic=critic)
