@@ -211,14 +211,16 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def page(rows: list[dict[str, Any]]) -> str:
     """``benchmarks/learning.md``."""
-    goals = ", ".join(f"{env} {goal}" for env, (_, goal) in GOALS.items() if goal is not None)
+    goals = ", ".join(f"{env} {goal:g}" for env, (_, goal) in GOALS.items() if goal is not None)
     text = [
         "# Learning",
         "",
-        "Made by `make benchmark` (`python benchmarks/learning.py`). Values are the mean return of 100 fresh",
-        "episodes of the final policy with sampled actions; on TextRLHF-v0 the mean gold score on held-out prompts,",
-        f"with kl_coef={TEXT_ENV['kl_coef']}. Solved means a return of at least: {goals}; on TextRLHF-v0 a higher",
-        "gold score than before. Seconds are those of one run on one core, with another run beside it.",
+        "Made by `make benchmark` (`python benchmarks/learning.py`); the hyper-parameters are in the script, and were",
+        "chosen on a few of the same seeds. Values are the mean return of 100 fresh episodes of the final policy with",
+        "sampled actions; on TextRLHF-v0 the mean gold score on held-out prompts, trained with",
+        f"`kl_coef={TEXT_ENV['kl_coef']}`. Solved means a return of at least",
+        f"{goals}; on TextRLHF-v0 a higher gold score than before.",
+        "Seconds are the median wall time of one run on one core of a busy machine, a rough guide only.",
         "",
         table(rows),
         "",
