@@ -29,6 +29,7 @@ from agents.envs import add_batch, bind_policy, fused_env, kl_envs, make_envs
 from agents.episodes import EpisodeLog
 from agents.policies import Evaluation, Policy, make_policy
 from agents.rollout import Rollout
+from agents.threads import fitting_threads
 from textrl_env.errors import did_you_mean
 from textrl_env.language_model import choose_device
 
@@ -302,6 +303,13 @@ class Agent:
             total_timesteps, callback, tb_log_name, reset_num_timesteps, progress_bar
         )
         callback.on_training_start(locals(), globals())
+        with fitting_threads(self.policy):
+            self._run(callback, log_interval)
+        callback.on_training_end()
+        return self
+
+    def _run(self, callback: BaseCallback, log_interval: int | None) -> None:
+        """Collect and learn in turn until the steps are spent or a callback asks to stop."""
         iteration = 0
         while self.num_timesteps < self._total_timesteps and not self.stopped:
             callback.on_rollout_start()
@@ -318,8 +326,6 @@ class Agent:
             iteration += 1
             if log_interval is not None and (iteration % log_interval == 0 or self.stopped):
                 self._dump_logs(rollout)
-        callback.on_training_end()
-        return self
 
     def _set_up_learn(
         self, total_timesteps: int, callback: Any, name: str | None, reset: bool, progress_bar: bool

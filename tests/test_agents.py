@@ -25,6 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from agents import GRPO, PPO, REINFORCE, Agent, Rollout, maths
 from agents.envs import bind_policy
 from agents.episodes import distinct_n
+from agents.threads import fitting_threads
 from tests.tiny import PROMPTS, count_a, id_sum, make_env
 
 AGENTS = {
@@ -530,3 +531,16 @@ def test_nothing_computed_with_old_weights_survives_an_update():
     learner.policy.weights_changed()
     assert after == pytest.approx(learner.policy.log_prob(observation, actions), abs=1e-6)
     assert after != pytest.approx(before, abs=1e-3)
+
+
+def test_a_small_network_learns_on_one_thread_and_gives_the_others_back():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    seen = []
+    try:
+        make("PPO").learn(64, callback=lambda _locals, _globals: seen.append(torch.get_num_threads()) or True)
+        assert set(seen) == {1} and torch.get_num_threads() == 2
+        with fitting_threads(torch.nn.Linear(2000, 1000)):  # two million parameters
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

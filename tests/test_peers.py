@@ -1,6 +1,6 @@
 """Our losses equal those of TRL's own trainers, on the same models and the same batch.
 
-Needs ``pip install 'textrl-env[peers]'``; skipped without it.
+Needs TRL, which ``pip install 'textrl-env[test]'`` brings; skipped without it.
 """
 
 from __future__ import annotations
