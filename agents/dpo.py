@@ -17,7 +17,7 @@ memory while training. Dropout is off. Left out: a temperature other than 1, pre
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from agents.offline import optimise, tail_mean
+from agents.offline_callbacks import StepCallback, StepCallbacks
 from agents.preference_data import Item, completion_length, load_preferences
 from agents.preference_losses import dpo_loss, ipo_loss, kto_kl, kto_loss, simpo_loss
 from agents.sft import IGNORE, Example, load_model, pad_batch
@@ -63,7 +64,7 @@ def dpo(
     device: str | torch.device = "auto",
     logger: Any = None,
     log_interval: int = 10,
-    callback: Callable[[int, dict[str, float]], None] | None = None,
+    callback: StepCallback | None = None,
 ) -> dict[str, float]:
     """Fine-tune a causal language model on preferences.
 
@@ -95,7 +96,8 @@ def dpo(
         logger: A stable-baselines3 ``Logger``; gets ``train/loss``, ``rewards/chosen``, ``rewards/rejected``,
             ``rewards/margins``, ``rewards/accuracies``, ``logps/chosen``, ``logps/rejected`` and for KTO ``kl``.
         log_interval: Optimiser steps between logged rows.
-        callback: Called after every optimiser step with the step's number and its metrics.
+        callback: stable-baselines3 callbacks (a timestep is an optimiser step), or a function of the step's number
+            and its metrics, which stops the training by returning False.
 
     Returns:
         ``loss``, ``margin`` and (of pairs) ``accuracy`` over the last tenth of the steps, ``steps``, ``records``
@@ -128,22 +130,23 @@ def dpo(
         rows = torch.tensor(indices, device=known.device)
         return objective.backward(model, [items[i] for i in indices], known[rows], micro_batch_size)
 
-    history = optimise(
-        model,
-        [max(len(item.first.input_ids), len(item.second.input_ids)) for item in items],
-        accumulate,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        warmup_ratio=warmup_ratio,
-        weight_decay=weight_decay,
-        max_grad_norm=max_grad_norm,
-        dropout=False,
-        seed=seed,
-        logger=logger,
-        log_interval=log_interval,
-        callback=callback,
-    )
+    with StepCallbacks(callback, model, tokenizer, logger) as on_step:
+        history = optimise(
+            model,
+            [max(len(item.first.input_ids), len(item.second.input_ids)) for item in items],
+            accumulate,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            warmup_ratio=warmup_ratio,
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
+            dropout=False,
+            seed=seed,
+            logger=logger,
+            log_interval=log_interval,
+            callback=on_step,
+        )
     result = _summary({name: tail_mean(history, name) for name in _SUMMARY})
     result |= {"steps": float(len(history)), "records": float(len(items)), "skipped": float(skipped)}
     if eval_items:

@@ -33,7 +33,7 @@ def optimise(
     seed: int,
     logger: Any,
     log_interval: int,
-    callback: Callable[[int, dict[str, float]], None] | None,
+    callback: Callable[[int, dict[str, float]], bool] | None,
 ) -> list[dict[str, float]]:
     """Train a model in place on records that are known by their indices.
 
@@ -51,7 +51,7 @@ def optimise(
         seed: Of data order and dropout.
         logger: A stable-baselines3 ``Logger``, or None.
         log_interval: Optimiser steps between logged rows.
-        callback: Called after every optimiser step with the step's number and its metrics.
+        callback: Called after every optimiser step with the step's number and its metrics; False stops.
 
     Returns:
         The metrics of every step, with ``learning_rate`` and ``grad_norm``.
@@ -82,8 +82,8 @@ def optimise(
                 optimizer.step()
                 history.append(metrics | {"learning_rate": rate, "grad_norm": norm})
                 _log(logger, history[-1], len(history), log_interval)
-                if callback is not None:
-                    callback(len(history), history[-1])
+                if callback is not None and not callback(len(history), history[-1]):
+                    total_steps = len(history)
                 if len(history) == total_steps:
                     break
     model.eval()

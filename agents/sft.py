@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from agents.offline import optimise, tail_mean
+from agents.offline_callbacks import StepCallback, StepCallbacks
 from textrl_env.errors import did_you_mean
 from textrl_env.language_model import check_model_path, choose_device
 
@@ -239,7 +240,7 @@ def sft(
     device: str | torch.device = "auto",
     logger: Any = None,
     log_interval: int = 10,
-    callback: Callable[[int, dict[str, float]], None] | None = None,
+    callback: StepCallback | None = None,
 ) -> dict[str, float]:
     """Fine-tune a causal language model on demonstrations (or pre-train it on texts).
 
@@ -262,7 +263,8 @@ def sft(
         device: ``"auto"`` or any torch device.
         logger: A stable-baselines3 ``Logger``; gets ``train/loss``, ``train/learning_rate``, ``train/grad_norm``.
         log_interval: Optimiser steps between logged rows.
-        callback: Called after every optimiser step with the step's number and its metrics.
+        callback: stable-baselines3 callbacks (a timestep is an optimiser step), or a function of the step's number
+            and its metrics, which stops the training by returning False.
 
     Returns:
         ``loss`` (mean over the last tenth of the steps), ``steps``, ``tokens`` that carried loss, and with
@@ -283,22 +285,23 @@ def sft(
         tokens += sum(label != IGNORE for e in batch for label in e.labels[1:])
         return {"loss": accumulate_gradients(model, batch, pad_id, micro_batch_size)}
 
-    history = optimise(
-        model,
-        [len(e.input_ids) for e in examples],
-        accumulate,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        warmup_ratio=warmup_ratio,
-        weight_decay=weight_decay,
-        max_grad_norm=max_grad_norm,
-        dropout=dropout,
-        seed=seed,
-        logger=logger,
-        log_interval=log_interval,
-        callback=callback,
-    )
+    with StepCallbacks(callback, model, tokenizer, logger) as on_step:
+        history = optimise(
+            model,
+            [len(e.input_ids) for e in examples],
+            accumulate,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            warmup_ratio=warmup_ratio,
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
+            dropout=dropout,
+            seed=seed,
+            logger=logger,
+            log_interval=log_interval,
+            callback=on_step,
+        )
     result = {
         "loss": tail_mean(history, "loss"),
         "steps": float(len(history)),

@@ -10,6 +10,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
+from transformers import AutoModelForCausalLM
 
 import textrl_env  # noqa: F401
 from agents.dpo import LOSSES, Objective, cached_log_probs, dpo, sequence_log_probs
@@ -444,3 +446,29 @@ def test_cross_entropy_of_the_whole_completion_is_what_sft_minimises(tokenizer):
     ids, labels = torch.tensor([example.input_ids]), torch.tensor([example.labels])
     mean = sft_loss(model(ids).logits, labels)
     torch.testing.assert_close(-sequence_log_probs(model, [example], EOS)[0] / 2, mean)
+
+
+class StopAfter(BaseCallback):
+    """A callback of stable-baselines3's kind."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.steps, self.ended = steps, False
+
+    def _on_step(self):
+        self.logger.record("mine/step", self.num_timesteps)
+        return self.num_timesteps < self.steps
+
+    def _on_training_end(self):
+        self.ended = True
+
+
+def test_stable_baselines3s_callbacks_work(tmp_path, tokenizer):
+    stop = StopAfter(3)
+    checkpoints = CheckpointCallback(save_freq=2, save_path=str(tmp_path))
+    options = {"tokenizer": tokenizer, "epochs": 4, "batch_size": 2, "device": "cpu"}
+    result = dpo(fresh(), PAIRS, callback=[checkpoints, stop], **options)
+    assert result["steps"] == 3 and stop.ended
+    (saved,) = tmp_path.glob("rl_model_2_steps*")
+    assert AutoModelForCausalLM.from_pretrained(saved).config.vocab_size == fresh().config.vocab_size
+    assert dpo(fresh(), PAIRS, callback=lambda step, metrics: step < 2, **options)["steps"] == 2
