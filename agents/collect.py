@@ -16,6 +16,7 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from agents import maths
+from agents.envs import start_option
 from agents.rollout import Rollout, concatenate
 from textrl_env.decoding import pack_sequences
 
@@ -155,7 +156,7 @@ def collect_episodes(agent: Agent, n_episodes: int, group_size: int = 1) -> Roll
 
 def _draw_starts(agent: Agent, count: int) -> list[Any]:
     """``count`` start states: values of the env's start option, or reset seeds."""
-    option = agent.env.metadata.get("start_option")
+    option = start_option(agent.env)
     if option is None:
         return agent.rng.integers(0, 2**31 - 1, size=count).tolist()
     starts: list[Any] = []
@@ -167,7 +168,7 @@ def _draw_starts(agent: Agent, count: int) -> list[Any]:
 
 def _reset_to(agent: Agent, starts: list[Any]) -> Any:
     """Reset every slot to its start; slots beyond the last start run along and are not recorded."""
-    option = agent.env.metadata.get("start_option")
+    option = start_option(agent.env)
     if starts[0] is None:
         return agent.env.reset()[0]
     padded = starts + starts[:1] * (agent.num_envs - len(starts))

@@ -72,6 +72,14 @@ def bind_policy(
             inner.unwrapped.bind_policy(single)
 
 
+def start_option(env: gym.vector.VectorEnv) -> str | None:
+    """The key of ``reset(options=...)`` that takes one start for each slot, or None.
+
+    A vector env made of single envs hands the same options to each of them, so it has none.
+    """
+    return None if hasattr(env.unwrapped, "envs") else env.metadata.get("start_option")
+
+
 def kl_envs(env: gym.vector.VectorEnv | None) -> list[Any]:
     """The environments, the vector env itself or those inside it, that charge a KL."""
     base = None if env is None else env.unwrapped

@@ -129,9 +129,10 @@ class EpisodeLog:
         record("objective/scores", float(np.mean(self.text["score"])))
         for name, values in self.text.items():
             if name == "score/gold":
-                record("objective/gold_scores", float(np.nanmean(values)))
+                record("objective/gold_scores", _mean_of_numbers(values))
             elif name.startswith("score/"):
-                record(f"rewards/{name.removeprefix('score/')}", float(np.mean(values)))
+                # NaN where one of several rewards did not apply.
+                record(f"rewards/{name.removeprefix('score/')}", _mean_of_numbers(values))
 
     def _log_completions(self, record: Callable[..., None]) -> None:
         lengths = np.array(self.text["response_length"])
@@ -151,6 +152,12 @@ class EpisodeLog:
             cells = [self.text[name][i] for name in names]
             rows.append([f"{c:.2f}" if isinstance(c, (float, np.floating)) else _cell(str(c)) for c in cells])
         return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _mean_of_numbers(values: list[float]) -> float:
+    """Mean without the NaNs; NaN if there is nothing else."""
+    numbers = [value for value in values if not np.isnan(value)]
+    return float(np.mean(numbers)) if numbers else float("nan")
 
 
 def _cell(text: str) -> str:

@@ -65,6 +65,7 @@ class PPO(Agent):
         self.clip_range_vf = clip_range_vf
         self.normalize_advantage = normalize_advantage
         self.target_kl = target_kl
+        self.default_epochs = n_epochs is None
         super().__init__(
             policy,
             env,
@@ -82,7 +83,9 @@ class PPO(Agent):
             **kwargs,
         )
 
-        if n_epochs is None and self.env is not None:
+    def _set_up_policy(self, spaces: Any = None) -> None:
+        super()._set_up_policy(spaces)
+        if self.default_epochs:
             self.n_epochs = 4 if self.policy.whole_episodes else 10
 
     def prepare_batch(self, batch: Rollout) -> Rollout:

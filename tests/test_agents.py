@@ -544,3 +544,31 @@ def test_a_small_network_learns_on_one_thread_and_gives_the_others_back():
             assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        lambda: gym.make("GridWorld-v0"),
+        lambda: gym.make_vec("GridWorld-v0", num_envs=4, vectorization_mode="sync"),
+        lambda: gym.make("TokenTree-v0"),
+    ],
+)
+def test_groups_share_their_start_in_single_envs_and_vector_envs_of_them_too(env):
+    agent = GRPO("MlpPolicy", env(), n_episodes=8, group_size=4, seed=0).learn(1)
+    first = agent.collect().inputs["features"][:, 0].reshape(2, 4, -1)  # [groups, G, features]
+    assert torch.equal(first, first[:, :1].expand_as(first))
+
+
+def test_a_ppo_loaded_without_an_environment_keeps_its_passes(tmp_path):
+    agent = PPO("MlpPolicy", "ToyBandit-v0", n_steps=8, n_envs=2, seed=0).learn(16)
+    agent.save(tmp_path)
+    assert PPO.load(tmp_path).n_epochs == agent.n_epochs == 10
+
+
+def test_a_reward_that_does_not_always_apply_is_logged_over_where_it_does():
+    def sometimes(prompts, completions):
+        return [None if i % 2 else 1.0 for i in range(len(completions))]
+
+    learner = PPO("auto", make_env(reward=[count_a, sometimes]), n_episodes=4, seed=0).learn(1)
+    assert learner.latest["rewards/sometimes"] == 1.0
