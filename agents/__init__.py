@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from agents.base import Agent
     from agents.exact_gap import ExactGapCallback
     from agents.grpo import GRPO
-    from agents.kl_control import AdaptiveKL
+    from agents.kl_control import AdaptiveKL, AnnealKL
     from agents.policies import CausalLMPolicy, Evaluation, MlpPolicy, Policy
     from agents.ppo import PPO
     from agents.ptx import PPOptx
@@ -40,6 +40,7 @@ _LAZY = {
     "RLOO": "agents.variants",
     "AdaptiveKL": "agents.kl_control",
     "Agent": "agents.base",
+    "AnnealKL": "agents.kl_control",
     "CausalLMPolicy": "agents.policies",
     "DrGRPO": "agents.variants",
     "Evaluation": "agents.policies",
@@ -62,6 +63,7 @@ __all__ = [
     "RLOO",
     "AdaptiveKL",
     "Agent",
+    "AnnealKL",
     "CausalLMPolicy",
     "DrGRPO",
     "Evaluation",

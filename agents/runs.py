@@ -31,7 +31,7 @@ from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoard
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.base import Agent
-from agents.kl_control import AdaptiveKL
+from agents.kl_control import AdaptiveKL, AnnealKL
 from agents.locate import find_agent, find_policy
 
 FORMAT = 1
@@ -109,6 +109,7 @@ def new_config(
     keep: int = 2,
     log_interval: int = 1,
     adaptive_kl: dict[str, float] | None = None,
+    anneal_kl: dict[str, float] | None = None,
     command: str = "",
     defaults: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -128,7 +129,8 @@ def new_config(
         save_every: Timesteps between checkpoints; None is a tenth of ``total_timesteps``.
         keep: Checkpoints to keep.
         log_interval: Updates between two lines of the log.
-        adaptive_kl: Arguments of :class:`~agents.kl_control.AdaptiveKL`; None keeps the KL coefficient fixed.
+        adaptive_kl: Arguments of :class:`~agents.kl_control.AdaptiveKL`; None does not steer the KL coefficient.
+        anneal_kl: Arguments of :class:`~agents.kl_control.AnnealKL`; None does not let it fall.
         command: The command line that says the same.
         defaults: The hyper-parameters left alone, for the reader.
     """
@@ -150,6 +152,7 @@ def new_config(
         "keep": keep,
         "log_interval": log_interval,
         "adaptive_kl": adaptive_kl,
+        "anneal_kl": anneal_kl,
         "working_directory": str(Path.cwd()),
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in _PACKAGES},
@@ -345,8 +348,8 @@ def train(
         KeyboardInterrupt: It came twice.
     """
     saver = CheckpointCallback(folder, config["save_every"], config["keep"])
-    adaptive_kl = config.get("adaptive_kl")
-    control = [] if adaptive_kl is None else [AdaptiveKL(**adaptive_kl)]
+    controls = {"adaptive_kl": AdaptiveKL, "anneal_kl": AnnealKL}
+    control = [cls(**config[name]) for name, cls in controls.items() if config.get(name) is not None]
     logger = open_logger(folder, agent.num_timesteps)
     agent.set_logger(logger)
     try:

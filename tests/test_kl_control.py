@@ -1,16 +1,18 @@
-"""Claims about the adaptive KL controller."""
+"""Claims about KL coefficients that change while an agent learns: the adaptive controller and the annealing."""
 
 from __future__ import annotations
 
 import csv
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from agents import GRPO, PPO, REINFORCE, AdaptiveKL
+from agents import GRPO, PPO, REINFORCE, AdaptiveKL, AnnealKL
 from agents.cli import main
 from agents.kl_control import episode_kl
 from agents.rollout import Rollout
@@ -157,3 +159,111 @@ def test_a_horizon_without_a_target_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["train", *TREE, "--adaptive-kl-horizon", "100", "--run-dir", "x"]) == 2
     assert "--adaptive-kl-target" in capsys.readouterr().err
+
+
+# -- annealing ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("progress", "expected"), [(0.0, 2.0), (0.25, 2.0 * 0.1**0.5), (0.5, 0.2), (0.75, 0.2), (1.0, 0.2)]
+)
+def test_the_coefficient_falls_evenly_in_its_logarithm_and_then_stays(progress, expected):
+    assert AnnealKL(start=2.0, target=0.2, share=0.5).at(progress) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("agent", [PPO, GRPO, REINFORCE])
+def test_rewards_of_a_rollout_and_its_row_of_the_log_have_the_coefficient_of_its_beginning(agent):
+    control, rows = AnnealKL(start=1.0, target=0.01, share=0.8), []
+
+    class Watch(AnnealKL):
+        def _on_rollout_start(self):
+            super()._on_rollout_start()
+            self.began = self.model.num_timesteps
+
+        def _on_rollout_end(self):
+            rollout = self.locals["rollout"]
+            kl = float(((rollout.log_probs - rollout.ref_log_probs) * rollout.mask).sum())
+            rows.append((self.began, self.model.kl_coef, kl, float(rollout.penalties.sum())))
+
+    learner = make(agent).learn(400, Watch(start=1.0, target=0.01, share=0.8))
+    assert len(rows) > 3 and rows[0][:2] == (0, 1.0)
+    for began, coef, kl, charged in rows:
+        assert coef == pytest.approx(control.at(began / 400))
+        assert charged == pytest.approx(coef * kl, abs=1e-4)
+    assert learner.latest["objective/kl_coef"] == rows[-1][1]
+    assert learner.kl_coef == pytest.approx(0.01)
+
+
+def test_a_resumed_annealing_ends_bitwise_where_one_that_went_on_does(tmp_path):
+    def learn(agent, steps):
+        agent.learn(steps, AnnealKL(1.0, 0.01), reset_num_timesteps=agent.num_timesteps == 0)
+
+    whole = make()
+    learn(whole, 200)
+    whole.save(tmp_path)
+    assert whole.kl_coef == pytest.approx(0.01)
+    resumed = PPO.load(tmp_path, env=make_env(kl_coef=0.1))
+    seen = []
+    for learner in (whole, resumed):  # as much again, so half-way through a fall that is twice as long
+        seen.append([])
+        learner.learn(
+            300,
+            [AnnealKL(1.0, 0.01), lambda inner, outer, to=seen[-1]: to.append(inner["self"].kl_coef) or True],
+            reset_num_timesteps=False,
+        )
+    assert seen[0] == seen[1]
+    assert 0.01 < seen[0][0] < 1.0
+    for a, b in zip(whole.policy.parameters(), resumed.policy.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["start", "target", "share"])
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf")])
+def test_an_annealing_between_impossible_coefficients_is_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=f"AnnealKL's {name} must be a finite number > 0"):
+        AnnealKL(**({"start": 1.0, "target": 0.1} | {name: value}))
+
+
+def test_an_annealing_longer_than_learning_or_without_a_reference_is_refused():
+    with pytest.raises(ValueError, match="at most 1"):
+        AnnealKL(1.0, 0.1, share=1.5)
+    with pytest.raises(ValueError, match="has none; TextRLHF-v0"):
+        PPO("MlpPolicy", "ToyBandit-v0", n_steps=8).learn(8, AnnealKL(1.0, 0.1))
+
+
+def test_the_command_line_anneals_and_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--kl-coef", "0.2", "--anneal-kl-start", "2", "--anneal-kl-share", "0.9", "--save-every", "256"]
+    assert main(["train", *TREE, *flags, "--total-timesteps", "512", "--run-dir", "whole"]) == 0
+    config = json.loads((tmp_path / "whole" / "config.json").read_text())
+    assert config["anneal_kl"] == {"start": 2.0, "target": 0.2, "share": 0.9}
+    # Take the end away: what is left is what an interruption leaves.
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "final")
+    assert main(["train", "--resume", "cut", "--no-progress"]) == 0
+
+    def logits(run):
+        return load_file(tmp_path / run / "final" / "agent.safetensors")
+
+    whole, cut = logits("whole"), logits("cut")
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    saved = [tmp_path / "whole" / name / "agent.json" for name in ("checkpoint-256", "final")]
+    coefs = [json.loads(path.read_text())["kl_coef"] for path in saved]
+    assert coefs == [pytest.approx(AnnealKL(2.0, 0.2, 0.9).at(0.5)), pytest.approx(0.2)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "hint"),
+    [
+        (["--anneal-kl-share", "0.5"], "--anneal-kl-start"),
+        (["--anneal-kl-start", "1"], "--kl-coef"),
+        (["--anneal-kl-start", "1", "--kl-coef", "0.1", "--adaptive-kl-target", "4"], "choose one"),
+    ],
+)
+def test_an_annealing_that_is_half_said_is_refused_with_what_is_missing(
+    flags, hint, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *TREE, *flags, "--run-dir", "x"]) == 2
+    assert hint in capsys.readouterr().err

@@ -145,6 +145,20 @@ def _train(
             rich_help_panel=_TEXT,
         ),
     ] = None,
+    anneal_kl_start: Annotated[
+        float | None,
+        typer.Option(
+            help="Let the KL coefficient fall from here to --kl-coef.",
+            show_default="fixed --kl-coef",
+            rich_help_panel=_TEXT,
+        ),
+    ] = None,
+    anneal_kl_share: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the timesteps in which it falls.", show_default="0.7", rich_help_panel=_TEXT
+        ),
+    ] = None,
     max_new_tokens: Annotated[
         int | None,
         typer.Option(help="Budget of a response in tokens.", show_default="24", rich_help_panel=_TEXT),
@@ -360,6 +374,7 @@ def _config(
 ) -> dict[str, Any]:
     from agents import runs
 
+    env_kwargs = _env_kwargs(values)
     names = (
         "total_timesteps",
         "seed",
@@ -376,8 +391,9 @@ def _config(
         agent=_absolute(values["agent"]),
         agent_kwargs=chosen,
         policy_kwargs=hyper.parse_assignments("--policy-arg", values["policy_arg"] or ()),
-        env_kwargs=_env_kwargs(values),
+        env_kwargs=env_kwargs,
         adaptive_kl=_adaptive_kl(values),
+        anneal_kl=_anneal_kl(values, env_kwargs.get("kl_coef")),
         command=line,
         defaults={f.name: f.default for f in flags if f.name not in chosen and _is_plain(f.default)},
     )
@@ -389,7 +405,27 @@ def _adaptive_kl(values: dict[str, Any]) -> dict[str, float] | None:
     if target is None and horizon is not None:
         raise ValueError("--adaptive-kl-horizon goes with --adaptive-kl-target, the KL to aim for")
     said = {"target": target, "horizon": horizon}
-    return None if target is None else {name: value for name, value in said.items() if value is not None}
+    return None if target is None else _without_none(said)
+
+
+def _anneal_kl(values: dict[str, Any], target: float | None) -> dict[str, float] | None:
+    """Arguments of the falling KL coefficient; None for a fixed one."""
+    start, share = values["anneal_kl_start"], values["anneal_kl_share"]
+    if start is None and share is not None:
+        raise ValueError("--anneal-kl-share goes with --anneal-kl-start, the coefficient to begin with")
+    if start is None:
+        return None
+    if target is None:
+        raise ValueError("--anneal-kl-start goes with --kl-coef, the coefficient to end with")
+    if values["adaptive_kl_target"] is not None:
+        raise ValueError(
+            "--anneal-kl-start and --adaptive-kl-target both change the KL coefficient; choose one"
+        )
+    return _without_none({"start": start, "target": target, "share": share})
+
+
+def _without_none(said: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def _is_plain(default: Any) -> bool:
