@@ -1,29 +1,31 @@
 """Do the agents reach the optimum? The gap to the exact one, in a token tree and with a tiny transformer.
 
-    python benchmarks/optimality.py [--seeds 10] [--variant-seeds 3]
+    python benchmarks/optimality.py [--seeds 10] [--variant-seeds 3] [--tables tree text]
 
 The gap is ``(J* - J) / (J* - J_ref)``, exact, of the final policy: 1 where learning starts (the reference), 0 at
-``pi_ref exp(score / kl_coef) / Z``. Prints the tables and writes them to docs/optimality.md. How long
-learning takes is not compared.
+``pi_ref exp(score / kl_coef) / Z``. Each row goes to benchmarks/optimality.json as soon as it is there, and the
+rows there to docs/optimality.md; ``--tables`` without a name only writes the page again. How long learning takes
+is not compared.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from agents.base import Agent
 from agents.exact_gap import ExactGapCallback
 from agents.grpo import GRPO
+from agents.kl_control import AnnealKL
 from agents.ppo import PPO
 from agents.reinforce import REINFORCE
 from agents.tabular import TabularPolicy
@@ -53,34 +55,8 @@ AGENTS: dict[str, tuple[type[Agent], dict[str, Any]]] = {
 ANNEALING = 0.7
 WORDS = ["<eos>", "a", "b", "c", "d", "e"]
 BUDGET = 3
+RESULTS = Path(__file__).with_suffix(".json")
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "optimality.md"
-
-
-class AnnealKL(BaseCallback):
-    """Lets the KL coefficient fall from ``start`` to ``target``, a straight line in its logarithm.
-
-    The optimum of a large coefficient is near the reference and easy; followed slowly it leads to the optimum
-    of a small one, past the local optima that a policy gradient falls into when it starts there.
-
-    Args:
-        start: The first coefficient.
-        target: The last one.
-        share: Share of the steps after which the target is reached.
-    """
-
-    def __init__(self, start: float, target: float, share: float = ANNEALING) -> None:
-        super().__init__()
-        self.start, self.target, self.share = start, target, share
-
-    def _on_training_start(self) -> None:
-        self._total = self.locals["total_timesteps"]
-
-    def _on_rollout_start(self) -> None:
-        progress = min(self.num_timesteps / (self.share * self._total), 1.0)
-        self.model.kl_coef = self.start * (self.target / self.start) ** progress
-
-    def _on_step(self) -> bool:
-        return True
 
 
 def hold_then_fall(rate: float) -> Callable[[float], float]:
@@ -91,7 +67,7 @@ def hold_then_fall(rate: float) -> Callable[[float], float]:
 def final_gap(agent: Agent, steps: int, start: float, target: float) -> float:
     """Learn, and say exactly how far from the optimum the policy is then."""
     gap = ExactGapCallback(every=1_000_000)
-    agent.learn(steps, callback=[AnnealKL(start, target), gap], log_interval=None)
+    agent.learn(steps, callback=[AnnealKL(start, target, ANNEALING), gap], log_interval=None)
     return gap.latest["gap"]
 
 
@@ -164,35 +140,55 @@ def learn_text(name: str, seed: int, beta: float = TEXT_BETA, steps: int = TEXT_
     return final_gap(agent, steps, max(1.0, beta), beta)
 
 
+def tree_rows(seeds: int, variant_seeds: int) -> Iterator[dict[str, Any]]:
+    """The rows of the token tree, each as soon as its runs are done."""
+    rows = [(name, seeds if name in MAIN else variant_seeds, True) for name in AGENTS]
+    rows += [(name, variant_seeds, False) for name in MAIN]
+    for name, count, anneal in rows:
+        gaps = [[learn_tree(name, beta, seed, anneal) for seed in range(count)] for beta in BETAS]
+        label = name if anneal else f"{name}, kl_coef not annealed"
+        yield {"table": "tree", "agent": label, "steps": TREE_STEPS, "gaps": gaps}
+
+
+def text_rows(seeds: int) -> Iterator[dict[str, Any]]:
+    """The rows of the tiny transformer."""
+    for name in MAIN:
+        gaps = [[learn_text(name, seed, beta) for seed in range(seeds)] for beta in BETAS]
+        yield {"table": "text", "agent": name, "steps": TEXT_STEPS, "gaps": gaps}
+
+
+def stored_rows() -> list[dict[str, Any]]:
+    """The rows measured so far: table, agent, steps, and gaps ``[kl_coef][seed]``."""
+    return json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
+
+
+def store(row: dict[str, Any]) -> None:
+    """Put a row in the place of the same one of an earlier run."""
+    rows = {(r["table"], r["agent"]): r for r in [*stored_rows(), row]}
+    RESULTS.write_text("[\n" + ",\n".join(json.dumps(r) for r in rows.values()) + "\n]\n")
+
+
 def show(gaps: list[float]) -> str:
     """Median and worst, in per cent."""
     return f"{100 * np.median(gaps):.2f} ({100 * max(gaps):.2f})"
 
 
-def tree_table(seeds: int, variant_seeds: int) -> list[str]:
-    lines = ["| agent | seeds | " + " | ".join(f"kl_coef {beta:g}" for beta in BETAS) + " |"]
-    lines.append("|---" * (2 + len(BETAS)) + "|")
-    rows = [(name, seeds if name in MAIN else variant_seeds, True) for name in AGENTS]
-    rows += [(name, variant_seeds, False) for name in MAIN]
-    for name, count, anneal in rows:
-        cells = [show([learn_tree(name, beta, seed, anneal) for seed in range(count)]) for beta in BETAS]
-        label = name if anneal else f"{name}, kl_coef not annealed"
-        lines.append(f"| {label} | {count} | {' | '.join(cells)} |")
-        print(lines[-1], flush=True)
-    return lines
+def as_line(row: dict[str, Any]) -> str:
+    """A row of a Markdown table."""
+    return f"| {row['agent']} | {len(row['gaps'][0])} | {' | '.join(map(show, row['gaps']))} |"
 
 
-def text_table(seeds: int) -> list[str]:
-    lines = ["| agent | seeds | gap |", "|---|---|---|"]
-    for name in MAIN:
-        lines.append(f"| {name} | {seeds} | {show([learn_text(name, seed) for seed in range(seeds)])} |")
-        print(lines[-1], flush=True)
-    return lines
+def as_table(name: str) -> str:
+    """The stored rows of one table, in Markdown."""
+    order = [*AGENTS, *(f"{agent}, kl_coef not annealed" for agent in MAIN)]
+    rows = sorted((r for r in stored_rows() if r["table"] == name), key=lambda r: order.index(r["agent"]))
+    head = "| agent | seeds | " + " | ".join(f"kl_coef {beta:g}" for beta in BETAS) + " |"
+    return "\n".join([head, "|---" * (2 + len(BETAS)) + "|", *map(as_line, rows)])
 
 
 PAGE = """# How near the optimum
 
-Written by `python benchmarks/optimality.py {arguments}`.
+Written by `python benchmarks/optimality.py`.
 
 The optimum of `E[score] - kl_coef * KL` is known exactly wherever the
 language can be enumerated, and so is every policy's distance from it. The gap is
@@ -214,35 +210,43 @@ in the script lists.
 
 ## A tiny transformer in TextRLHF-v0
 
-A random Llama (2 layers, 6 tokens), budget {budget}, two prompts, a random score for every response, `kl_coef`
-{text_beta:g} (falling from 1), learning rate 0.003, REINFORCE with a learned baseline; {text_steps:,} tokens.
+A random Llama (2 layers, 6 tokens), budget {budget}, two prompts, a random score for every response, a
+`kl_coef` that falls from 1, learning rate 0.003, REINFORCE with a learned baseline; {text_steps:,} tokens.
 Here all prefixes share their weights.
 
 {text}
 """
 
 
+def page() -> str:
+    """docs/optimality.md, from the stored rows."""
+    return PAGE.format(
+        responses=2 * (1 + 4 + 16 + 64 * 5),
+        tree_steps=TREE_STEPS,
+        episodes=EPISODES,
+        tree=as_table("tree"),
+        budget=BUDGET,
+        text_steps=TEXT_STEPS,
+        text=as_table("text"),
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=10, help="runs of REINFORCE, PPO and GRPO")
     parser.add_argument("--variant-seeds", type=int, default=3, help="runs of the variants")
-    parser.add_argument("--text-seeds", type=int, default=3, help="runs of the transformer")
+    parser.add_argument("--tables", nargs="*", default=["tree", "text"], choices=["tree", "text"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    page = PAGE.format(
-        arguments=" ".join(f"--{name.replace('_', '-')} {n}" for name, n in vars(arguments).items()),
-        responses=2 * (1 + 4 + 16 + 64 * 5),
-        tree_steps=TREE_STEPS,
-        episodes=EPISODES,
-        tree="\n".join(tree_table(arguments.seeds, arguments.variant_seeds)),
-        budget=BUDGET,
-        text_beta=TEXT_BETA,
-        text_steps=TEXT_STEPS,
-        text="\n".join(text_table(arguments.text_seeds)),
-    )
-    DOCUMENT.parent.mkdir(exist_ok=True)
-    DOCUMENT.write_text(page)
-    print(page)
+    parts = {
+        "tree": lambda: tree_rows(arguments.seeds, arguments.variant_seeds),
+        "text": lambda: text_rows(arguments.seeds),
+    }
+    for table in arguments.tables:
+        for row in parts[table]():
+            store(row)
+            print(as_line(row), flush=True)
+    DOCUMENT.write_text(page())
 
 
 if __name__ == "__main__":
