@@ -1,0 +1,326 @@
+"""Does it fit, and how long does it take? A step of reinforcement learning from human feedback, by arithmetic.
+
+    python benchmarks/capacity.py --params 7e9 --reward-params 7e9 --lora-rank 16 --gpus 1 8 64 --device H100
+
+Counts policy, reference, reward model and critic, and prints a Markdown table with a column for each number of
+GPUs. ``benchmarks/capacity_check.py`` holds the formulas against measured runs. Left out: tensor and pipeline
+parallelism, offloading, overlap of network and arithmetic (times are sums), what an allocator wastes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, the root is not on the path
+
+from benchmarks import llama_costs as costs
+from benchmarks.llama_costs import Shape
+
+
+class Device(NamedTuple):
+    """Dense bfloat16 FLOP/s, memory bytes/s, memory bytes, and bytes/s to a GPU of the same node, one way."""
+
+    flops: float
+    bandwidth: float
+    memory: float
+    link: float
+
+
+#: Nominal figures from the vendor's data sheets.
+DEVICES = {
+    "A100": Device(312e12, 2.039e12, 80e9, 300e9),
+    "H100": Device(989e12, 3.35e12, 80e9, 450e9),
+    "H200": Device(989e12, 4.8e12, 141e9, 450e9),
+    "L40S": Device(362e12, 0.864e12, 48e9, 32e9),
+    "L4": Device(121e12, 0.3e12, 24e9, 32e9),
+    "RTX 4090": Device(165e12, 1.008e12, 24e9, 32e9),
+}
+GPUS_IN_A_NODE = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One step: respond to prompts, score, update. Bytes and seconds are those of one GPU.
+
+    Attributes:
+        policy: Shape of the policy and of the reference.
+        reward: Shape of the reward model; None for a function that costs nothing.
+        device: The GPU.
+        gpus: How many.
+        sharding: "full" splits every state over the GPUs, "none" repeats it on each.
+        critic: "none", "head" (on the policy's hidden states) or "separate" (a body of its own).
+        episodes, prompt, response: Sequences in a step, and their tokens.
+        group: Sequences that share a prompt; it is read once when decoding.
+        shared_prompt: Whether the update and the reference, too, read a group's prompt once.
+        micro: Rows of a micro-batch.
+        epochs: Passes over the episodes.
+        precision: One of ``llama_costs.PRECISIONS``.
+        lora_rank: 0 learns every weight; with LoRA the reference is the policy without its adapter.
+        eight_bit: 8-bit optimiser.
+        checkpointing: Layers computed again when going backward.
+        chunk: Tokens whose logits live at once; None for the whole micro-batch.
+        mfu, mbu: Share of the device's FLOP/s and memory bandwidth that is reached.
+        layer_seconds: What the host needs to launch one layer's forward pass.
+        host_waits: Whether that time is spent beside the device's (a CPU) or at the same time (a GPU).
+        node_bandwidth: Bytes/s that leave a node of eight GPUs.
+        reserve: Bytes that are not ours: context, kernels, fragments.
+    """
+
+    policy: Shape
+    reward: Shape | None = None
+    device: Device = DEVICES["H100"]
+    gpus: int = 1
+    sharding: str = "full"
+    critic: str = "none"
+    episodes: int = 512
+    prompt: int = 256
+    response: int = 512
+    group: int = 8
+    shared_prompt: bool = False
+    micro: int = 4
+    epochs: int = 1
+    precision: str = "mixed"
+    lora_rank: int = 0
+    eight_bit: bool = False
+    checkpointing: bool = False
+    chunk: int | None = None
+    mfu: float = 0.4
+    mbu: float = 0.6
+    layer_seconds: float = 0.0
+    host_waits: bool = False
+    node_bandwidth: float = 400e9
+    reserve: float = 2e9
+
+    # -- sizes ----------------------------------------------------------------------------------------------
+
+    @property
+    def rows(self) -> int:
+        """Episodes of one GPU."""
+        return math.ceil(self.episodes / self.gpus)
+
+    @property
+    def micro_batches(self) -> int:
+        """Forward and backward passes of one GPU in one epoch."""
+        return math.ceil(self.rows / self.micro)
+
+    @property
+    def bodies(self) -> int:
+        """Models that learn."""
+        return 2 if self.critic == "separate" else 1
+
+    @property
+    def shards(self) -> int:
+        """How many ways the states are split."""
+        return self.gpus if self.sharding == "full" else 1
+
+    @property
+    def trainable(self) -> int:
+        """Parameters of one body that learn."""
+        adapter = self.lora_rank and costs.lora_parameter_count(self.policy, self.lora_rank)
+        return adapter or costs.parameter_count(self.policy)
+
+    @property
+    def total(self) -> int:
+        """Parameters of the policy, an adapter included."""
+        return costs.parameter_count(self.policy) + (self.trainable if self.lora_rank else 0)
+
+    # -- memory ---------------------------------------------------------------------------------------------
+
+    def resident_bytes(self) -> dict[str, float]:
+        """What lies on a GPU all the time."""
+        states = costs.state_bytes(self.total, self.trainable, self.precision, self.eight_bit)
+        frozen = costs.frozen_bytes(self.precision)
+        models = {
+            "policy and critic": self.bodies * states["weights"],
+            "gradients": self.bodies * states["gradients"],
+            "optimiser": self.bodies * states["optimizer"],
+            "reference": 0.0 if self.lora_rank else frozen * self.total,
+            "reward model": 0.0 if self.reward is None else frozen * costs.parameter_count(self.reward),
+        }
+        return {name: value / self.shards for name, value in models.items()}
+
+    def gathered_bytes(self) -> float:
+        """Whole weights beside the shards while decoding; none where nothing is split."""
+        return costs.frozen_bytes(self.precision) * self.total if self.shards > 1 else 0.0
+
+    def row_bytes(self) -> float:
+        """Cache and logits of one row while decoding."""
+        element = costs.frozen_bytes(self.precision)
+        return costs.kv_bytes(self.policy, self.prompt + self.response, element) + 3 * 4 * self.policy.vocab
+
+    def decode_rows(self) -> int:
+        """Rows decoded together: all of them, or as many as the memory holds; 0 if none fits."""
+        used = self.reserve + sum(self.resident_bytes().values()) + self.gathered_bytes()
+        return max(min(self.rows, int((self.device.memory - used) // self.row_bytes())), 0)
+
+    def update_bytes(self) -> float:
+        """What a micro-batch needs on top, forward and backward."""
+        micro, length = min(self.micro, self.rows), self.prompt + self.response
+        cast = costs.state_bytes(self.total, self.trainable, self.precision)["cast"]
+        kept = costs.activation_bytes(self.policy, micro, length, self.precision, self.checkpointing)
+        logits = costs.logit_bytes(self.policy, micro * self.response, self.chunk)
+        layers = costs.layer_matrices(self.policy) + self.policy.vocab * self.policy.hidden
+        gathered = 2 * costs.frozen_bytes(self.precision) * layers if self.shards > 1 else 0.0
+        return self.bodies * (cast + kept) + logits + gathered
+
+    def peak_bytes(self) -> float:
+        """The larger of decoding and updating, on top of what lies there all the time."""
+        decoding = self.gathered_bytes() + max(self.decode_rows(), 1) * self.row_bytes()
+        return self.reserve + sum(self.resident_bytes().values()) + max(decoding, self.update_bytes())
+
+    def fits(self) -> bool:
+        """Whether at least one row can be decoded and a micro-batch updated."""
+        return self.decode_rows() > 0 and self.peak_bytes() <= self.device.memory
+
+    # -- time -----------------------------------------------------------------------------------------------
+
+    def token_seconds(self) -> dict[str, float]:
+        """Bounds on decoding one token for each row: by memory, by arithmetic, by the host."""
+        rows, context = max(self.decode_rows(), 1), self.prompt + self.response / 2
+        element = costs.frozen_bytes(self.precision)
+        read = costs.read_bytes(self.policy, rows, context, element, element)
+        flops = costs.forward_flops(self.policy, rows, context, rows)
+        return {
+            "memory bandwidth": read / (self.mbu * self.device.bandwidth),
+            "arithmetic": flops / (self.mfu * self.device.flops),
+            "host": self.layer_seconds * self.policy.layers,
+        }
+
+    def _together(self, device_seconds: float, host_seconds: float) -> float:
+        return device_seconds + host_seconds if self.host_waits else max(device_seconds, host_seconds)
+
+    def decode_seconds(self) -> float:
+        """Responses to all prompts of one GPU, in as many waves as the cache takes."""
+        bounds = self.token_seconds()
+        token = self._together(max(bounds["memory bandwidth"], bounds["arithmetic"]), bounds["host"])
+        waves = math.ceil(self.rows / max(self.decode_rows(), 1))
+        prompts = math.ceil(self.rows / self.group) * self.prompt
+        prefill = costs.forward_flops(self.policy, prompts, self.prompt) / (self.mfu * self.device.flops)
+        return waves * self.response * token + prefill
+
+    def pass_seconds(self, shape: Shape, logits: bool = True) -> float:
+        """One forward pass of a model over all episodes of one GPU."""
+        length = self.prompt + self.response
+        prompt = self.prompt / (self.group if self.shared_prompt else 1)
+        tokens = self.rows * (prompt + self.response)
+        flops = costs.forward_flops(shape, tokens, length, self.rows * self.response if logits else 0)
+        host = self.micro_batches * shape.layers * self.layer_seconds
+        return self._together(flops / (self.mfu * self.device.flops), host)
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of every part of the step."""
+        forward = self.pass_seconds(self.policy)
+        values = self.pass_seconds(self.policy, logits=False) if self.critic == "separate" else 0.0
+        # Backward computes gradients of activations and of weights; frozen weights have none.
+        passes = (2 if self.lora_rank else 3) + self.checkpointing
+        # Adam reads four tensors and writes three; clipping reads one, then reads and writes it.
+        adam = 10 * 4 * self.bodies * self.trainable / self.shards / (self.mbu * self.device.bandwidth)
+        link = min(self.device.link, self.node_bandwidth) if self.gpus > GPUS_IN_A_NODE else self.device.link
+        return {
+            "decode": self.decode_seconds(),
+            "reference and values": forward + values,
+            "reward model": 0.0 if self.reward is None else self.pass_seconds(self.reward, logits=False),
+            "update": self.epochs * passes * (forward + values),
+            "optimiser": self.epochs * adam,
+            "network": sum(self.network_bytes().values()) / link,
+        }
+
+    # -- network --------------------------------------------------------------------------------------------
+
+    def network_bytes(self) -> dict[str, float]:
+        """What each GPU sends in a step: rings of all-gathers and reduce-scatters, ``(n - 1) / n`` of the payload."""
+        frozen, ring = costs.frozen_bytes(self.precision), (self.gpus - 1) / self.gpus
+        gradient = self.bodies * costs.state_bytes(self.total, self.trainable, self.precision)["gradients"]
+        if self.sharding == "none":  # an all-reduce of the gradients, once in an epoch
+            return {"gradients": 2 * self.epochs * ring * gradient}
+        weights = self.bodies * frozen * self.total
+        scoring = 0.0 if self.lora_rank else frozen * self.total
+        scoring += 0.0 if self.reward is None else frozen * costs.parameter_count(self.reward)
+        return {
+            "weights to decode with": ring * frozen * self.total,
+            "frozen models": ring * self.micro_batches * scoring,
+            "weights to update with": ring * self.epochs * self.micro_batches * 2 * weights,
+            "gradients": ring * self.epochs * self.micro_batches * gradient,
+        }
+
+
+def table(steps: list[Step]) -> str:
+    """Markdown: a row for each quantity, a column for each step."""
+    rows: list[tuple[str, list[str]]] = []
+    fits = [step.fits() for step in steps]
+
+    def add(name: str, values: list[float], form: str = "{:.1f}", always: bool = True) -> None:
+        if any(values):  # what does not fit takes no time either
+            cells = [form.format(x) if always or f else "" for x, f in zip(values, fits, strict=True)]
+            rows.append((name, cells))
+
+    resident = [step.resident_bytes() for step in steps]
+    for name in resident[0]:
+        add(f"{name}, GB", [each[name] / 1e9 for each in resident])
+    add("whole weights to decode with, GB", [step.gathered_bytes() / 1e9 for step in steps])
+    add("rows decoded at once", [step.decode_rows() for step in steps], "{:.0f}")
+    add("their cache, GB", [step.decode_rows() * step.row_bytes() / 1e9 for step in steps])
+    add("micro-batch in the update, GB", [step.update_bytes() / 1e9 for step in steps])
+    add("**peak, GB**", [step.peak_bytes() / 1e9 for step in steps])
+    verdict = ["yes" if each else "**no**" for each in fits]
+    rows.append((f"fits in {steps[0].device.memory / 1e9:.0f} GB", verdict))
+    seconds = [step.seconds() for step in steps]
+    for name in seconds[0]:
+        add(f"{name}, s", [each[name] for each in seconds], "{:.2f}", always=False)
+    add("**step, s**", [sum(each.values()) for each in seconds], "{:.1f}", always=False)
+    written = [step.episodes * step.response for step in steps]
+    speeds = [n / sum(each.values()) for n, each in zip(written, seconds, strict=True)]
+    add("tokens/s", speeds, "{:,.0f}", always=False)
+    bounds = [max(each, key=each.get) for each in (step.token_seconds() for step in steps)]
+    rows.append(("decoding is bound by", [b if f else "" for b, f in zip(bounds, fits, strict=True)]))
+    add("sent by each GPU, GB", [sum(step.network_bytes().values()) / 1e9 for step in steps])
+    head = ["", *(f"{step.gpus} GPU{'s' if step.gpus > 1 else ''}" for step in steps)]
+    lines = [head, ["---", *("--:" for _ in steps)], *([name, *cells] for name, cells in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def parse_arguments(words: list[str] | None = None) -> tuple[list[Step], str]:
+    """Steps, one for each number of GPUs, and a line that says what they are."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    defaults = {field.name: field.default for field in dataclasses.fields(Step)}
+    parser.add_argument("--params", type=float, default=7e9, help="of the policy")
+    parser.add_argument("--reward-params", type=float, default=0, help="of the reward model; 0 is a function")
+    parser.add_argument("--vocab", type=int, default=128_256)
+    parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--device", choices=DEVICES, default="H100")
+    parser.add_argument("--sharding", choices=("full", "none"), default="full")
+    parser.add_argument("--critic", choices=("none", "head", "separate"), default="none")
+    parser.add_argument("--precision", choices=costs.PRECISIONS, default="mixed")
+    for name in ("episodes", "prompt", "response", "group", "micro", "epochs", "lora_rank"):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=defaults[name])
+    parser.add_argument("--chunk", type=int, default=None, help="tokens whose logits live at once")
+    for name in ("mfu", "mbu", "layer_seconds", "node_bandwidth", "reserve"):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=defaults[name])
+    for name in ("eight_bit", "checkpointing", "shared_prompt"):
+        parser.add_argument(f"--{name.replace('_', '-')}", action="store_true")
+    given = vars(parser.parse_args(words))
+    policy = costs.shape_for(given.pop("params"), given["vocab"])
+    reward = given.pop("reward_params")
+    reward = costs.shape_for(reward, given["vocab"]) if reward else None
+    del given["vocab"]
+    name, gpus = given.pop("device"), given.pop("gpus")
+    steps = [Step(policy, reward, device=DEVICES[name], gpus=count, **given) for count in gpus]
+    what = (
+        f"{costs.parameter_count(policy) / 1e9:.2f}B policy ({policy.layers} layers of {policy.hidden}), {name}, "
+        f"{given['precision']}, {given['episodes']} episodes of {given['prompt']} + {given['response']} tokens"
+    )
+    return steps, what
+
+
+def main() -> None:
+    steps, what = parse_arguments()
+    print(f"{what}\n\n{table(steps)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Bytes and floating point operations of one dense Llama, as formulas; the parts of ``benchmarks/capacity.py``.
+
+Left out: mixtures of experts, biases, and head dimensions other than ``hidden / heads``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+#: Bytes of a trained parameter: weight, gradient, optimiser (two moments and a master copy), copy for the forward
+#: pass. "autocast" is what the agents do on CUDA with float32 weights and "bfloat16" what they do with bfloat16
+#: ones; "mixed" keeps a float32 master copy (Rajbhandari et al. 2020, ZeRO, section 3.1).
+PRECISIONS = {
+    "float32": (4, 4, 8, 0),
+    "autocast": (4, 4, 8, 2),
+    "mixed": (2, 2, 12, 0),
+    "bfloat16": (2, 2, 4, 0),
+}
+#: What an 8-bit optimiser keeps instead of two moments: two bytes, and two float32 scales for 256 parameters.
+EIGHT_BIT_MOMENTS = 2 + 2 * 4 / 256
+#: Tensors ``[tokens, V]`` of float32 that live at once when the loss of a micro-batch goes backward.
+LOGIT_COPIES = 5
+
+
+class Shape(NamedTuple):
+    """A Llama: ``V``, width, width of the MLP, layers, query heads, key heads, tied embeddings."""
+
+    vocab: int
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    tied: bool = False
+
+    @property
+    def kv_width(self) -> int:
+        """Elements of the keys (or of the values) of one token in one layer."""
+        return self.hidden // self.heads * self.kv_heads
+
+
+def shape_of(config: object) -> Shape:
+    """The shape of a transformers Llama config."""
+    return Shape(
+        config.vocab_size,
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_hidden_layers,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.tie_word_embeddings,
+    )
+
+
+def shape_for(params: float, vocab: int = 128_256) -> Shape:
+    """A Llama of so many parameters: ``hidden = 128 layers``, four queries to a key, the MLP takes what is left.
+
+    Raises:
+        ValueError: The embeddings alone have more parameters.
+    """
+    shapes = []
+    for layers in range(4, 257, 4):
+        bare = Shape(vocab, 128 * layers, 0, layers, layers, layers // 4)
+        intermediate = round((params - parameter_count(bare)) / (3 * bare.hidden * layers))
+        if intermediate > 0:
+            shapes.append(bare._replace(intermediate=intermediate))
+    if not shapes:
+        raise ValueError(
+            f"{params:.3g} parameters are fewer than two embeddings of {vocab} tokens take; lower the vocabulary"
+        )
+    return min(shapes, key=lambda shape: abs(shape.intermediate / shape.hidden - 3.5))
+
+
+def layer_matrices(shape: Shape) -> int:
+    """Weights of the seven matrices of a layer: queries, keys, values, output, and three of the MLP."""
+    return 2 * shape.hidden * (shape.hidden + shape.kv_width) + 3 * shape.hidden * shape.intermediate
+
+
+def parameter_count(shape: Shape) -> int:
+    """Parameters of the language model, its norms and embeddings included."""
+    embeddings = shape.vocab * shape.hidden * (1 if shape.tied else 2)
+    return shape.layers * (layer_matrices(shape) + 2 * shape.hidden) + embeddings + shape.hidden
+
+
+def lora_parameter_count(shape: Shape, rank: int) -> int:
+    """Parameters of LoRA on the seven matrices of every layer: ``rank (inputs + outputs)`` each."""
+    attention = 4 * shape.hidden + 2 * (shape.hidden + shape.kv_width)
+    return shape.layers * rank * (attention + 3 * (shape.hidden + shape.intermediate))
+
+
+def kv_bytes(shape: Shape, tokens: float, element: int = 2) -> float:
+    """Bytes of the keys and values of so many tokens in all layers."""
+    return 2 * shape.layers * shape.kv_width * tokens * element
+
+
+def state_bytes(
+    total: float, trainable: float, precision: str = "mixed", eight_bit: bool = False
+) -> dict[str, float]:
+    """Bytes of the weights, gradients and optimiser states of a model that learns.
+
+    Args:
+        total: Parameters.
+        trainable: Those that learn; the others lie frozen, in bfloat16 unless the precision is "float32".
+        precision: One of ``PRECISIONS``.
+        eight_bit: Two bytes instead of Adam's two moments.
+    """
+    weight, gradient, optimizer, cast = PRECISIONS[precision]
+    if eight_bit:
+        optimizer += EIGHT_BIT_MOMENTS - (4 if precision == "bfloat16" else 8)
+    frozen = (total - trainable) * frozen_bytes(precision)
+    return {
+        "weights": frozen + trainable * weight,
+        "gradients": trainable * gradient,
+        "optimizer": trainable * optimizer,
+        "cast": trainable * cast,
+    }
+
+
+def frozen_bytes(precision: str) -> int:
+    """Bytes of a parameter that does not learn, and of an element of the cache."""
+    return 4 if precision == "float32" else 2
+
+
+def activation_bytes(
+    shape: Shape, rows: int, width: int, precision: str = "mixed", checkpointing: bool = False
+) -> float:
+    """Bytes that autograd keeps for the layers, for a micro-batch of ``rows`` padded sequences of ``width`` tokens.
+
+    What transformers' Llama saves with scaled-dot-product attention and a padding mask: the inside and outside of
+    two norms, the inputs of the seven matrices, queries, keys and values of every head, four tensors of the MLP's
+    width, the mask. With checkpointing, the input of every layer and one layer in full.
+    """
+    h, inner = shape.hidden, 4 * shape.intermediate
+    small = 4 * (2 + shape.heads)  # inverse norms and log-sum-exps, always float32
+    per_token = {
+        "float32": 4 * (10 * h + inner + width) + small,
+        "autocast": 4 * 4 * h + 2 * (9 * h + inner + width) + small,
+        "mixed": 4 * 2 * h + 2 * (8 * h + inner + width) + small,
+        "bfloat16": 4 * 2 * h + 2 * (8 * h + inner + width) + small,
+    }[precision]
+    if not checkpointing:
+        return shape.layers * rows * width * per_token
+    stream = h * (4 if precision in ("float32", "autocast") else 2)
+    return rows * width * (shape.layers * stream + per_token)
+
+
+def logit_bytes(shape: Shape, tokens: float, chunk: int | None = None) -> float:
+    """Bytes of the logits and of what is computed from them, for all tokens at once or ``chunk`` at a time."""
+    return LOGIT_COPIES * 4 * shape.vocab * min(tokens, chunk or tokens)
+
+
+def forward_flops(shape: Shape, tokens: float, context: float, logits: float = 0) -> float:
+    """Floating point operations of a forward pass.
+
+    Args:
+        shape: The model.
+        tokens: Tokens that pass.
+        context: Keys that each of them meets, masked ones included.
+        logits: How many of them get logits.
+    """
+    attention = 4 * context * shape.hidden
+    head = 2 * logits * shape.vocab * shape.hidden
+    return tokens * shape.layers * (2 * layer_matrices(shape) + attention) + head
+
+
+def read_bytes(shape: Shape, rows: float, context: float, weight: int = 2, element: int = 2) -> float:
+    """Bytes that decoding one token for each of ``rows`` has to read: all matrices once, every row's own cache."""
+    matrices = shape.layers * layer_matrices(shape) + shape.vocab * shape.hidden
+    return weight * matrices + kv_bytes(shape, rows * context, element)
