@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.policy import Evaluation, Policy, make_linear
 from agents.rollout import Rollout
@@ -104,40 +104,27 @@ class CausalLMPolicy(Policy):
         return generate_responses(self.lm, prompts, max_new_tokens, self.generator, deterministic)
 
     def evaluate(self, rollout: Rollout) -> Evaluation:
-        mask = rollout.mask  # [B, T]
-        steps = int(mask.any(0).nonzero()[-1]) + 1
-        ids, attention = self._trim(rollout, steps)
+        prompts, responses = _sequences(rollout)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            logits, hidden = self.lm.response_outputs(ids, attention, steps, with_hidden=self._shares_trunk)
-            values = self._values(ids, attention, steps, hidden)
-        log_z = logits.logsumexp(-1)
-        log_probs = logits.gather(-1, rollout.actions[:, :steps, None]).squeeze(-1) - log_z
-        entropy = log_z - ((logits - log_z.unsqueeze(-1)).exp() * logits).sum(-1)
-        missing = (0, mask.shape[1] - steps)
-        padded = [None if x is None else nn.functional.pad(x, missing) for x in (log_probs, values, entropy)]
-        return Evaluation(*padded)
+            shares_trunk = self.value_head is not None and self.body is None
+            log_probs, entropy, states = self.lm.evaluate(prompts, responses, with_states=shares_trunk)
+            values = self._values(prompts, responses, states)
+        real = rollout.inputs["attention_mask"][:, -rollout.mask.shape[1] :].bool()  # [B, T]
+        blank = torch.zeros(real.shape, device=real.device)
+        flat = (log_probs, values, entropy)
+        return Evaluation(*(None if x is None else blank.masked_scatter(real, x) for x in flat))
 
-    @property
-    def _shares_trunk(self) -> bool:
-        return self.value_head is not None and self.body is None
-
-    def _trim(self, rollout: Rollout, steps: int) -> tuple[Tensor, Tensor]:
-        """Input ids and mask without the columns that no row of this batch uses."""
-        ids, attention = rollout.inputs["input_ids"], rollout.inputs["attention_mask"]
-        start = int(attention.any(0).nonzero()[0])
-        end = ids.shape[1] - rollout.mask.shape[1] + steps
-        return ids[:, start:end], attention[:, start:end]
-
-    def _values(self, ids: Tensor, attention: Tensor, steps: int, hidden: Tensor | None) -> Tensor | None:
+    def _values(
+        self, prompts: list[np.ndarray], responses: list[np.ndarray], states: Tensor | None
+    ) -> Tensor | None:
+        """The critic's values before each response token, float32 and flat."""
         if self.value_head is None:
             return None
         if self.body is not None:
-            positions = (attention.long().cumsum(-1) - 1).clamp(min=0)
-            out = self.body(input_ids=ids, attention_mask=attention, position_ids=positions, use_cache=False)
-            hidden = out.last_hidden_state[:, -steps - 1 : -1]
+            states = self.lm.response_states(prompts, responses, self.body)
         elif self.detach_critic:
-            hidden = hidden.detach()
-        return self.value_head(hidden).squeeze(-1).float()
+            states = states.detach()
+        return self.value_head(states).squeeze(-1).float()
 
     def stack(self, observations: list[Any], actions: np.ndarray, mask: np.ndarray) -> dict[str, Tensor]:
         # A whole episode is its first observation and the actions after it.
@@ -150,18 +137,26 @@ class CausalLMPolicy(Policy):
 
     @torch.no_grad()
     def predict_values(self, observation: Any) -> np.ndarray:
-        ids = torch.from_numpy(np.asarray(observation["input_ids"])).to(self.device)
-        attention = torch.from_numpy(np.asarray(observation["attention_mask"])).to(self.device)
-        # One column more, so that the state after the last token is among the predicted ones.
-        ids, attention = (nn.functional.pad(x, (0, 1)) for x in (ids, attention))
-        attention[:, -1] = 1
-        _, hidden = self.lm.response_outputs(ids, attention, 1, with_hidden=self._shares_trunk)
-        return self._values(ids, attention, 1, hidden)[:, 0].double().cpu().numpy()
+        mask = np.asarray(observation["attention_mask"]).astype(bool)
+        prompts = [row[real] for row, real in zip(np.asarray(observation["input_ids"]), mask, strict=True)]
+        anything = [np.zeros(1, dtype=np.int64)] * len(prompts)
+        states = None if self.body is not None else self.lm.response_states(prompts, anything)
+        return self._values(prompts, anything, states).double().cpu().numpy()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the language model and its tokenizer as an ordinary Hugging Face folder."""
         self.lm.model.save_pretrained(str(folder))
         self.lm.tokenizer.save_pretrained(str(folder))
+
+
+def _sequences(rollout: Rollout) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Prompts and responses of a rollout, without their padding."""
+    ids, mask = (rollout.inputs[name].cpu().numpy() for name in ("input_ids", "attention_mask"))
+    before = ids.shape[1] - rollout.mask.shape[1]
+    mask = mask.astype(bool)
+    prompts = [row[:before][real[:before]] for row, real in zip(ids, mask, strict=True)]
+    responses = [row[before:][real[before:]] for row, real in zip(ids, mask, strict=True)]
+    return prompts, responses
 
 
 def _check_text_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:

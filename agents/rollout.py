@@ -84,11 +84,12 @@ class Rollout:
             yield self[order[start : start + batch_size]]
 
     def micro_batches(self, size: int | None) -> Iterator[tuple[Rollout, Tensor]]:
-        """Pieces of at most ``size`` rows of like length, each with its row indices."""
+        """Pieces of at most ``size`` rows, each with its row indices: groups together, else of like length."""
         if size is None or size >= len(self):
             yield self, torch.arange(len(self), device=self.mask.device)
             return
-        order = self.lengths.argsort(stable=True)
+        grouped = self.group is not None and len(self.group.unique()) < len(self)
+        order = (self.group if grouped else self.lengths).argsort(stable=True)
         for start in range(0, len(self), size):
             rows = order[start : start + size]
             yield self[rows], rows

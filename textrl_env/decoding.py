@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from textrl_env.teacher_forcing import unique_rows
+
 if TYPE_CHECKING:
     from textrl_env.language_model import CausalLM
 
@@ -26,11 +28,19 @@ def gather_log_probs(logits: Tensor, actions: Tensor) -> Tensor:
 
 
 def sample_actions(logits: Tensor, generator: torch.Generator | None, deterministic: bool = False) -> Tensor:
-    """Sample from ``softmax(logits)`` by the Gumbel trick, or take the argmax. ``[..., V] -> [...]``."""
+    """Sample from ``softmax(logits)``, or take the argmax. ``[..., V] -> [...]``."""
     if deterministic:
         return logits.argmax(-1)
-    noise = torch.empty_like(logits).exponential_(generator=generator)
-    return (logits - noise.log()).argmax(-1)
+    if logits.device.type != "cpu":
+        # Gumbel's trick: noise is cheap where there are thousands of threads.
+        noise = torch.empty_like(logits).exponential_(generator=generator)
+        return (logits - noise.log()).argmax(-1)
+    # One random number for each row, looked up in the cumulated probabilities.
+    mass = (logits - logits.amax(-1, keepdim=True)).exp_().cumsum(-1, dtype=torch.float64)
+    total = mass[..., -1:]
+    at = torch.rand(total.shape, generator=generator, dtype=torch.float64) * total
+    below = torch.nextafter(total, torch.zeros_like(total))  # never past the last action that has mass
+    return torch.searchsorted(mass, torch.minimum(at, below), right=True).squeeze(-1)
 
 
 def pack_sequences(
@@ -274,7 +284,7 @@ def generate(
         ``B`` int64 arrays of response tokens (the end token included), and as many float64 arrays with the
         log-probability of each token under the acting distribution.
     """
-    unique, inverse = _unique_rows(prompts)
+    unique, inverse = unique_rows(prompts)
     longest = max(len(p) for p in unique)
     decoder = SlotDecoder(lm, len(unique), longest + max_new_tokens)
     logits = decoder.prefill(np.arange(len(unique)), unique)
@@ -304,17 +314,3 @@ def generate(
         [row[:n] for row, n in zip(tokens, lengths, strict=True)],
         [row[:n] for row, n in zip(log_probs, lengths, strict=True)],
     )
-
-
-def _unique_rows(prompts: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
-    """The distinct prompts in order of first appearance, and for each prompt its index among them."""
-    seen: dict[bytes, int] = {}
-    unique: list[np.ndarray] = []
-    inverse = np.empty(len(prompts), dtype=np.int64)
-    for i, prompt in enumerate(prompts):
-        key = np.ascontiguousarray(prompt).tobytes()
-        if key not in seen:
-            seen[key] = len(unique)
-            unique.append(prompt)
-        inverse[i] = seen[key]
-    return unique, inverse

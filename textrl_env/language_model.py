@@ -22,7 +22,15 @@ from gymnasium import logger
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl_env.decoding import SlotDecoder, gather_log_probs, pack_sequences
+from textrl_env.decoding import SlotDecoder, pack_sequences
+from textrl_env.teacher_forcing import linear_log_probs, response_states
+
+#: What a model raises that does not take a cache, a mask or positions as a plain transformer does.
+_NOT_SUPPORTED = (TypeError, ValueError, RuntimeError, AttributeError, IndexError, NotImplementedError)
+
+
+def _longest(prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]) -> int:
+    return max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
@@ -101,6 +109,7 @@ class CausalLM:
         # Embedding matrices are often padded past the vocabulary; no action is a token that is not one.
         self.vocab_size = min(max(tokenizer.get_vocab().values()) + 1, model.config.vocab_size)
         self._slot_cache_works: bool | None = None
+        self._teacher_forcing_works: bool | None = None
 
     @classmethod
     def load(
@@ -206,6 +215,75 @@ class CausalLM:
         hidden = out.hidden_states[-1][:, -num_steps - 1 : -1] if with_hidden else None
         return self.action_logits(out.logits[:, -num_steps - 1 : -1]), hidden
 
+    def response_states(
+        self,
+        prompts: Sequence[np.ndarray],
+        responses: Sequence[np.ndarray],
+        body: PreTrainedModel | None = None,
+    ) -> Tensor:
+        """The last hidden states that predict the tokens of given responses.
+
+        Args:
+            prompts: ``B`` int64 arrays of token ids.
+            responses: ``B`` int64 arrays of token ids.
+            body: Of another model of the same architecture (a critic's); None is this model's own.
+
+        Returns:
+            ``[sum of the responses' lengths, hidden]``, response after response.
+        """
+        body = self.body if body is None else body
+        if self.teacher_forcing_works(_longest(prompts, responses)):
+            return response_states(body, prompts, responses)
+        ids, mask, steps = self._packed(prompts, responses)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        out = body(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+        return out.last_hidden_state[:, -steps - 1 : -1][mask[:, -steps:].bool()]
+
+    def evaluate(
+        self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], with_states: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Log-probabilities and entropies of given responses, with gradient.
+
+        Args:
+            prompts: ``B`` int64 arrays of token ids.
+            responses: ``B`` int64 arrays of token ids.
+            with_states: Whether to return the hidden states too.
+
+        Returns:
+            log_probs, entropies (both float32) and, if wanted, hidden states of the real response tokens, one
+            after another: ``[n]``, ``[n]`` and ``[n, hidden]``, ``n`` the sum of the responses' lengths.
+        """
+        if self.teacher_forcing_works(_longest(prompts, responses)):
+            actions = torch.from_numpy(np.concatenate(responses)).to(self.device)
+            states = response_states(self.body, prompts, responses)
+            head_input = states if self.temperature == 1.0 else states / self.temperature
+            head = self._inner.get_output_embeddings()
+            log_probs, entropies = linear_log_probs(head_input, head, actions, self.vocab_size)
+            return log_probs, entropies, states if with_states else None
+        ids, mask, steps = self._packed(prompts, responses)
+        logits, states = self.response_outputs(ids, mask, steps, with_states)
+        log_z = logits.logsumexp(-1)
+        log_probs = logits.gather(-1, ids[:, -steps:, None]).squeeze(-1) - log_z
+        entropies = log_z - ((logits - log_z.unsqueeze(-1)).exp() * logits).sum(-1)
+        real = mask[:, -steps:].bool()
+        return log_probs[real], entropies[real], states[real] if with_states else None
+
+    def _packed(
+        self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]
+    ) -> tuple[Tensor, Tensor, int]:
+        ids, mask, steps = pack_sequences(prompts, responses)
+        return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device), steps
+
+    @property
+    def _inner(self) -> PreTrainedModel:
+        """The model itself, adapters in place where there are some."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def body(self) -> PreTrainedModel:
+        """The model without its head."""
+        return self._inner.base_model
+
     @torch.no_grad()
     def response_log_probs(
         self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], max_tokens: int = 16384
@@ -215,25 +293,20 @@ class CausalLM:
         Args:
             prompts: ``B`` int64 arrays of token ids.
             responses: ``B`` int64 arrays of token ids.
-            max_tokens: Padded tokens in one pass; rows of like length share a pass.
+            max_tokens: Tokens in one pass; neighbours share a pass.
 
         Returns:
             float64 ``[B, T]``, ``T`` the longest response; 0 after the end of a response.
         """
-        width = max(len(r) for r in responses)
-        result = np.zeros((len(prompts), width))
-        order = np.argsort([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)], kind="stable")
-        total = len(prompts[order[-1]]) + len(responses[order[-1]])
-        rows = max(1, max_tokens // total)
-        for start in range(0, len(order), rows):
-            chunk = order[start : start + rows]
-            input_ids, mask, steps = pack_sequences(
-                [prompts[i] for i in chunk], [responses[i] for i in chunk]
-            )
-            ids = torch.from_numpy(input_ids).to(self.device)
-            logits, _ = self.response_outputs(ids, torch.from_numpy(mask).to(self.device), steps)
-            log_probs = gather_log_probs(logits, ids[:, -steps:]).double().cpu().numpy()
-            result[chunk, :steps] = np.where(mask[:, -steps:], log_probs, 0.0)
+        lengths = np.array([len(r) for r in responses])
+        result = np.zeros((len(prompts), lengths.max()))
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        work = np.cumsum([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)])
+        for rows in np.split(np.arange(len(work)), np.flatnonzero(np.diff(work // max_tokens)) + 1):
+            chosen = [prompts[i] for i in rows], [responses[i] for i in rows]
+            part = np.zeros((len(rows), lengths.max()))
+            part[mask[rows]] = self.evaluate(*chosen)[0].double().cpu().numpy()
+            result[rows] = part
         return result
 
     def slot_cache_works(self, max_length: int = 0) -> bool:
@@ -251,6 +324,39 @@ class CausalLM:
             logger.warn(f"{type(self.model).__name__} is decoded without a key/value cache (slower)")
         return works
 
+    def teacher_forcing_works(self, max_length: int = 0) -> bool:
+        """Whether :mod:`~textrl_env.teacher_forcing` gives this model's own log-probabilities.
+
+        Measured once, on random tokens, and false beyond an attention window. Scaled or capped logits, heads that
+        are more than a matrix and recurrent states break it; such models take plain padded passes.
+        """
+        if self._teacher_forcing_works is None:
+            self._teacher_forcing_works = self._measure_teacher_forcing()
+        window = self.attention_window
+        return self._teacher_forcing_works and (window is None or max_length <= window)
+
+    @torch.no_grad()
+    def _measure_teacher_forcing(self) -> bool:
+        generator = np.random.default_rng(0)
+        first, second = (generator.integers(0, self.vocab_size, size=n) for n in (3, 2))
+        responses = [generator.integers(0, self.vocab_size, size=n) for n in (3, 1, 2, 2)]
+        try:
+            self._teacher_forcing_works = True
+            shared, _, _ = self.evaluate([first, first, second, second], responses)
+            apart, _, _ = self.evaluate([first, second], responses[:2])
+        except _NOT_SUPPORTED as error:
+            logger.debug(f"teacher forcing with shared prompts failed: {error!r}")
+            return False
+        finally:
+            self._teacher_forcing_works = False
+        plain, _, _ = self.evaluate([first, first, second, second], responses)
+        alone, _, _ = self.evaluate([first, second], responses[:2])
+        return self._close(torch.cat([shared, apart]), torch.cat([plain, alone]))
+
+    def _close(self, one: Tensor, other: Tensor) -> bool:
+        tolerance = 1e-4 if self.model.dtype == torch.float32 else 5e-2
+        return bool((one - other).abs().max() <= tolerance * (1 + other.abs().max()))
+
     @torch.no_grad()
     def _measure_slot_cache(self) -> bool:
         generator = np.random.default_rng(0)
@@ -260,16 +366,8 @@ class CausalLM:
             decoder = SlotDecoder(self, 2, 8, use_cache=True)
             decoder.prefill(slots, [row[:-1] for row in rows])
             cached = decoder.step(slots, np.array([row[-1] for row in rows]))
-        except (
-            TypeError,
-            ValueError,
-            RuntimeError,
-            AttributeError,
-            IndexError,
-            NotImplementedError,
-        ) as error:
+        except _NOT_SUPPORTED as error:
             logger.debug(f"cached decoding failed: {error!r}")
             return False
         plain = SlotDecoder(self, 2, 8, use_cache=False).prefill(slots, rows)
-        tolerance = 1e-4 if cached.dtype == self.model.dtype == torch.float32 else 5e-2
-        return bool((cached - plain).abs().max() <= tolerance * (1 + plain.abs().max()))
+        return self._close(cached, plain)
