@@ -29,7 +29,7 @@ class CausalLMPolicy(Policy):
             "shared" (the same, its gradient shaping the hidden states too: a large value error can then wreck
             the policy), "separate" (a copy of the body with a head), or None. Heads start at zero output.
         model: A :class:`~textrl_env.language_model.CausalLM`, a folder or a hub id.
-        autocast: bfloat16 in evaluation; None turns it on where the device gains from it (CUDA).
+        autocast: Matrix products in bfloat16; None does as the model says (by default, where CUDA is).
     """
 
     whole_episodes = True
@@ -51,6 +51,12 @@ class CausalLMPolicy(Policy):
                 'policy_kwargs={"model": "path-or-hub-id"}'
             )
         self.lm = model.clone() if isinstance(model, CausalLM) else CausalLM.load(model, device="cpu")
+        # Steps of 1e-6 are lost in bfloat16 weights, so what learns is kept in float32 and only computes lower.
+        if self.lm.model.dtype in (torch.bfloat16, torch.float16):
+            self.lm.model.float()
+            autocast = True if autocast is None else autocast
+        if autocast is not None:
+            self.lm.autocast = autocast
         self.lm.model.requires_grad_(True)
         if self.lm.vocab_size != action_space.n:
             raise ValueError(
@@ -61,14 +67,14 @@ class CausalLMPolicy(Policy):
         self.detach_critic = critic == "head"
         width = self.model.config.get_text_config().hidden_size
         self.value_head = None if critic is None else make_linear(width, 1, 0.0)
-        device = self.lm.device
-        self.to(device)
-        self.autocast = device.type == "cuda" if autocast is None else autocast
+        self.to(self.lm.device)
+        self.autocast = self.lm.autocast
         self._decoder: SlotDecoder | None = None
 
     def weights_changed(self) -> None:
         super().weights_changed()
         if self._decoder is not None:
+            self.lm.for_decoding()
             self._decoder.clear()
 
     def _next_logits(self, observation: Any) -> Tensor:
@@ -79,7 +85,7 @@ class CausalLMPolicy(Policy):
         column = np.minimum(np.arange(width) + (width - lengths)[:, None], width - 1)
         tokens = np.take_along_axis(np.asarray(observation["input_ids"]), column, axis=1)  # left-aligned
         if self._decoder is None or self._decoder.num_slots != len(mask):
-            self._decoder = SlotDecoder(self.lm, len(mask), width)
+            self._decoder = SlotDecoder(self.lm.for_decoding(), len(mask), width)
         return self._decoder.next_logits(tokens, lengths, np.arange(len(mask)))
 
     @torch.no_grad()
@@ -105,10 +111,9 @@ class CausalLMPolicy(Policy):
 
     def evaluate(self, rollout: Rollout) -> Evaluation:
         prompts, responses = _sequences(rollout)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            shares_trunk = self.value_head is not None and self.body is None
-            log_probs, entropy, states = self.lm.evaluate(prompts, responses, with_states=shares_trunk)
-            values = self._values(prompts, responses, states)
+        shares_trunk = self.value_head is not None and self.body is None
+        log_probs, entropy, states = self.lm.evaluate(prompts, responses, with_states=shares_trunk)
+        values = self._values(prompts, responses, states)
         real = rollout.inputs["attention_mask"][:, -rollout.mask.shape[1] :].bool()  # [B, T]
         blank = torch.zeros(real.shape, device=real.device)
         flat = (log_probs, values, entropy)
@@ -124,7 +129,7 @@ class CausalLMPolicy(Policy):
             states = self.lm.response_states(prompts, responses, self.body)
         elif self.detach_critic:
             states = states.detach()
-        return self.value_head(states).squeeze(-1).float()
+        return self.value_head(states.float()).squeeze(-1)
 
     def stack(self, observations: list[Any], actions: np.ndarray, mask: np.ndarray) -> dict[str, Tensor]:
         # A whole episode is its first observation and the actions after it.

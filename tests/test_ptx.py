@@ -52,8 +52,8 @@ def test_without_a_coefficient_it_is_ppo_to_the_bit():
 
 def test_the_demonstrations_stay_more_likely_than_under_ppo_alone():
     before = demonstration_loss(make())
-    plain = demonstration_loss(make().learn(500))
-    mixed = demonstration_loss(make(ptx_data=DEMOS, ptx_coef=1.0).learn(500))
+    plain = demonstration_loss(make().learn(1500))
+    mixed = demonstration_loss(make(ptx_data=DEMOS, ptx_coef=1.0).learn(1500))
     assert plain > before  # the reward counts "a", which no demonstration says
     assert mixed < plain
 

@@ -76,6 +76,12 @@ class _SlotLayer(CacheLayerMixin):
         self.values = value_states.new_zeros((*shape[:-1], value_states.shape[-1]))
         self.is_initialized = True
 
+    def take(self, other: _SlotLayer, slots: Tensor, width: int) -> None:
+        """Copy the first ``width`` positions of the given slots of another cache."""
+        self.lazy_initialization(other.keys, other.values)
+        self.keys[:, :, :width] = other.keys[:, :, :width].index_select(0, slots)
+        self.values[:, :, :width] = other.values[:, :, :width].index_select(0, slots)
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -212,8 +218,7 @@ class SlotDecoder:
         index = torch.from_numpy(np.asarray(sources)).to(self.lm.device)
         for mine, theirs in zip(twin._cache.layers, self._cache.layers, strict=True):
             if theirs.is_initialized:
-                mine.keys, mine.values = theirs.keys[index], theirs.values[index]
-                mine.is_initialized = True
+                mine.take(theirs, index, int(twin.lengths.max()))
         return twin
 
     def _forward(
@@ -235,14 +240,15 @@ class SlotDecoder:
             keep: int | Tensor = 1
         else:
             keep = torch.from_numpy(np.unique(last)).to(device)
-        out = self.lm.model(
-            input_ids=torch.from_numpy(np.ascontiguousarray(tokens)).to(device),
-            attention_mask=mask,
-            position_ids=where.positions,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=keep,
-        )
+        with self.lm.precision():
+            out = self.lm.model(
+                input_ids=torch.from_numpy(np.ascontiguousarray(tokens)).to(device),
+                attention_mask=mask,
+                position_ids=where.positions,
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=keep,
+            )
         logits = out.logits
         if last is None:
             logits = logits[:, -1]
@@ -257,7 +263,8 @@ class SlotDecoder:
         ids = torch.from_numpy(self.tokens[slots, :width]).to(self.lm.device)
         last = torch.from_numpy(self.lengths[slots] - 1).to(self.lm.device)
         mask = torch.arange(width, device=self.lm.device) <= last[:, None]
-        logits = self.lm.model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
+        with self.lm.precision():
+            logits = self.lm.model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
         return self.lm.action_logits(logits[torch.arange(len(slots), device=self.lm.device), last])
 
 
@@ -284,6 +291,7 @@ def generate(
         ``B`` int64 arrays of response tokens (the end token included), and as many float64 arrays with the
         log-probability of each token under the acting distribution.
     """
+    lm = lm.for_decoding()
     unique, inverse = unique_rows(prompts)
     longest = max(len(p) for p in unique)
     decoder = SlotDecoder(lm, len(unique), longest + max_new_tokens)

@@ -82,6 +82,7 @@ class CausalLM:
         model: The transformers model. It is put into eval mode (dropout off) and stays there.
         tokenizer: Its tokenizer; must have an EOS token. A pad token is not needed: lengths are carried.
         temperature: Divides the logits everywhere: in sampling, update and reference.
+        autocast: Matrix products in bfloat16, weights and sums as they are; None is where CUDA is.
 
     Attributes:
         eos_ids: Every token id that ends a response, int64 array.
@@ -90,7 +91,11 @@ class CausalLM:
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, temperature: float = 1.0
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        temperature: float = 1.0,
+        autocast: bool | None = None,
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise ValueError(
@@ -102,6 +107,7 @@ class CausalLM:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.temperature = temperature
+        self.autocast = self.device.type == "cuda" if autocast is None else autocast
         listed = getattr(model.generation_config, "eos_token_id", None) or []
         listed = [listed] if isinstance(listed, int) else list(listed)
         self.eos_ids = np.unique(np.array([tokenizer.eos_token_id, *listed], dtype=np.int64))
@@ -110,6 +116,7 @@ class CausalLM:
         self.vocab_size = min(max(tokenizer.get_vocab().values()) + 1, model.config.vocab_size)
         self._slot_cache_works: bool | None = None
         self._teacher_forcing_works: bool | None = None
+        self._bfloat16: CausalLM | None = None
 
     @classmethod
     def load(
@@ -119,6 +126,7 @@ class CausalLM:
         temperature: float = 1.0,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "float32",
+        autocast: bool | None = None,
     ) -> CausalLM:
         """Load from a folder, a hub id or live objects.
 
@@ -128,6 +136,7 @@ class CausalLM:
             temperature: Divides the logits.
             device: ``"auto"``, or any torch device.
             dtype: Of the weights, for example "float32" or "bfloat16".
+            autocast: Matrix products in bfloat16; None is where CUDA is.
 
         Raises:
             FileNotFoundError: ``model`` looks like a folder and is not there.
@@ -152,7 +161,7 @@ class CausalLM:
             raise ValueError("a live model needs its tokenizer: pass tokenizer=...")
         if isinstance(tokenizer, (str, Path)):
             tokenizer = AutoTokenizer.from_pretrained(str(tokenizer))
-        return cls(model.to(choose_device(device)), tokenizer, temperature)
+        return cls(model.to(choose_device(device)), tokenizer, temperature, autocast)
 
     def __deepcopy__(self, memo: dict) -> CausalLM:
         # gym.make and env.spec deep-copy keyword arguments; the weights are shared instead.
@@ -162,12 +171,36 @@ class CausalLM:
         """A trainable copy with weights of its own."""
         twin = copy.copy(self)
         twin.model = copy.deepcopy(self.model)
+        twin._bfloat16 = None
         return twin
+
+    @torch.no_grad()
+    def for_decoding(self) -> CausalLM:
+        """What to decode with: itself, or under autocast a copy with the present weights in bfloat16.
+
+        One token at a time, casting what goes in and out of every layer would cost as much as the layers.
+        """
+        if not self.autocast or self.model.dtype != torch.float32:
+            return self
+        if self._bfloat16 is None:
+            self._bfloat16 = self.clone()
+            self._bfloat16.autocast = False
+            for parameter in self._bfloat16.model.parameters():
+                parameter.data = parameter.data.bfloat16()
+        else:
+            pairs = zip(self._bfloat16.model.parameters(), self.model.parameters(), strict=True)
+            for mine, theirs in pairs:
+                mine.copy_(theirs)
+        return self._bfloat16
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
+
+    def precision(self) -> torch.autocast:
+        """The context in which this model computes, bfloat16 products or none."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
 
     @property
     def max_length(self) -> int | None:
@@ -203,15 +236,16 @@ class CausalLM:
             The acting logits ``[B, T, vocab_size]`` (position t predicts response token t), and the hidden
             states ``[B, T, hidden]`` they were made from, or None.
         """
-        out = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            # Left padding: a plain forward would count the pads as positions.
-            position_ids=(attention_mask.long().cumsum(-1) - 1).clamp(min=0),
-            logits_to_keep=num_steps + 1,
-            output_hidden_states=with_hidden,
-            use_cache=False,
-        )
+        with self.precision():
+            out = self.model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                # Left padding: a plain forward would count the pads as positions.
+                position_ids=(attention_mask.long().cumsum(-1) - 1).clamp(min=0),
+                logits_to_keep=num_steps + 1,
+                output_hidden_states=with_hidden,
+                use_cache=False,
+            )
         hidden = out.hidden_states[-1][:, -num_steps - 1 : -1] if with_hidden else None
         return self.action_logits(out.logits[:, -num_steps - 1 : -1]), hidden
 
@@ -233,10 +267,12 @@ class CausalLM:
         """
         body = self.body if body is None else body
         if self.teacher_forcing_works(_longest(prompts, responses)):
-            return response_states(body, prompts, responses)
+            with self.precision():
+                return response_states(body, prompts, responses)
         ids, mask, steps = self._packed(prompts, responses)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        out = body(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+        with self.precision():
+            out = body(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
         return out.last_hidden_state[:, -steps - 1 : -1][mask[:, -steps:].bool()]
 
     def evaluate(
@@ -255,10 +291,11 @@ class CausalLM:
         """
         if self.teacher_forcing_works(_longest(prompts, responses)):
             actions = torch.from_numpy(np.concatenate(responses)).to(self.device)
-            states = response_states(self.body, prompts, responses)
-            head_input = states if self.temperature == 1.0 else states / self.temperature
             head = self._inner.get_output_embeddings()
-            log_probs, entropies = linear_log_probs(head_input, head, actions, self.vocab_size)
+            with self.precision():
+                states = response_states(self.body, prompts, responses)
+                scaled = states if self.temperature == 1.0 else states / self.temperature
+                log_probs, entropies = linear_log_probs(scaled, head, actions, self.vocab_size)
             return log_probs, entropies, states if with_states else None
         ids, mask, steps = self._packed(prompts, responses)
         logits, states = self.response_outputs(ids, mask, steps, with_states)
@@ -354,7 +391,8 @@ class CausalLM:
         return self._close(torch.cat([shared, apart]), torch.cat([plain, alone]))
 
     def _close(self, one: Tensor, other: Tensor) -> bool:
-        tolerance = 1e-4 if self.model.dtype == torch.float32 else 5e-2
+        exact = self.model.dtype == torch.float32 and not self.autocast
+        tolerance = 1e-4 if exact else 5e-2
         return bool((one - other).abs().max() <= tolerance * (1 + other.abs().max()))
 
     @torch.no_grad()

@@ -23,7 +23,9 @@ PASS_TOKENS = 128
 CHUNK_LOGITS = 8_000_000
 
 
-def response_states(body: nn.Module, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]) -> Tensor:
+def response_states(
+    body: nn.Module, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]
+) -> Tensor:
     """The last hidden states that predict the tokens of given responses.
 
     Args:
@@ -193,7 +195,9 @@ def buckets(lengths: Sequence[int] | np.ndarray, pass_cost: int = PASS_TOKENS) -
     return pieces[::-1]
 
 
-def linear_log_probs(hidden: Tensor, head: nn.Linear, actions: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+def linear_log_probs(
+    hidden: Tensor, head: nn.Linear, actions: Tensor, vocab_size: int
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies under ``softmax(head(hidden))``, a few rows of logits at a time.
 
     The logits are made again in the backward pass, so memory grows with the tokens and not with tokens times

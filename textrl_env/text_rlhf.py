@@ -90,6 +90,7 @@ class TextRLHFDynamics(KLDynamics):
         tokenizer: Any = None,
         device: str = "auto",
         dtype: str = "float32",
+        autocast: bool | None = None,
     ) -> None:
         super().__init__(num_slots, kl_coef, kl_estimator)
         if max_new_tokens < 1:
@@ -103,7 +104,7 @@ class TextRLHFDynamics(KLDynamics):
                 f"model={model!r} came without {' and '.join(missing)}: the embedded world's are used"
             )
         self.lm = CausalLM.load(
-            embedded.path("sft") if model is None else model, tokenizer, temperature, device, dtype
+            embedded.path("sft") if model is None else model, tokenizer, temperature, device, dtype, autocast
         )
         self.reward = load_reward(embedded.path("reward") if reward is None else reward)
         self.reward.use_ids(self.lm.tokenizer)
@@ -199,7 +200,7 @@ class TextRLHFDynamics(KLDynamics):
         import torch
 
         if self._reference is None:
-            self._reference = SlotDecoder(self.lm, self.num_slots, self.max_length)
+            self._reference = SlotDecoder(self.lm.for_decoding(), self.num_slots, self.max_length)
         logits = self._reference.next_logits(self.tokens, self.length, slots)
         chosen = torch.from_numpy(np.ascontiguousarray(actions, dtype=np.int64)).to(logits.device)
         return gather_log_probs(logits, chosen).double().cpu().numpy()
@@ -458,7 +459,8 @@ class TextRLHFEnv(_TextRLHF, KLEnv):
       prompt); ``temperature`` (1.0) divides the logits of the policy and the reference alike;
       ``missing_eos_penalty`` (0.0) is taken off the score of a response cut by the budget.
     - ``gold`` (embedded rubric on the embedded prompts): a second reward that is logged and never trained on.
-    - ``tokenizer`` (the model's), ``device`` ("auto"), ``dtype`` ("float32") of the reference.
+    - ``tokenizer`` (the model's), ``device`` ("auto"), ``dtype`` ("float32") of the reference; ``autocast``
+      (where CUDA is): bfloat16 matrix products in the reference and in policies that start from it.
     - ``render_mode`` "ansi": the prompt and what has been written.
 
     ## References
