@@ -55,15 +55,14 @@ class Step:
         sharding: "full" splits every state over the GPUs, "none" repeats it on each.
         critic: "none", "head" (on the policy's hidden states) or "separate" (a body of its own).
         episodes, prompt, response: Sequences in a step, and their tokens.
-        group: Sequences that share a prompt; it is read once when decoding.
-        shared_prompt: Whether the update and the reference, too, read a group's prompt once.
+        group: Sequences that share a prompt; it is read once, when decoding and in every micro-batch.
         micro: Rows of a micro-batch.
         epochs: Passes over the episodes.
         precision: One of ``llama_costs.PRECISIONS``.
         lora_rank: 0 learns every weight; with LoRA the reference is the policy without its adapter.
         eight_bit: 8-bit optimiser.
         checkpointing: Layers computed again when going backward.
-        chunk: Tokens whose logits live at once; None for the whole micro-batch.
+        logits_at_once: Logits held at a time in the update; None for those of the whole micro-batch.
         mfu, mbu: Share of the device's FLOP/s and memory bandwidth that is reached.
         layer_seconds: What the host needs to launch one layer's forward pass.
         host_waits: Whether that time is spent beside the device's (a CPU) or at the same time (a GPU).
@@ -81,14 +80,13 @@ class Step:
     prompt: int = 256
     response: int = 512
     group: int = 8
-    shared_prompt: bool = False
     micro: int = 4
     epochs: int = 1
     precision: str = "mixed"
     lora_rank: int = 0
     eight_bit: bool = False
     checkpointing: bool = False
-    chunk: int | None = None
+    logits_at_once: float | None = 8e6
     mfu: float = 0.4
     mbu: float = 0.6
     layer_seconds: float = 0.0
@@ -102,6 +100,11 @@ class Step:
     def rows(self) -> int:
         """Episodes of one GPU."""
         return math.ceil(self.episodes / self.gpus)
+
+    @property
+    def prompts(self) -> int:
+        """Distinct prompts in a micro-batch."""
+        return math.ceil(min(self.micro, self.rows) / self.group)
 
     @property
     def micro_batches(self) -> int:
@@ -160,13 +163,30 @@ class Step:
 
     def update_bytes(self) -> float:
         """What a micro-batch needs on top, forward and backward."""
-        micro, length = min(self.micro, self.rows), self.prompt + self.response
-        cast = costs.state_bytes(self.total, self.trainable, self.precision)["cast"]
-        kept = costs.activation_bytes(self.policy, micro, length, self.precision, self.checkpointing)
-        logits = costs.logit_bytes(self.policy, micro * self.response, self.chunk)
+        states = costs.state_bytes(self.total, self.trainable, self.precision)
+        logits = costs.logit_bytes(
+            self.policy, min(self.micro, self.rows) * self.response, self.logits_at_once
+        )
+        prompts, responses = self._activations()
+        if self.group > 1:
+            # Both passes use the same weights, so the gradients of the first to go back wait for the second's.
+            kept = max(prompts + responses, prompts + states["waiting"])
+        else:
+            kept = responses
         layers = costs.layer_matrices(self.policy) + self.policy.vocab * self.policy.hidden
         gathered = 2 * costs.frozen_bytes(self.precision) * layers if self.shards > 1 else 0.0
-        return self.bodies * (cast + kept) + logits + gathered
+        return self.bodies * (states["cast"] + kept) + logits + gathered
+
+    def _activations(self) -> tuple[float, float]:
+        """Bytes kept of the pass over the prompts and of that over the responses; of both together without groups."""
+        rows, shared = min(self.micro, self.rows), self.group > 1
+        keys = costs.key_elements(self.policy, rows, self.prompt, self.response, shared)
+        tokens = rows * (self.response if shared else self.prompt + self.response)
+        responses = costs.activation_bytes(self.policy, tokens, keys, self.precision, self.checkpointing)
+        keys = costs.key_elements(self.policy, self.prompts, self.prompt, 0, False)
+        tokens = self.prompts * self.prompt
+        prompts = costs.activation_bytes(self.policy, tokens, keys, self.precision, self.checkpointing)
+        return (prompts if shared else 0.0), responses
 
     def peak_bytes(self) -> float:
         """The larger of decoding and updating, on top of what lies there all the time."""
@@ -203,29 +223,41 @@ class Step:
         prefill = costs.forward_flops(self.policy, prompts, self.prompt) / (self.mfu * self.device.flops)
         return waves * self.response * token + prefill
 
-    def pass_seconds(self, shape: Shape, logits: bool = True) -> float:
-        """One forward pass of a model over all episodes of one GPU."""
-        length = self.prompt + self.response
-        prompt = self.prompt / (self.group if self.shared_prompt else 1)
-        tokens = self.rows * (prompt + self.response)
-        flops = costs.forward_flops(shape, tokens, length, self.rows * self.response if logits else 0)
-        host = self.micro_batches * shape.layers * self.layer_seconds
-        return self._together(flops / (self.mfu * self.device.flops), host)
+    def pass_seconds(self, shape: Shape, logits: float = 1.0) -> float:
+        """One forward pass of a model over all episodes of one GPU.
+
+        Args:
+            shape: The model.
+            logits: How many times over the logits are computed; 0 for a model without a vocabulary.
+        """
+        length, responses = self.prompt + self.response, self.rows * self.response
+        prompts = self.rows if self.group == 1 else self.micro_batches * self.prompts
+        flops = costs.forward_flops(shape, prompts * self.prompt, self.prompt if self.group > 1 else length)
+        flops += costs.forward_flops(shape, responses, length, logits * responses)
+        passes = self.micro_batches * (2 if self.group > 1 else 1)
+        return self._together(
+            flops / (self.mfu * self.device.flops), passes * shape.layers * self.layer_seconds
+        )
 
     def seconds(self) -> dict[str, float]:
         """Seconds of every part of the step."""
         forward = self.pass_seconds(self.policy)
-        values = self.pass_seconds(self.policy, logits=False) if self.critic == "separate" else 0.0
-        # Backward computes gradients of activations and of weights; frozen weights have none.
+        values = self.pass_seconds(self.policy, 0.0) if self.critic == "separate" else 0.0
+        # With a critic, the policy looks once more at what it has written, for the values.
+        looks = 2 if self.critic != "none" else 1
+        # Backward computes gradients of activations and of weights; frozen weights have none. The logits are
+        # computed again when going backward, which makes 4 thirds.
         passes = (2 if self.lora_rank else 3) + self.checkpointing
+        again = 4 / 3 if self.logits_at_once else 1.0
+        update = passes * (self.pass_seconds(self.policy, again) + values)
         # Adam reads four tensors and writes three; clipping reads one, then reads and writes it.
         adam = 10 * 4 * self.bodies * self.trainable / self.shards / (self.mbu * self.device.bandwidth)
         link = min(self.device.link, self.node_bandwidth) if self.gpus > GPUS_IN_A_NODE else self.device.link
         return {
             "decode": self.decode_seconds(),
-            "reference and values": forward + values,
-            "reward model": 0.0 if self.reward is None else self.pass_seconds(self.reward, logits=False),
-            "update": self.epochs * passes * (forward + values),
+            "reference and values": looks * forward + values,
+            "reward model": 0.0 if self.reward is None else self.pass_seconds(self.reward, 0.0),
+            "update": self.epochs * update,
             "optimiser": self.epochs * adam,
             "network": sum(self.network_bytes().values()) / link,
         }
@@ -298,10 +330,9 @@ def parse_arguments(words: list[str] | None = None) -> tuple[list[Step], str]:
     parser.add_argument("--precision", choices=costs.PRECISIONS, default="mixed")
     for name in ("episodes", "prompt", "response", "group", "micro", "epochs", "lora_rank"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=defaults[name])
-    parser.add_argument("--chunk", type=int, default=None, help="tokens whose logits live at once")
-    for name in ("mfu", "mbu", "layer_seconds", "node_bandwidth", "reserve"):
+    for name in ("logits_at_once", "mfu", "mbu", "layer_seconds", "node_bandwidth", "reserve"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=defaults[name])
-    for name in ("eight_bit", "checkpointing", "shared_prompt"):
+    for name in ("eight_bit", "checkpointing"):
         parser.add_argument(f"--{name.replace('_', '-')}", action="store_true")
     given = vars(parser.parse_args(words))
     policy = costs.shape_for(given.pop("params"), given["vocab"])

@@ -8,18 +8,17 @@ from __future__ import annotations
 from typing import NamedTuple
 
 #: Bytes of a trained parameter: weight, gradient, optimiser (two moments and a master copy), copy for the forward
-#: pass. "autocast" is what the agents do on CUDA with float32 weights and "bfloat16" what they do with bfloat16
-#: ones; "mixed" keeps a float32 master copy (Rajbhandari et al. 2020, ZeRO, section 3.1).
+#: pass. "autocast" is what the agents do on CUDA: float32 weights with a bfloat16 copy to decode with; "mixed" has
+#: bfloat16 weights and a float32 master copy (Rajbhandari et al. 2020, ZeRO, section 3.1).
 PRECISIONS = {
     "float32": (4, 4, 8, 0),
-    "autocast": (4, 4, 8, 2),
+    "autocast": (4 + 2, 4, 8, 2),
     "mixed": (2, 2, 12, 0),
-    "bfloat16": (2, 2, 4, 0),
 }
 #: What an 8-bit optimiser keeps instead of two moments: two bytes, and two float32 scales for 256 parameters.
 EIGHT_BIT_MOMENTS = 2 + 2 * 4 / 256
-#: Tensors ``[tokens, V]`` of float32 that live at once when the loss of a micro-batch goes backward.
-LOGIT_COPIES = 5
+#: Tensors ``[tokens, V]`` of float32 that live at once when the log-probabilities go backward.
+LOGIT_COPIES = 4
 
 
 class Shape(NamedTuple):
@@ -96,7 +95,10 @@ def kv_bytes(shape: Shape, tokens: float, element: int = 2) -> float:
 def state_bytes(
     total: float, trainable: float, precision: str = "mixed", eight_bit: bool = False
 ) -> dict[str, float]:
-    """Bytes of the weights, gradients and optimiser states of a model that learns.
+    """Bytes of a model that learns: weights, gradients, optimiser, and while it is updated two more.
+
+    "cast" are copies of the weights in the precision of the products; "waiting" are gradients of weights that are
+    used twice in one graph, which wait for each other.
 
     Args:
         total: Parameters.
@@ -105,14 +107,14 @@ def state_bytes(
         eight_bit: Two bytes instead of Adam's two moments.
     """
     weight, gradient, optimizer, cast = PRECISIONS[precision]
-    if eight_bit:
-        optimizer += EIGHT_BIT_MOMENTS - (4 if precision == "bfloat16" else 8)
+    optimizer += EIGHT_BIT_MOMENTS - 8 if eight_bit else 0
     frozen = (total - trainable) * frozen_bytes(precision)
     return {
         "weights": frozen + trainable * weight,
         "gradients": trainable * gradient,
         "optimizer": trainable * optimizer,
         "cast": trainable * cast,
+        "waiting": trainable * (cast or gradient),
     }
 
 
@@ -122,31 +124,49 @@ def frozen_bytes(precision: str) -> int:
 
 
 def activation_bytes(
-    shape: Shape, rows: int, width: int, precision: str = "mixed", checkpointing: bool = False
+    shape: Shape, tokens: float, keys: float, precision: str = "mixed", checkpointing: bool = False
 ) -> float:
-    """Bytes that autograd keeps for the layers, for a micro-batch of ``rows`` padded sequences of ``width`` tokens.
+    """Bytes that autograd keeps of the layers.
 
-    What transformers' Llama saves with scaled-dot-product attention and a padding mask: the inside and outside of
-    two norms, the inputs of the seven matrices, queries, keys and values of every head, four tensors of the MLP's
-    width, the mask. With checkpointing, the input of every layer and one layer in full.
+    What transformers' Llama saves with scaled-dot-product attention: the inside and outside of two norms, the
+    inputs of the seven matrices, the queries, four tensors of the MLP's width; ``keys`` is counted apart because
+    rows that continue a shared prompt hold a copy of it. With checkpointing, the input of every layer and one
+    layer in full.
+
+    Args:
+        shape: The model.
+        tokens: Padded tokens of a micro-batch.
+        keys: Elements of keys, values and attention masks that one layer holds; see :func:`key_elements`.
+        precision: One of ``PRECISIONS``.
+        checkpointing: Whether layers are computed again when going backward.
     """
     h, inner = shape.hidden, 4 * shape.intermediate
     small = 4 * (2 + shape.heads)  # inverse norms and log-sum-exps, always float32
     per_token = {
-        "float32": 4 * (10 * h + inner + width) + small,
-        "autocast": 4 * 4 * h + 2 * (9 * h + inner + width) + small,
-        "mixed": 4 * 2 * h + 2 * (8 * h + inner + width) + small,
-        "bfloat16": 4 * 2 * h + 2 * (8 * h + inner + width) + small,
+        "float32": 4 * (8 * h + inner) + small,
+        "autocast": 4 * 4 * h + 2 * (7 * h + inner) + small,
+        "mixed": 4 * 2 * h + 2 * (6 * h + inner) + small,
     }[precision]
+    layer = tokens * per_token + keys * frozen_bytes(precision)
     if not checkpointing:
-        return shape.layers * rows * width * per_token
-    stream = h * (4 if precision in ("float32", "autocast") else 2)
-    return rows * width * (shape.layers * stream + per_token)
+        return shape.layers * layer
+    stream = tokens * h * (4 if precision in ("float32", "autocast") else 2)
+    return shape.layers * stream + layer
 
 
-def logit_bytes(shape: Shape, tokens: float, chunk: int | None = None) -> float:
-    """Bytes of the logits and of what is computed from them, for all tokens at once or ``chunk`` at a time."""
-    return LOGIT_COPIES * 4 * shape.vocab * min(tokens, chunk or tokens)
+def key_elements(shape: Shape, rows: float, prompt: float, response: float, shared: bool) -> float:
+    """Elements of keys, values and masks that one layer keeps for ``rows`` sequences.
+
+    With a shared prompt every row holds it beside its own keys, repeated for every query head, and a mask.
+    """
+    if shared:
+        return rows * (prompt + response) * (2 * shape.hidden + response)
+    return rows * (prompt + response) * 2 * shape.kv_width
+
+
+def logit_bytes(shape: Shape, tokens: float, at_once: float | None = None) -> float:
+    """Bytes of logits and what is computed from them: of all tokens, or of ``at_once // V`` tokens at a time."""
+    return LOGIT_COPIES * 4 * min(shape.vocab * tokens, max(at_once or float("inf"), shape.vocab))
 
 
 def forward_flops(shape: Shape, tokens: float, context: float, logits: float = 0) -> float:

@@ -44,7 +44,7 @@ def make_lm(shape: Shape, device: str = "cpu", dtype: torch.dtype = torch.float3
     torch.manual_seed(seed)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config_of(shape), dtype=dtype)
-    lm = CausalLM(model, make_tokenizer(shape.vocab))
+    lm = CausalLM(model, make_tokenizer(shape.vocab), autocast=False)
     lm.eos_ids = np.array([-1])
     return lm
 

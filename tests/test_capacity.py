@@ -1,0 +1,171 @@
+"""The capacity model counts what real models, caches, optimisers and graphs hold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks import llama_costs as costs
+from benchmarks.capacity import DEVICES, Device, Step, parse_arguments, table
+from benchmarks.llama_costs import Shape
+from benchmarks.random_llama import make_lm
+from textrl_env.decoding import SlotDecoder
+from textrl_env.teacher_forcing import CHUNK_LOGITS
+
+SHAPES = (
+    Shape(50, 32, 48, 3, 4, 2),
+    Shape(64, 48, 80, 2, 3, 3),
+    Shape(64, 48, 80, 2, 6, 1, tied=True),
+)
+
+
+@pytest.fixture(params=SHAPES, ids=["grouped", "every head", "tied"])
+def shape(request):
+    return request.param
+
+
+def saved_bytes(function, model):
+    """Bytes of the storages that autograd saves in a call, the model's own weights and buffers left out."""
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    saved = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        kept = function()
+    assert kept is not None  # alive until here, so that no storage is counted twice
+    return sum(saved.values())
+
+
+def test_parameters_are_those_of_a_real_model(shape):
+    model = make_lm(shape).model
+    assert costs.parameter_count(shape) == sum(p.numel() for p in model.parameters())
+    assert costs.shape_of(model.config) == shape
+
+
+def test_a_shape_is_found_for_a_number_of_parameters():
+    for params in (5e8, 7e9, 70e9):
+        found = costs.parameter_count(costs.shape_for(params))
+        assert found == pytest.approx(params, rel=1e-3)
+    with pytest.raises(ValueError, match="lower the vocabulary"):
+        costs.shape_for(1e6)
+
+
+def test_lora_parameters_are_those_of_two_thin_matrices_for_each_linear_layer(shape):
+    layers = make_lm(shape).model.model.layers
+    linear = [m for m in layers.modules() if isinstance(m, torch.nn.Linear)]
+    assert len(linear) == 7 * shape.layers
+    assert costs.lora_parameter_count(shape, 4) == sum(4 * (m.in_features + m.out_features) for m in linear)
+
+
+def test_cache_bytes_are_those_of_the_decoders_cache(shape):
+    lm = make_lm(shape)
+    decoder = SlotDecoder(lm, 3, 11)
+    decoder.prefill(torch.arange(3).numpy(), [torch.arange(1, 5).numpy()] * 3)
+    layers = decoder._cache.layers
+    assert costs.kv_bytes(shape, 3 * 11, 4) == sum(
+        layer.keys.nbytes + layer.values.nbytes for layer in layers
+    )
+
+
+def test_state_bytes_are_those_of_real_weights_gradients_and_adam(shape):
+    model = make_lm(shape).model
+    optimizer = torch.optim.Adam(model.parameters())
+    model(input_ids=torch.ones(1, 2, dtype=torch.long)).logits.sum().backward()
+    optimizer.step()
+    count = costs.parameter_count(shape)
+    expected = costs.state_bytes(count, count, "float32")
+    assert expected["weights"] == sum(p.nbytes for p in model.parameters())
+    assert expected["gradients"] == sum(p.grad.nbytes for p in model.parameters())
+    moments = [s[name].nbytes for s in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    assert expected["optimizer"] == sum(moments)
+
+
+@pytest.mark.parametrize("precision", ["float32", "autocast", "mixed"])
+def test_activation_bytes_are_what_autograd_saves_in_a_layer(shape, precision):
+    rows, width, saved = 3, 10, []
+    ids = torch.arange(rows * width).reshape(rows, width) % shape.vocab
+    for layers in (1, 2):  # the difference leaves embeddings and head out
+        model = make_lm(
+            shape._replace(layers=layers), dtype=torch.bfloat16 if precision == "mixed" else torch.float32
+        ).model
+
+        def forward(model=model):
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+                return model.model(input_ids=ids, use_cache=False).last_hidden_state
+
+        saved.append(saved_bytes(forward, model))
+    one = shape._replace(layers=1)
+    keys = costs.key_elements(one, rows, width, 0, shared=False)
+    expected = costs.activation_bytes(one, rows * width, keys, precision)
+    if precision == "autocast":
+        expected += 2 * costs.layer_matrices(one)  # the copies of the weights, counted as "cast" elsewhere
+    assert saved[1] - saved[0] == expected
+
+
+def test_a_shared_prompt_costs_every_row_a_copy_of_its_keys():
+    shape, rows, prompt, response = Shape(50, 32, 48, 2, 4, 2), 4, 6, 9
+    lm = make_lm(shape)
+    prompts = [torch.arange(1, prompt + 1).numpy()] * rows
+    responses = [torch.arange(1, response + 1).numpy()] * rows
+    lm.teacher_forcing_works(prompt + response)  # measured once, before what is counted
+    saved = saved_bytes(lambda: lm.response_states(prompts, responses), lm.model)
+    step = Step(
+        shape,
+        episodes=rows,
+        prompt=prompt,
+        response=response - 1,
+        group=rows,
+        micro=rows,
+        precision="float32",
+    )
+    assert sum(step._activations()) == pytest.approx(saved, rel=0.1)  # beside it embeddings and the last norm
+
+
+def test_checkpointing_keeps_less_and_computes_more():
+    plain, again = (Step(costs.shape_for(7e9), checkpointing=on, group=1) for on in (False, True))
+    assert again.update_bytes() < 0.2 * plain.update_bytes()
+    assert again.seconds()["update"] > 1.2 * plain.seconds()["update"]
+
+
+def test_logits_held_at_once_are_the_trainers_own_default():
+    assert Step(SHAPES[0]).logits_at_once == CHUNK_LOGITS
+
+
+def test_sharding_divides_what_lies_there_and_sends_what_it_gathers():
+    shape = costs.shape_for(7e9)
+    one, eight = (Step(shape, gpus=n) for n in (1, 8))
+    assert sum(eight.resident_bytes().values()) == pytest.approx(sum(one.resident_bytes().values()) / 8)
+    assert sum(one.network_bytes().values()) == 0
+    weights = 2 * costs.parameter_count(shape)
+    assert eight.network_bytes()["weights to decode with"] == pytest.approx(7 / 8 * weights)
+    assert eight.network_bytes()["gradients"] == pytest.approx(7 / 8 * weights * eight.micro_batches)
+    repeated = Step(shape, gpus=8, sharding="none")
+    assert repeated.network_bytes() == {"gradients": pytest.approx(2 * 7 / 8 * weights)}
+
+
+def test_small_batches_wait_for_memory_large_ones_for_arithmetic_small_models_for_the_host():
+    shape = costs.shape_for(7e9)
+    device = Device(989e12, 3.35e12, 1e15, 450e9)
+
+    def bound(step):
+        seconds = step.token_seconds()
+        return max(seconds, key=seconds.get)
+
+    assert bound(Step(shape, device=device, episodes=1)) == "memory bandwidth"
+    assert bound(Step(shape, device=device, episodes=8192, prompt=1, response=1)) == "arithmetic"
+    assert bound(Step(costs.shape_for(5e8), device=device, episodes=1, layer_seconds=2e-4)) == "host"
+
+
+def test_what_does_not_fit_gets_no_time():
+    steps, what = parse_arguments(["--params", "70e9", "--gpus", "1", "64"])
+    assert [step.fits() for step in steps] == [False, False]
+    steps, what = parse_arguments(["--params", "7e9", "--gpus", "1", "8"])
+    assert [step.fits() for step in steps] == [False, True]
+    line = next(line for line in table(steps).splitlines() if line.startswith("| **step, s**"))
+    assert line.split("|")[2].strip() == "" and float(line.split("|")[3]) > 0
+    assert "7.00B" in what and steps[0].device == DEVICES["H100"]
