@@ -56,6 +56,7 @@ CASES = (
     Case("GRPO, larger", Shape(1024, 512, 1536, 8, 8, 4)),
     Case("GRPO, larger still", Shape(1024, 1024, 2816, 8, 16, 4), episodes=8),
     Case("the same under autocast", Shape(1024, 1024, 2816, 8, 16, 4), episodes=8, dtype="bfloat16"),
+    Case("one row", Shape(1024, 1024, 2816, 8, 16, 4), "REINFORCE", episodes=1, micro=1),
     Case("PPO, value head", Shape(1024, 512, 1536, 8, 8, 4), "PPO", "head"),
     Case("PPO, critic of its own", Shape(1024, 512, 1536, 8, 8, 4), "PPO", "separate"),
     Case("long responses", Shape(1024, 256, 768, 4, 4, 4), response=256, micro=16),
@@ -122,7 +123,8 @@ def run(case: Case, steps: int = 3) -> dict[str, float]:
         max_new_tokens=case.response,
         device="cpu",
     )
-    arguments = {"group_size": 4} if case.agent == "GRPO" else {"critic": case.critic, "n_epochs": 1}
+    arguments: dict[str, Any] = {"group_size": case.group}
+    arguments |= {"critic": case.critic, "n_epochs": 1} if case.agent == "PPO" else {}
     arguments |= {"n_episodes": case.episodes, "batch_size": None, "micro_batch_size": case.micro}
     agent = getattr(agents, case.agent)("auto", env, learning_rate=1e-5, seed=0, **arguments)
     collect, decode, update = [], [], []

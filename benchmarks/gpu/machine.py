@@ -42,10 +42,13 @@ def synchronize(device: torch.device) -> None:
 
 
 def median_seconds(
-    function: Callable[[], Any], device: torch.device, repeats: int, warm_up: int = 1
+    function: Callable[[], Any], device: torch.device, repeats: int, warm_up: int | None = None
 ) -> float:
-    """Median wall-clock seconds of a call, the device idle before and after."""
-    for _ in range(warm_up):
+    """Median wall-clock seconds of a call, the device idle before and after.
+
+    Calls that do not count come first: one, or none where a single call is timed.
+    """
+    for _ in range(min(1, repeats - 1) if warm_up is None else warm_up):
         function()
     seconds = []
     for _ in range(repeats):
@@ -84,9 +87,8 @@ def peak_memory(device: torch.device, start: bool = False) -> float | None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on whichever device and through whichever wrapper."""
     words = str(error).lower()
-    return (
-        isinstance(error, torch.OutOfMemoryError) or "out of memory" in words or "not enough memory" in words
-    )
+    phrases = ("out of memory", "not enough memory", "can't allocate memory")  # CUDA, and CPUs here and there
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(p in words for p in phrases)
 
 
 def attempt(function: Callable[[], dict[str, Any]], **sizes: Any) -> dict[str, Any]:
@@ -97,9 +99,9 @@ def attempt(function: Callable[[], dict[str, Any]], **sizes: Any) -> dict[str, A
     try:
         return sizes | function()
     except (RuntimeError, MemoryError) as error:
-        if not (isinstance(error, MemoryError) or is_out_of_memory(error)):
+        if not is_out_of_memory(error):
             raise
-        return sizes | {"error": "out of memory", "message": str(error).splitlines()[0] if str(error) else ""}
+        return sizes | {"error": "out of memory", "message": str(error).partition("\n")[0]}
     finally:
         gc.collect()
         if torch.cuda.is_available():

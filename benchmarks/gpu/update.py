@@ -66,15 +66,12 @@ def measure(
     """Whole steps through ``learn``, then the update alone on one rollout."""
     device = lm.device
     agent = make_agent(lm, episodes, group, prompt, tokens, micro)
-    seconds: dict[str, list[float]] = {"rollout": [], "update": []}
-    log: list[dict[str, float]] = []
+    seconds, losses = [], []
 
     def step() -> None:
         agent.learn(episodes * tokens, log_interval=None)
-        values = agent.logger.name_to_value
-        log.append({k: float(v) for k, v in values.items() if isinstance(v, (int, float))})
-        for name, list_ in seconds.items():
-            list_.append(values[f"time/{name}_seconds"])
+        seconds.append(agent.logger.name_to_value["time/rollout_seconds"])
+        losses.append(agent.logger.name_to_value["train/loss"])
 
     peak_memory(device, start=True)
     whole = median_seconds(step, device, repeats)
@@ -82,17 +79,17 @@ def measure(
     synchronize(device)
     update = median_seconds(lambda: agent.train(rollout), device, repeats)
     flops = update_flops(shape, episodes, group, micro, prompt, tokens)
-    if not all(math.isfinite(each["train/loss"]) for each in log):
-        raise AssertionError(f"the loss is not finite: {log}")
+    if not all(map(math.isfinite, losses)):
+        raise AssertionError(f"the loss is not finite: {losses}")
     return {
         "seconds": whole,
-        "rollout_seconds": statistics.median(seconds["rollout"][1:]),
+        "rollout_seconds": statistics.median(seconds[-repeats:]),
         "update_seconds": update,
         "tokens_per_second": episodes * tokens / whole,
         "update_model_flops": flops,
         "flops_share": flops / update / peak,
         "peak_memory_bytes": peak_memory(device),
-        "loss": log[-1]["train/loss"],
+        "loss": float(losses[-1]),
     }
 
 
