@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, the
 import torch
 
 import agents
-from benchmarks.capacity import Device, Step
+from benchmarks.capacity_step import Device, Step
 from benchmarks.llama_costs import Shape, parameter_count
 from benchmarks.random_llama import count_even, make_lm, make_prompts
 from textrl_env.decoding import generate

@@ -54,18 +54,20 @@ def shape_of(config: object) -> Shape:
 def shape_for(params: float, vocab: int = 128_256) -> Shape:
     """A Llama of so many parameters: ``hidden = 128 layers``, four queries to a key, the MLP takes what is left.
 
+    Embeddings are tied below four billion, as published models mostly have it.
+
     Raises:
         ValueError: The embeddings alone have more parameters.
     """
     shapes = []
     for layers in range(4, 257, 4):
-        bare = Shape(vocab, 128 * layers, 0, layers, layers, layers // 4)
+        bare = Shape(vocab, 128 * layers, 0, layers, layers, layers // 4, params < 4e9)
         intermediate = round((params - parameter_count(bare)) / (3 * bare.hidden * layers))
         if intermediate > 0:
             shapes.append(bare._replace(intermediate=intermediate))
     if not shapes:
         raise ValueError(
-            f"{params:.3g} parameters are fewer than two embeddings of {vocab} tokens take; lower the vocabulary"
+            f"{params:.3g} parameters are fewer than the embeddings of {vocab} tokens take; lower the vocabulary"
         )
     return min(shapes, key=lambda shape: abs(shape.intermediate / shape.hidden - 3.5))
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from benchmarks import llama_costs as costs
-from benchmarks.capacity import DEVICES, Device, Step, parse_arguments, table
+from benchmarks.capacity import parse_arguments, table
+from benchmarks.capacity_step import DEVICES, Device, Step
 from benchmarks.llama_costs import Shape
 from benchmarks.random_llama import make_lm
 from textrl_env.decoding import SlotDecoder
@@ -128,7 +129,7 @@ def test_a_shared_prompt_costs_every_row_a_copy_of_its_keys():
 
 def test_checkpointing_keeps_less_and_computes_more():
     plain, again = (Step(costs.shape_for(7e9), checkpointing=on, group=1) for on in (False, True))
-    assert again.update_bytes() < 0.2 * plain.update_bytes()
+    assert again.update_bytes() < 0.5 * plain.update_bytes()
     assert again.seconds()["update"] > 1.2 * plain.seconds()["update"]
 
 
@@ -138,13 +139,13 @@ def test_logits_held_at_once_are_the_trainers_own_default():
 
 def test_sharding_divides_what_lies_there_and_sends_what_it_gathers():
     shape = costs.shape_for(7e9)
-    one, eight = (Step(shape, gpus=n) for n in (1, 8))
+    one, eight = (Step(shape, gpus=n, precision="mixed") for n in (1, 8))
     assert sum(eight.resident_bytes().values()) == pytest.approx(sum(one.resident_bytes().values()) / 8)
     assert sum(one.network_bytes().values()) == 0
     weights = 2 * costs.parameter_count(shape)
     assert eight.network_bytes()["weights to decode with"] == pytest.approx(7 / 8 * weights)
     assert eight.network_bytes()["gradients"] == pytest.approx(7 / 8 * weights * eight.micro_batches)
-    repeated = Step(shape, gpus=8, sharding="none")
+    repeated = Step(shape, gpus=8, sharding="none", precision="mixed")
     assert repeated.network_bytes() == {"gradients": pytest.approx(2 * 7 / 8 * weights)}
 
 
@@ -159,6 +160,15 @@ def test_small_batches_wait_for_memory_large_ones_for_arithmetic_small_models_fo
     assert bound(Step(shape, device=device, episodes=1)) == "memory bandwidth"
     assert bound(Step(shape, device=device, episodes=8192, prompt=1, response=1)) == "arithmetic"
     assert bound(Step(costs.shape_for(5e8), device=device, episodes=1, layer_seconds=2e-4)) == "host"
+
+
+def test_the_largest_policy_that_fits_is_the_border():
+    step = Step(costs.shape_for(1e9))
+    border = step.largest()
+    assert 1e9 < border < 1e10
+    for factor, fits in ((0.98, True), (1.02, False)):
+        policy = costs.shape_for(border * factor)
+        assert Step(policy).fits() is fits
 
 
 def test_what_does_not_fit_gets_no_time():

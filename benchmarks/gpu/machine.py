@@ -15,11 +15,11 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks.capacity import DEVICES
+from benchmarks.capacity_step import DEVICES
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Name and versions, and the vendor's nominal figures where the device is in the table of ``capacity.py``."""
+    """Name and versions, and the vendor's nominal figures where the device is in the table of ``capacity_step.py``."""
     about: dict[str, Any] = {"torch": torch.__version__, "transformers": transformers.__version__}
     if device.type != "cuda":
         return about | {
