@@ -214,6 +214,7 @@ class Step:
         rows, context = math.ceil(self.rows / self.waves()), self.prompt + self.response / 2
         element = costs.frozen_bytes(self.precision)
         read = costs.read_bytes(self.policy, rows, context, element, element)
+        read += costs.logit_traffic(self.policy, rows, "sample")
         flops = costs.forward_flops(self.policy, rows, context, rows)
         return {
             "memory bandwidth": read / (self.mbu * self.device.bandwidth),
@@ -248,9 +249,13 @@ class Step:
             flops / (self.mfu * self.device.flops), passes * shape.layers * self.layer_seconds
         )
 
+    def _logit_seconds(self, *kinds: str) -> float:
+        traffic = costs.logit_traffic(self.policy, self.rows * self.response, *kinds)
+        return traffic / (self.mbu * self.device.bandwidth)
+
     def seconds(self) -> dict[str, float]:
         """Seconds of every part of the step."""
-        forward = self.pass_seconds(self.policy)
+        forward = self.pass_seconds(self.policy) + self._logit_seconds("forward")
         values = self.pass_seconds(self.policy, 0.0) if self.critic == "separate" else 0.0
         # With a critic, the policy looks once more at what it has written, for the values.
         looks = 2 if self.critic != "none" else 1
@@ -259,6 +264,7 @@ class Step:
         passes = (2 if self.lora_rank else 3) + self.checkpointing
         again = 4 / 3 if self.logits_at_once else 1.0
         update = passes * (self.pass_seconds(self.policy, again) + values)
+        update += self._logit_seconds("forward", "backward")
         # Adam reads four tensors and writes three; clipping reads one, then reads and writes it.
         adam = 10 * 4 * self.bodies * self.trainable / self.shards / (self.mbu * self.device.bandwidth)
         link = min(self.device.link, self.node_bandwidth) if self.gpus > GPUS_IN_A_NODE else self.device.link

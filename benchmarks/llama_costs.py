@@ -19,6 +19,9 @@ PRECISIONS = {
 EIGHT_BIT_MOMENTS = 2 + 2 * 4 / 256
 #: Tensors ``[tokens, V]`` of float32 that live at once when the log-probabilities go backward.
 LOGIT_COPIES = 4
+#: How often a float32 logit is read or written beside the matrix products: for a log-probability and an entropy, when
+#: these go backward, and when a token is sampled. Counted in ``textrl_env/teacher_forcing.py`` and ``decoding.py``.
+LOGIT_TOUCHES = {"forward": 11, "backward": 18, "sample": 12}
 
 
 class Shape(NamedTuple):
@@ -169,6 +172,11 @@ def key_elements(shape: Shape, rows: float, prompt: float, response: float, shar
 def logit_bytes(shape: Shape, tokens: float, at_once: float | None = None) -> float:
     """Bytes of logits and what is computed from them: of all tokens, or of ``at_once // V`` tokens at a time."""
     return LOGIT_COPIES * 4 * min(shape.vocab * tokens, max(at_once or float("inf"), shape.vocab))
+
+
+def logit_traffic(shape: Shape, tokens: float, *kinds: str) -> float:
+    """Bytes read and written to make log-probabilities of logits; what a vocabulary costs beside its products."""
+    return 4 * shape.vocab * tokens * sum(LOGIT_TOUCHES[kind] for kind in kinds)
 
 
 def forward_flops(shape: Shape, tokens: float, context: float, logits: float = 0) -> float:
