@@ -73,7 +73,7 @@ class Step:
     prompt: int = 256
     response: int = 512
     group: int = 8
-    micro: int = 4
+    micro: int = 8
     epochs: int = 1
     precision: str = "autocast"
     lora_rank: int = 0
@@ -105,6 +105,11 @@ class Step:
         return math.ceil(self.rows / self.micro)
 
     @property
+    def passes(self) -> int:
+        """Times a micro-batch goes through the layers: prompts and responses apart where prompts are shared."""
+        return 2 if self.group > 1 else 1
+
+    @property
     def bodies(self) -> int:
         """Models that learn."""
         return 2 if self.critic == "separate" else 1
@@ -131,8 +136,10 @@ class Step:
         """What lies on a GPU all the time."""
         states = costs.state_bytes(self.total, self.trainable, self.precision, self.eight_bit)
         frozen = costs.frozen_bytes(self.precision)
+        # Under autocast the weights come with a copy to decode with, which a critic does not.
+        spare = 2 * self.trainable * (self.bodies - 1) if self.precision == "autocast" else 0
         models = {
-            "policy and critic": self.bodies * states["weights"],
+            "policy and critic": self.bodies * states["weights"] - spare,
             "gradients": self.bodies * states["gradients"],
             "optimiser": self.bodies * states["optimizer"],
             "reference": 0.0 if self.lora_rank else frozen * self.total,
@@ -161,14 +168,12 @@ class Step:
             self.policy, min(self.micro, self.rows) * self.response, self.logits_at_once
         )
         prompts, responses = self._activations()
-        if self.group > 1:
-            # Both passes use the same weights, so the gradients of the first to go back wait for the second's.
-            kept = max(prompts + responses, prompts + states["waiting"])
-        else:
-            kept = responses
-        layers = costs.layer_matrices(self.policy) + self.policy.vocab * self.policy.hidden
-        gathered = 2 * costs.frozen_bytes(self.precision) * layers if self.shards > 1 else 0.0
-        return self.bodies * (states["cast"] + kept) + logits + gathered
+        if self.shards > 1:  # two layers are gathered at a time, and each pass sends its own gradients away
+            layers = 2 * costs.layer_matrices(self.policy) + self.policy.vocab * self.policy.hidden
+            return self.bodies * (prompts + responses) + logits + costs.frozen_bytes(self.precision) * layers
+        # Both passes use the same weights, so the gradients of the first to go back wait for the second's.
+        waiting = states["waiting"] if self.passes > 1 else 0.0
+        return self.bodies * (states["cast"] + prompts + max(responses, waiting)) + logits
 
     def _activations(self) -> tuple[float, float]:
         """Bytes kept of the pass over the prompts and of that over the responses; of both together without groups."""
@@ -244,7 +249,7 @@ class Step:
         prompts = self.rows if self.group == 1 else self.micro_batches * self.prompts
         flops = costs.forward_flops(shape, prompts * self.prompt, self.prompt if self.group > 1 else length)
         flops += costs.forward_flops(shape, responses, length, logits * responses)
-        passes = self.micro_batches * (2 if self.group > 1 else 1)
+        passes = self.micro_batches * self.passes
         return self._together(
             flops / (self.mfu * self.device.flops), passes * shape.layers * self.layer_seconds
         )
@@ -286,11 +291,12 @@ class Step:
         if self.sharding == "none":  # an all-reduce of the gradients, once in an epoch
             return {"gradients": 2 * self.epochs * ring * gradient}
         weights = self.bodies * frozen * self.total
+        passes = self.passes * self.micro_batches
         scoring = 0.0 if self.lora_rank else frozen * self.total
         scoring += 0.0 if self.reward is None else frozen * costs.parameter_count(self.reward)
         return {
             "weights to decode with": ring * frozen * self.total,
-            "frozen models": ring * self.micro_batches * scoring,
-            "weights to update with": ring * self.epochs * self.micro_batches * 2 * weights,
-            "gradients": ring * self.epochs * self.micro_batches * gradient,
+            "frozen models": ring * passes * scoring,
+            "weights to update with": ring * self.epochs * passes * 2 * weights,
+            "gradients": ring * self.epochs * passes * gradient,
         }

@@ -144,7 +144,7 @@ def test_sharding_divides_what_lies_there_and_sends_what_it_gathers():
     assert sum(one.network_bytes().values()) == 0
     weights = 2 * costs.parameter_count(shape)
     assert eight.network_bytes()["weights to decode with"] == pytest.approx(7 / 8 * weights)
-    assert eight.network_bytes()["gradients"] == pytest.approx(7 / 8 * weights * eight.micro_batches)
+    assert eight.network_bytes()["gradients"] == pytest.approx(7 / 8 * weights * 2 * eight.micro_batches)
     repeated = Step(shape, gpus=8, sharding="none", precision="mixed")
     assert repeated.network_bytes() == {"gradients": pytest.approx(2 * 7 / 8 * weights)}
 
