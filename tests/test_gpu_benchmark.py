@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.capacity_step import DEVICES
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import agreement, machine
 from benchmarks.gpu.report import markdown
@@ -19,7 +20,7 @@ from tests.tiny import id_sum, make_env, make_lm
 def test_a_dry_run_measures_every_part_and_writes_it_down(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "TINY", {"tiny": Shape(64, 32, 48, 2, 4, 2)})
     results = gpu.run(gpu.parse_arguments(["--dry-run", "--batches", "2", "--out", str(tmp_path)]))
-    assert not any("error" in row for row in results["rows"])
+    assert gpu.failures(results) == [] and not any("error" in row for row in results["rows"])
     decoding = [row for row in results["rows"] if row["part"] == "decode"]
     assert len({row["engine"] for row in decoding}) == 4
     assert all(row["tokens_per_second"] > 0 for row in decoding)
@@ -36,7 +37,7 @@ def test_without_cuda_only_a_dry_run_is_offered(monkeypatch):
         gpu.run(gpu.parse_arguments([]))
 
 
-def test_memory_that_runs_out_is_a_row_and_any_other_error_is_an_error():
+def test_what_goes_wrong_is_a_row_and_only_want_of_memory_is_no_failure():
     def runs_out():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 TiB")
 
@@ -51,11 +52,21 @@ def test_memory_that_runs_out_is_a_row_and_any_other_error_is_an_error():
         assert (row["error"], row["batch"]) == ("out of memory", 512)
         line = markdown({"dry_run": False, "device": DEVICE, "rows": [row]}).splitlines()[-1]
         assert line.startswith("| 3B | e | 512 | out of memory |") and line.count("|") == 10
-    with pytest.raises(RuntimeError, match="shapes"):
-        machine.attempt(is_wrong, part="decode")
+        assert gpu.failures({"rows": [row]}) == []
+    row = machine.attempt(is_wrong, part="decode", model="3B")
+    assert gpu.failures({"rows": [row]}) == ["decode, 3B: RuntimeError: shapes do not match"]
+    assert gpu.failures({"rows": [{"part": "agree", "model": "3B", "agrees": False}]})
 
 
 DEVICE = {"name": "a device", "torch": "2", "transformers": "5"}
+
+
+def test_nominal_figures_are_those_of_the_very_board():
+    assert machine.nominal("NVIDIA L40S") == DEVICES["L40S"] != machine.nominal("NVIDIA L4")
+    assert machine.nominal("NVIDIA H100 80GB HBM3") == DEVICES["H100"]
+    assert machine.nominal("NVIDIA A100-SXM4-80GB") == DEVICES["A100"]
+    for other in ("NVIDIA A100-SXM4-40GB", "NVIDIA H100 PCIe", "NVIDIA GH200 480GB", "Tesla T4"):
+        assert machine.nominal(other) is None
 
 
 def test_agreement_notices_another_temperature():

@@ -4,7 +4,8 @@
     python benchmarks/gpu --dry-run        # tiny models on the CPU: every path, in seconds
 
 Models are Llamas with random weights, made on the spot. Results are written after every row, as JSON and as Markdown,
-under the name of the device. Memory that runs out is a row, not the end. Left out: several GPUs.
+under the name of the device. What fails, for want of memory or otherwise, is a row and not the end. Left out: several
+GPUs.
 """
 
 from __future__ import annotations
@@ -154,8 +155,20 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
+def failures(results: dict[str, Any]) -> list[str]:
+    """What went wrong, memory that ran out left out."""
+    wrong = [row for row in results["rows"] if row.get("error", "out of memory") != "out of memory"]
+    differ = [row for row in results["rows"] if row.get("agrees") is False]
+    return [f"{row['part']}, {row['model']}: {row['error']}: {row['message']}" for row in wrong] + [
+        f"{row['part']}, {row['model']}: the CPU and the device differ" for row in differ
+    ]
+
+
 def main() -> None:
-    print(markdown(run(parse_arguments())))
+    results = run(parse_arguments())
+    print(markdown(results))
+    if failures(results):
+        sys.exit("\n".join(failures(results)))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks.capacity_step import DEVICES
+from benchmarks.capacity_step import DEVICES, Device
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -28,11 +29,19 @@ def describe(device: torch.device) -> dict[str, Any]:
         }
     properties = torch.cuda.get_device_properties(device)
     about |= {"name": properties.name, "memory_bytes": properties.total_memory, "cuda": torch.version.cuda}
-    for name, nominal in DEVICES.items():
-        # A PCIe or "NVL" board is slower than the SXM module of the table.
-        if name in properties.name and not any(word in properties.name for word in ("PCIe", "NVL")):
-            about |= {"nominal_flops": nominal.flops, "nominal_bandwidth": nominal.bandwidth}
-    return about
+    known = nominal(properties.name)
+    return about | ({"nominal_flops": known.flops, "nominal_bandwidth": known.bandwidth} if known else {})
+
+
+def nominal(name: str) -> Device | None:
+    """The data sheet's figures of a device by the name that CUDA gives it; None for one that is not in the table.
+
+    The table holds the fastest board of each name, so slower ones of the same name are left out.
+    """
+    slower = ("PCIe", "NVL", "40GB", "Laptop", " D")
+    if any(word in name for word in slower):
+        return None
+    return next((device for key, device in DEVICES.items() if re.search(rf"\b{key}\b", name)), None)
 
 
 def synchronize(device: torch.device) -> None:
@@ -92,16 +101,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def attempt(function: Callable[[], dict[str, Any]], **sizes: Any) -> dict[str, Any]:
-    """A row of results: the sizes and what the function measured, or that memory ran out at these sizes.
+    """A row of results: the sizes and what the function measured, or at these sizes what went wrong.
 
-    Any other error is a bug and is raised.
+    A GPU is lent for a while, so one engine that fails must not cost the rest; the command's exit status tells.
     """
     try:
         return sizes | function()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return sizes | {"error": "out of memory", "message": str(error).partition("\n")[0]}
+    except Exception as error:
+        what = "out of memory" if is_out_of_memory(error) else type(error).__name__
+        return sizes | {"error": what, "message": str(error).partition("\n")[0]}
     finally:
         gc.collect()
         if torch.cuda.is_available():
