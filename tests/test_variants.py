@@ -1,7 +1,8 @@
-"""Every variant against its paper's formula, in plain Python, and against TRL's loss types."""
+"""Every variant against its paper's formula, in plain Python, and against TRL's own trainers."""
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 import torch
 
 from agents import CISPO, DAPO, GRPO, GSPO, RLOO, DrGRPO, REINFORCEPlusPlus, TabularPolicy
+from agents.maths import masked_mean
 from agents.policies import Evaluation
 from agents.rollout import Rollout, concatenate
-from tests.tiny import make_env
+from tests.tiny import make_env, make_model, make_tokenizer
 
 VARIANTS = [RLOO, REINFORCEPlusPlus, DrGRPO, DAPO, GSPO, CISPO]
 every_variant = pytest.mark.parametrize("cls", VARIANTS, ids=lambda cls: cls.__name__)
@@ -192,53 +194,139 @@ def test_cispo_clips_the_weight_and_keeps_every_tokens_gradient():
 
 # -- TRL ------------------------------------------------------------------------------------------------------
 
-
-def trl_grpo_loss(rollout: Rollout, new: Evaluation, loss_type: str, level: str = "token", **clip: float):
-    """TRL's GRPO loss as its trainer writes it, for advantages of given returns and beta in the loss."""
-    mask = rollout.mask.float()
-    rewards = ((rollout.rewards + rollout.penalties) * mask).sum(1)
-    grouped = rewards.view(-1, GROUP)
-    mean = grouped.mean(1).repeat_interleave(GROUP)
-    std = grouped.std(1).repeat_interleave(GROUP)
-    advantages = rewards - mean if loss_type == "dr_grpo" else (rewards - mean) / (std + 1e-4)
-    advantages = advantages.unsqueeze(1)
-    log_ratio = new.log_probs - rollout.log_probs
-    if level == "sequence":
-        log_ratio = ((log_ratio * mask).sum(-1) / mask.sum(-1).clamp(min=1.0)).unsqueeze(-1)
-    coef_1 = torch.exp(log_ratio)
-    low, high = clip.get("low", 0.2), clip.get("high", 0.2)
-    if loss_type == "cispo":
-        per_token = -torch.clamp(coef_1, max=high).detach() * advantages * new.log_probs
-    else:
-        coef_2 = torch.clamp(coef_1, 1 - low, 1 + high)
-        per_token = -torch.min(coef_1 * advantages, coef_2 * advantages)
-    gap = rollout.ref_log_probs - new.log_probs
-    per_token = per_token + BETA * (torch.exp(gap) - gap - 1)
-    if loss_type == "grpo":
-        return ((per_token * mask).sum(-1) / mask.sum(-1).clamp(min=1.0)).mean()
-    if loss_type == "dr_grpo":
-        return (per_token * mask).sum() / (per_token.size(0) * max(LENGTHS))
-    return (per_token * mask).sum() / mask.sum().clamp(min=1.0)  # dapo, cispo
-
-
+#: Ours, its arguments, and TRL's: the trainer's name and the settings that say the same.
 TRL = {
-    "grpo": (GRPO, "grpo", "token", {}),
-    "dr_grpo": (DrGRPO, "dr_grpo", "token", {}),
-    "dapo": (DAPO, "dapo", "token", {"high": 0.28}),
-    "cispo": (CISPO, "cispo", "token", {"high": 5.0}),
-    "gspo": (GSPO, "grpo", "sequence", {"low": 3e-4, "high": 4e-4}),
+    "grpo": (GRPO, {}, "GRPO", {"loss_type": "grpo"}),
+    "bnpo": (GRPO, {"average": "token"}, "GRPO", {"loss_type": "bnpo"}),
+    "dr_grpo": (DrGRPO, {}, "GRPO", {"loss_type": "dr_grpo"}),
+    "dapo": (DAPO, {}, "GRPO", {"loss_type": "dapo", "epsilon_high": 0.28}),
+    "cispo": (CISPO, {"clip_range_high": 0.5}, "GRPO", {"loss_type": "cispo", "epsilon_high": 1.5}),
+    "gspo": (
+        GSPO,
+        {"clip_range": 0.1, "clip_range_high": 0.15},
+        "GRPO",
+        {
+            "loss_type": "grpo",
+            "importance_sampling_level": "sequence",
+            "epsilon": 0.1,
+            "epsilon_high": 0.15,
+        },
+    ),
+    "rloo": (RLOO, {}, "RLOO", {}),
 }
+each_loss_of_trl = pytest.mark.parametrize("name", TRL)
 
 
-@pytest.mark.parametrize("name", TRL)
-def test_losses_and_gradients_are_those_of_trls_loss_types(name):
-    cls, loss_type, level, clip = TRL[name]
+def trl_trainer(kind: str, folder, **settings):
+    """TRL's own trainer around a tiny model, not trained: it is asked for its loss alone."""
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    if kind == "GRPO":
+        # Its default multiplies the KL by the ratio (DeepSeek-V3.2); the papers here do not.
+        settings = {"use_bias_correction_kl": False} | settings
+    arguments = getattr(trl, f"{kind}Config")(
+        output_dir=str(folder),
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        per_device_train_batch_size=len(LENGTHS),
+        num_generations=GROUP,
+        max_completion_length=max(LENGTHS),
+        beta=0.0,  # otherwise it looks for the model on the hub, to have a reference
+        **settings,
+    )
+    trainer = getattr(trl, f"{kind}Trainer")(
+        model=copy.deepcopy(make_model("llama")),
+        reward_funcs=lambda completions, **columns: [0.0] * len(completions),
+        args=arguments,
+        train_dataset=datasets.Dataset.from_list([{"prompt": "a"}, {"prompt": "b c"}]),
+        processing_class=make_tokenizer(),
+    )
+    trainer.model.eval()
+    return trainer
+
+
+def trl_loss(trainer, rollout: Rollout, new: Evaluation, advantages: torch.Tensor):
+    """TRL's loss of the same tensors, its gradient by the log-probabilities, and what it logs."""
+    trainer.beta = BETA
+    trainer._get_per_token_logps_and_entropies = lambda *_, **__: (new.log_probs, new.entropy, None)
+    mask = rollout.mask.long()
+    ones = torch.ones(len(mask), 1, dtype=torch.long)
+    inputs = {
+        "prompt_ids": ones,
+        "prompt_mask": ones,
+        "completion_ids": rollout.actions,
+        "completion_mask": mask,
+        "advantages": advantages,
+        "old_per_token_logps": rollout.log_probs,
+        "old_logps": (rollout.log_probs * mask).sum(1),
+        "ref_per_token_logps": rollout.ref_log_probs,
+        "num_items_in_batch": mask.sum(),
+    }
+    loss = trainer._compute_loss(trainer.model, inputs)
+    (gradient,) = torch.autograd.grad(loss, new.log_probs)
+    return (
+        loss.item(),
+        gradient.numpy(),
+        {name: values[-1] for name, values in trainer._metrics["eval"].items()},
+    )
+
+
+@each_loss_of_trl
+def test_losses_gradients_and_kl_are_those_of_trls_trainers(name, tmp_path):
+    cls, ours, kind, theirs = TRL[name]
     rollout, new = make_rollout()
-    expected = trl_grpo_loss(rollout, new, loss_type, level, **clip)
-    (expected_gradient,) = torch.autograd.grad(expected, new.log_probs)
-    loss, gradient = loss_and_gradient(make(cls, kl_in="loss"), rollout, new)
-    assert loss == pytest.approx(expected.item(), rel=1e-4)
-    np.testing.assert_allclose(gradient, expected_gradient.numpy(), rtol=1e-4, atol=1e-7)
+    agent = make(cls, **ours, **({} if cls is RLOO else {"kl_in": "loss"}))
+    loss, gradient = loss_and_gradient(agent, rollout, new)
+    advantages = rollout.advantages[:, 0]
+    expected, expected_gradient, logged = trl_loss(
+        trl_trainer(kind, tmp_path, **theirs), rollout, new, advantages
+    )
+    assert loss == pytest.approx(expected, rel=1e-5)
+    scale = np.abs(expected_gradient).max()
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5, atol=1e-6 * scale)
+    if cls is not RLOO:  # whose KL is in the reward, here as there
+        _, metrics = agent.loss(rollout, new)
+        assert float(masked_mean(metrics["kl_loss"], rollout.mask)) == pytest.approx(logged["kl"], rel=1e-5)
+
+
+@each_loss_of_trl
+def test_the_steps_that_a_clip_lets_go_are_those_that_trl_counts(name, tmp_path):
+    cls, ours, kind, theirs = TRL[name]
+    rollout, new = make_rollout()
+    agent = make(cls, **ours)
+    batch = agent.prepare_batch(agent.prepare_rollout(rollout))
+    ratio = agent.importance_ratio(batch, new)
+    _, _, logged = trl_loss(trl_trainer(kind, tmp_path, **theirs), rollout, new, rollout.advantages[:, 0])
+    if cls is CISPO:
+        # Its clip keeps the gradient and bounds the weight, so compare the weight with the ratio.
+        (gradient,) = torch.autograd.grad(agent.policy_loss(batch, new, ratio).sum(), new.log_probs)
+        bounded = (-gradient / batch.advantages < ratio - 1e-6) & (batch.advantages > 0)
+        assert (
+            0 < float(masked_mean(bounded.float(), rollout.mask)) == pytest.approx(logged["cispo_clip_ratio"])
+        )
+        return
+    free = ratio.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(agent.policy_loss(batch, new, free).sum(), free)
+    let_go, mask = (gradient == 0) & (batch.advantages != 0), rollout.mask
+    if cls in (RLOO, GSPO):  # one ratio for a response, so a response counts as one
+        let_go, free, mask = let_go[:, :1], free[:, :1], mask[:, :1]
+    for side, where in (("low", free < 1), ("high", free > 1), ("region", free > 0)):
+        share = float(masked_mean((let_go & where).float(), mask))
+        assert share == pytest.approx(logged[f"clip_ratio/{side}_mean"], rel=1e-5)
+    assert 0 < share < 1
+
+
+def test_log_probs_and_entropies_of_a_response_are_those_of_trls_trainer(tmp_path):
+    agent = GRPO("auto", make_env(num_envs=2), group_size=GROUP, n_episodes=len(LENGTHS), seed=0)
+    (rollout,) = caught_rollouts(agent)
+    trainer = trl_trainer("GRPO", tmp_path)
+    ids, attention = rollout.inputs["input_ids"], rollout.inputs["attention_mask"]
+    log_probs, entropy, _ = trainer._get_per_token_logps_and_entropies(
+        trainer.model, ids, attention, rollout.mask.shape[1], compute_entropy=True
+    )
+    said = agent.policy.evaluate(rollout)
+    for ours, theirs in ((said.log_probs, log_probs), (said.entropy, entropy)):
+        torch.testing.assert_close(ours[rollout.mask], theirs[rollout.mask], atol=1e-5, rtol=1e-5)
 
 
 # -- all of them ----------------------------------------------------------------------------------------------
