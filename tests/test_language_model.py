@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from tests.tiny import CONTEXT, EOS, WORDS, make_lm, make_model, make_tokenizer
+from tests.tiny import CONTEXT, EOS, WORDS, make_lm, make_model, make_tokenizer, random_sequences
 from textrl_env.decoding import SlotDecoder, gather_log_probs, generate, pack_sequences, sample_actions
 from textrl_env.language_model import CausalLM
 
@@ -17,11 +17,6 @@ def plain_logits(lm: CausalLM, sequence: np.ndarray) -> torch.Tensor:
     """The truth: one sequence alone, no padding, no cache; ``[L, vocab_size]``."""
     logits = lm.model(torch.from_numpy(np.asarray(sequence))[None], use_cache=False).logits[0]
     return logits[:, : lm.vocab_size] / lm.temperature
-
-
-def random_sequences(lengths, seed=0):
-    rng = np.random.default_rng(seed)
-    return [rng.integers(0, len(WORDS), size=n) for n in lengths]
 
 
 def assert_logits(got, lm, sequences, tolerance=1e-4):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -132,3 +133,9 @@ def make_env(num_envs: int | None = None, lm: CausalLM | None = None, **kwargs: 
     kwargs = {"reward": count_a, "prompts": PROMPTS, "max_new_tokens": 6} | kwargs
     kwargs["model"] = make_lm() if lm is None else lm
     return TextRLHFEnv(**kwargs) if num_envs is None else TextRLHFVectorEnv(num_envs, **kwargs)
+
+
+def random_sequences(lengths: list[int], seed: int = 0) -> list[np.ndarray]:
+    """Random token ids of the given lengths."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, len(WORDS), size=n) for n in lengths]

@@ -62,30 +62,40 @@ def pack_sequences(
     return input_ids, mask, after
 
 
+#: Positions by which a cache grows at least.
+_GROWTH = 32
+
+
 class _SlotLayer(CacheLayerMixin):
-    """One layer's keys and values, ``[N, heads, max_length, head_dim]``, written at any (slot, position)."""
+    """One layer's keys and values, ``[N, heads, capacity, head_dim]``, written at any (slot, position).
+
+    The capacity follows the longest sequence so far. What has not been written is zero, never garbage: masked
+    positions weigh nothing, but nothing times NaN is NaN.
+    """
 
     def __init__(self, where: _Where) -> None:
         super().__init__()
         self.where = where
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        heads, dim = key_states.shape[1], key_states.shape[-1]
-        shape = (self.where.num_slots, heads, self.where.max_length, dim)
-        self.keys = key_states.new_zeros(shape)
-        self.values = value_states.new_zeros((*shape[:-1], value_states.shape[-1]))
+        self.keys, self.values = (
+            x.new_zeros(self.where.num_slots, x.shape[1], 0, x.shape[3]) for x in (key_states, value_states)
+        )
         self.is_initialized = True
 
     def take(self, other: _SlotLayer, slots: Tensor, width: int) -> None:
-        """Copy the first ``width`` positions of the given slots of another cache."""
-        self.lazy_initialization(other.keys, other.values)
-        self.keys[:, :, :width] = other.keys[:, :, :width].index_select(0, slots)
-        self.values[:, :, :width] = other.values[:, :, :width].index_select(0, slots)
+        """Hold the first ``width`` positions of the given slots of another cache."""
+        self.keys = _grown(other.keys[:, :, :width].index_select(0, slots), width + _GROWTH)
+        self.values = _grown(other.values[:, :, :width].index_select(0, slots), width + _GROWTH)
+        self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         where = self.where
+        if where.width > self.keys.shape[2]:
+            capacity = min(where.width + max(_GROWTH, where.width // 4), where.max_length)
+            self.keys, self.values = _grown(self.keys, capacity), _grown(self.values, capacity)
         index = (where.slots[:, None], slice(None), where.positions)
         self.keys[index] = key_states.transpose(1, 2)  # [k, q, heads, dim]
         self.values[index] = value_states.transpose(1, 2)
@@ -100,6 +110,12 @@ class _SlotLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return self.where.max_length
+
+
+def _grown(states: Tensor, capacity: int) -> Tensor:
+    """``[N, heads, length, dim]`` with zeros after ``length``, up to ``capacity``."""
+    missing = capacity - states.shape[2]
+    return torch.cat([states, states.new_zeros(*states.shape[:2], missing, states.shape[3])], dim=2)
 
 
 class _Where:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from textrl_env.decoding import SlotDecoder, pack_sequences
 from textrl_env.teacher_forcing import linear_log_probs, response_states
+
+_log = logging.getLogger(__name__)
 
 #: What a model raises that does not take a cache, a mask or positions as a plain transformer does.
 _NOT_SUPPORTED = (TypeError, ValueError, RuntimeError, AttributeError, IndexError, NotImplementedError)
@@ -377,12 +380,14 @@ class CausalLM:
         generator = np.random.default_rng(0)
         first, second = (generator.integers(0, self.vocab_size, size=n) for n in (3, 2))
         responses = [generator.integers(0, self.vocab_size, size=n) for n in (3, 1, 2, 2)]
+        if not isinstance(self._inner.get_output_embeddings(), torch.nn.Linear):
+            return False
         try:
             self._teacher_forcing_works = True
             shared, _, _ = self.evaluate([first, first, second, second], responses)
             apart, _, _ = self.evaluate([first, second], responses[:2])
         except _NOT_SUPPORTED as error:
-            logger.debug(f"teacher forcing with shared prompts failed: {error!r}")
+            _log.debug("teacher forcing with shared prompts failed: %r", error)
             return False
         finally:
             self._teacher_forcing_works = False
@@ -405,7 +410,7 @@ class CausalLM:
             decoder.prefill(slots, [row[:-1] for row in rows])
             cached = decoder.step(slots, np.array([row[-1] for row in rows]))
         except _NOT_SUPPORTED as error:
-            logger.debug(f"cached decoding failed: {error!r}")
+            _log.debug("cached decoding failed: %r", error)
             return False
         plain = SlotDecoder(self, 2, 8, use_cache=False).prefill(slots, rows)
         return self._close(cached, plain)

@@ -8,6 +8,7 @@ do not come apart into a body and a linear head take the plain way of
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,8 +18,6 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-#: What one more pass through the body costs, in tokens: shorter rows pay only where they save more than this.
-PASS_TOKENS = 128
 #: Logits held at a time.
 CHUNK_LOGITS = 8_000_000
 
@@ -40,58 +39,95 @@ def response_states(
     unique, inverse = unique_rows(prompts)
     lengths = np.array([len(r) for r in responses])
     spared = sum(map(len, prompts)) - sum(map(len, unique))
-    if spared >= 0.1 * (sum(map(len, prompts)) + lengths.sum()):
-        return _after_shared_prompts(body, unique, inverse, responses, lengths)
     # The last token of a response predicts nothing that is asked for.
-    rows = [np.concatenate([p, r[:-1]]) for p, r in zip(prompts, responses, strict=True)]
-    first = np.array([len(p) - 1 for p in prompts])
-    pool, start = _Pool(), np.zeros(len(rows), dtype=np.int64)
-    for chosen in buckets([len(row) for row in rows]):
-        ids = _right_padded([rows[i] for i in chosen], body.device)
-        # Padding on the right: causal attention never looks at it.
-        start[chosen] = pool.add(body(input_ids=ids, use_cache=False).last_hidden_state)
-    return pool.take(_ranges(start + first, lengths))
+    if spared >= 0.1 * (sum(map(len, prompts)) + lengths.sum()):
+        return _after_shared_prompts(body, unique, inverse, [r[:-1] for r in responses], lengths)
+    rows = _Rows([np.concatenate([p, r[:-1]]) for p, r in zip(prompts, responses, strict=True)])
+    out = body(**rows.inputs(body.device), use_cache=False)
+    first = rows.start + np.array([len(p) - 1 for p in prompts])
+    return _take([out.last_hidden_state], _ranges(first, lengths))
 
 
 def _after_shared_prompts(
     body: nn.Module,
     prompts: list[np.ndarray],
     inverse: np.ndarray,
-    responses: Sequence[np.ndarray],
+    written: list[np.ndarray],
     lengths: np.ndarray,
 ) -> Tensor:
-    """The same, the prompts read once and their keys and values put before the responses' own."""
-    device = body.device
+    """The same, the prompts read once and their keys and values put before what was written after them."""
     before = np.array([len(p) for p in prompts])
-    width = int(before.max())
+    padded = np.zeros((len(prompts), before.max()), dtype=np.int64)
+    for row, prompt in zip(padded, prompts, strict=True):
+        row[: len(prompt)] = prompt
     cache = DynamicCache()
-    out = body(input_ids=_right_padded(prompts, device), past_key_values=cache, use_cache=True)
-    pool = _Pool()
-    ends = pool.add(out.last_hidden_state) + before - 1
-    start = np.zeros(len(responses), dtype=np.int64)
-    for chosen in buckets(np.maximum(lengths - 1, 0)):
-        steps = int(lengths[chosen].max()) - 1
-        if steps < 1:
-            continue
-        prompt = torch.from_numpy(inverse[chosen]).to(device)
-        known = torch.from_numpy(before[inverse[chosen]]).to(device)[:, None]
-        time = torch.arange(steps, device=device)
-        column = torch.arange(width + steps, device=device)
-        own = column - width <= time[:, None]  # [T, P + T]
-        mask = torch.where(column < width, (column < known)[:, None, :], own)  # [b, T, P + T]
-        start[chosen] = pool.add(
-            body(
-                input_ids=_right_padded([responses[i][:-1] for i in chosen], device, steps),
-                attention_mask=mask[:, None],
-                position_ids=known + time,
-                past_key_values=Cache(layers=[_Prefix(layer, prompt) for layer in cache.layers]),
-                use_cache=True,
-            ).last_hidden_state
-        )
-    after = _ranges(start - 1, lengths)
+    ids = torch.from_numpy(padded).to(body.device)
+    states = [body(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state]
+    ends = padded.shape[1] * np.arange(len(prompts)) + before - 1
+    start = np.zeros(len(written), dtype=np.int64)
+    if lengths.max() > 1:
+        rows = _Rows(written, inverse)
+        owner = torch.from_numpy(rows.owner).to(body.device)
+        prefix = Cache(layers=[_Prefix(layer, owner) for layer in cache.layers])
+        inputs = rows.inputs(body.device, before)
+        states.append(body(**inputs, past_key_values=prefix, use_cache=True).last_hidden_state)
+        start = padded.size + rows.start
+    index = _ranges(start - 1, lengths)
     some = lengths > 0
-    after[(np.cumsum(lengths) - lengths)[some]] = ends[inverse[some]]
-    return pool.take(after)
+    index[(np.cumsum(lengths) - lengths)[some]] = ends[inverse[some]]
+    return _take(states, index)
+
+
+class _Rows:
+    """Sequences laid into as few rows as they need, none longer than the longest sequence.
+
+    Args:
+        sequences: ``B`` int64 arrays.
+        owners: int ``[B]``; only sequences of one owner share a row.
+
+    Attributes:
+        owner: Of each row, int64 ``[R]``.
+        start: Where each sequence begins in the flattened rows, int64 ``[B]``.
+    """
+
+    def __init__(self, sequences: list[np.ndarray], owners: np.ndarray | None = None) -> None:
+        lengths = np.array([len(s) for s in sequences])
+        owners = np.zeros(len(sequences), dtype=np.int64) if owners is None else owners
+        row, column, self.owner = pack_rows(lengths, owners)
+        width = int(lengths.max())
+        self.ids = np.zeros((len(self.owner), width), dtype=np.int64)
+        self.positions = np.zeros_like(self.ids)
+        self.sequence = np.full_like(self.ids, -1)  # which one a token belongs to; -1 is padding
+        for i, tokens in enumerate(sequences):
+            span = slice(column[i], column[i] + len(tokens))
+            self.ids[row[i], span] = tokens
+            self.positions[row[i], span] = np.arange(len(tokens))
+            self.sequence[row[i], span] = i
+        self.start = row * width + column
+        self.alone = len(self.owner) == len(sequences)  # one in each row
+
+    def inputs(self, device: torch.device, before: np.ndarray | None = None) -> dict[str, Tensor]:
+        """What a model takes.
+
+        Args:
+            device: Where it is.
+            before: How many cached tokens come before each owner's sequences, int ``[owners]``.
+        """
+        inputs = {"input_ids": torch.from_numpy(self.ids).to(device)}
+        if self.alone and before is None:
+            return inputs  # padding on the right: causal attention never looks at it
+        width = self.ids.shape[1]
+        positions, sequence = (torch.from_numpy(x).to(device) for x in (self.positions, self.sequence))
+        mask = torch.ones(width, width, dtype=torch.bool, device=device).tril()
+        if not self.alone:
+            mask = mask & (sequence[:, :, None] == sequence[:, None, :])  # [R, W, W]
+        if before is not None:
+            known = torch.from_numpy(before[self.owner]).to(device)[:, None]
+            positions = positions + known
+            seen = torch.arange(int(before.max()), device=device) < known  # [R, P]
+            shape = (len(known), width, -1)
+            mask = torch.cat([seen[:, None].expand(shape), mask.expand(shape)], dim=2)
+        return inputs | {"attention_mask": mask[:, None], "position_ids": positions}
 
 
 class _Prefix(CacheLayerMixin):
@@ -122,37 +158,17 @@ class _Prefix(CacheLayerMixin):
         return -1
 
 
-class _Pool:
-    """Hidden states of several padded passes, addressed by one flat index."""
-
-    def __init__(self) -> None:
-        self.parts: list[Tensor] = []
-        self.size = 0
-
-    def add(self, hidden: Tensor) -> np.ndarray:
-        """Keep ``[b, L, hidden]``; where each row begins, int64 ``[b]``."""
-        rows, width, features = hidden.shape
-        start = self.size + width * np.arange(rows)
-        self.parts.append(hidden.reshape(-1, features))
-        self.size += rows * width
-        return start
-
-    def take(self, index: np.ndarray) -> Tensor:
-        pool = self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts)
-        return pool.index_select(0, torch.from_numpy(index).to(pool.device))
+def _take(states: list[Tensor], index: np.ndarray) -> Tensor:
+    """Rows ``index`` of ``[b, L, hidden]`` states, flattened one after another: ``[n, hidden]``."""
+    flat = [x.reshape(-1, x.shape[-1]) for x in states]
+    pool = flat[0] if len(flat) == 1 else torch.cat(flat)
+    return pool.index_select(0, torch.from_numpy(index).to(pool.device))
 
 
 def _ranges(start: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """``start[i], start[i] + 1, ...``, ``lengths[i]`` of them, one after another."""
     offset = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return np.repeat(start, lengths) + offset
-
-
-def _right_padded(rows: Sequence[np.ndarray], device: torch.device, width: int | None = None) -> Tensor:
-    padded = np.zeros((len(rows), width or max(len(row) for row in rows)), dtype=np.int64)
-    for target, row in zip(padded, rows, strict=True):
-        target[: len(row)] = row
-    return torch.from_numpy(padded).to(device)
 
 
 def unique_rows(prompts: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
@@ -169,30 +185,31 @@ def unique_rows(prompts: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.nda
     return unique, inverse
 
 
-def buckets(lengths: Sequence[int] | np.ndarray, pass_cost: int = PASS_TOKENS) -> list[np.ndarray]:
-    """Cut rows into batches of like length so that padding and passes together cost the least.
+def pack_rows(lengths: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lay sequences into rows as long as the longest one: each into the fullest row that still has room.
 
     Args:
-        lengths: Of the rows, ``[B]``.
-        pass_cost: What one more batch costs, in tokens.
+        lengths: int ``[B]``.
+        owners: int ``[B]``; only sequences of one owner share a row.
 
     Returns:
-        Row indices of each batch, the longest rows first: the cheapest of all cuts of the sorted rows.
+        row int64 ``[B]``, column int64 ``[B]`` of each sequence, and the owner of each row, int64 ``[R]``.
     """
-    order = np.argsort(-np.asarray(lengths), kind="stable")
-    longest = np.asarray(lengths)[order]
-    total = len(order)
-    best = np.zeros(total + 1)  # cheapest way to batch the first j rows
-    cut = np.zeros(total + 1, dtype=np.int64)
-    for j in range(1, total + 1):
-        costs = best[:j] + (j - np.arange(j)) * longest[:j] + pass_cost
-        cut[j] = costs.argmin()
-        best[j] = costs[cut[j]]
-    pieces, j = [], total
-    while j > 0:
-        pieces.append(order[cut[j] : j])
-        j = cut[j]
-    return pieces[::-1]
+    capacity = int(lengths.max())
+    row, column = np.zeros(len(lengths), dtype=np.int64), np.zeros(len(lengths), dtype=np.int64)
+    owner_of_row: list[int] = []
+    room: dict[int, list[tuple[int, int]]] = {}  # owner -> sorted (room left, row)
+    for i in np.argsort(-lengths, kind="stable"):
+        rows = room.setdefault(int(owners[i]), [])
+        at = bisect.bisect_left(rows, (int(lengths[i]), -1))
+        if at == len(rows):
+            left, row[i] = capacity, len(owner_of_row)
+            owner_of_row.append(int(owners[i]))
+        else:
+            left, row[i] = rows.pop(at)
+        column[i] = capacity - left
+        bisect.insort(rows, (left - int(lengths[i]), int(row[i])))
+    return row, column, np.array(owner_of_row)
 
 
 def linear_log_probs(

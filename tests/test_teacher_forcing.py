@@ -1,0 +1,160 @@
+"""One pass over given responses, prompts shared and rows filled, says what plain passes over each alone say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tests.tiny import make_lm, random_sequences
+from textrl_env import teacher_forcing
+from textrl_env.decoding import sample_actions
+from textrl_env.teacher_forcing import linear_log_probs, pack_rows, unique_rows
+
+
+def plain(lm, prompts, responses):
+    """Log-probabilities and entropies, one unpadded pass after another."""
+    log_probs, entropies = [], []
+    for prompt, response in zip(prompts, responses, strict=True):
+        ids = torch.from_numpy(np.concatenate([prompt, response]))[None]
+        table = lm.action_logits(lm.model(ids).logits)[0, len(prompt) - 1 : -1].log_softmax(-1)
+        log_probs.append(table.gather(-1, torch.from_numpy(response)[:, None])[:, 0])
+        entropies.append(-(table.exp() * table).sum(-1))
+    return torch.cat(log_probs), torch.cat(entropies)
+
+
+def weight_gradient(lm, value):
+    lm.model.zero_grad()
+    value.backward()
+    return torch.cat([p.grad.flatten().clone() for p in lm.model.parameters() if p.grad is not None])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    kind=st.sampled_from(["llama", "gpt2"]),
+    temperature=st.sampled_from([0.7, 1.0]),
+    distinct=st.lists(st.integers(1, 8), min_size=1, max_size=3),
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=8),
+)
+def test_log_probs_entropies_and_gradients_are_those_of_plain_passes(kind, temperature, distinct, lengths):
+    lm = make_lm(kind, temperature=temperature).clone()
+    lm.model.requires_grad_(True)
+    asked = random_sequences(distinct)
+    prompts = [asked[i % len(asked)] for i in range(len(lengths))]
+    responses = random_sequences(lengths, seed=1)
+    got, entropy, _ = lm.evaluate(prompts, responses)
+    wanted, wanted_entropy = plain(lm, prompts, responses)
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(entropy, wanted_entropy, atol=1e-5, rtol=1e-4)
+    weights = torch.arange(1.0, len(got) + 1)
+    mine = weight_gradient(lm, (weights * got + 0.1 * entropy).sum())
+    theirs = weight_gradient(lm, (weights * wanted + 0.1 * wanted_entropy).sum())
+    torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-3)
+
+
+def test_this_is_the_way_that_llamas_and_gpts_take():
+    assert make_lm("llama").teacher_forcing_works()
+    assert make_lm("gpt2").teacher_forcing_works()
+
+
+def test_a_prompt_is_read_once_for_all_its_responses(monkeypatch):
+    lm = make_lm()
+    lm.teacher_forcing_works()
+    read = []
+    forward = lm.body.forward
+    monkeypatch.setattr(lm.body, "forward", lambda **k: read.append(k["input_ids"].numel()) or forward(**k))
+    prompts = random_sequences([20]) * 6
+    lm.evaluate(prompts, random_sequences([5] * 6, seed=1))
+    assert read == [20, 6 * 4]
+
+
+def test_a_head_that_is_more_than_a_matrix_takes_the_plain_way_and_is_still_right():
+    lm = make_lm().clone()
+    head = lm.model.lm_head
+    lm.model.lm_head = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), head)
+    lm._teacher_forcing_works = None
+    assert not lm.teacher_forcing_works()
+    prompts, responses = random_sequences([3, 3]), random_sequences([4, 2], seed=1)
+    got, entropy, _ = lm.evaluate(prompts, responses)
+    wanted, wanted_entropy = plain(lm, prompts, responses)
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(entropy, wanted_entropy, atol=1e-5, rtol=1e-4)
+
+
+def test_logits_that_a_model_rescales_are_noticed(monkeypatch):
+    lm = make_lm().clone()
+    forward = lm.model.forward
+
+    def capped(*args, **kwargs):
+        out = forward(*args, **kwargs)
+        out.logits = 2.0 * torch.tanh(out.logits / 2.0)
+        return out
+
+    monkeypatch.setattr(lm.model, "forward", capped)
+    lm._teacher_forcing_works = None
+    assert not lm.teacher_forcing_works()
+
+
+@pytest.mark.parametrize("chunk", [1, 40, 10**6])
+@pytest.mark.parametrize("bias", [False, True])
+def test_chunked_log_probs_and_entropies_have_the_gradients_of_whole_logits(monkeypatch, chunk, bias):
+    monkeypatch.setattr(teacher_forcing, "CHUNK_LOGITS", chunk)
+    torch.manual_seed(0)
+    head = nn.Linear(6, 13, bias=bias).double()
+    hidden = torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
+    actions = torch.randint(0, 11, (7,))
+    parameters = [hidden, *head.parameters()]
+    weights, more = torch.randn(7), torch.randn(7)
+
+    def gradients(log_probs, entropies):
+        return torch.autograd.grad((weights * log_probs + more * entropies).sum(), parameters)
+
+    table = head(hidden)[:, :11].log_softmax(-1)
+    wanted = gradients(table.gather(-1, actions[:, None])[:, 0], -(table.exp() * table).sum(-1))
+    got = gradients(*linear_log_probs(hidden, head, actions, 11))
+    for mine, theirs in zip(got, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_bfloat16_log_probs_stay_near_those_of_float32():
+    lm = make_lm().clone()
+    prompts, responses = random_sequences([4] * 4), random_sequences([6, 3, 5, 1], seed=1)
+    exact = lm.response_log_probs(prompts, responses)
+    lm.autocast = True
+    low = lm.response_log_probs(prompts, responses)
+    assert low == pytest.approx(exact, abs=0.3)
+    assert np.abs(low - exact).max() > 1e-5  # it did compute otherwise
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2)), min_size=1, max_size=30))
+def test_packed_sequences_do_not_overlap_and_share_rows_with_their_own_only(items):
+    lengths, owners = (np.array(x) for x in zip(*items, strict=True))
+    row, column, owner_of_row = pack_rows(lengths, owners)
+    taken = np.zeros((len(owner_of_row), max(lengths.max(), 1)), dtype=int)
+    for r, c, length, owner in zip(row, column, lengths, owners, strict=True):
+        assert c + length <= lengths.max()
+        assert owner_of_row[r] == owner
+        taken[r, c : c + length] += 1
+    assert taken.max() <= 1
+    # No two rows of one owner could have been one.
+    filled = taken.sum(1)
+    for owner in set(owners.tolist()):
+        mine = sorted(filled[owner_of_row == owner])
+        assert len(mine) < 2 or mine[0] + mine[1] > lengths.max()
+
+
+def test_unique_rows_keep_the_order_of_first_appearance():
+    rows, inverse = unique_rows([np.array([2, 1]), np.array([3]), np.array([2, 1])])
+    assert [r.tolist() for r in rows] == [[2, 1], [3]]
+    assert inverse.tolist() == [0, 1, 0]
+
+
+def test_samples_have_the_frequencies_of_the_softmax_and_impossible_actions_never_come():
+    logits = torch.tensor([0.0, 1.0, -torch.inf, 2.0, -torch.inf])
+    drawn = sample_actions(logits.expand(20_000, 5), torch.Generator().manual_seed(0))
+    share = np.bincount(drawn.numpy(), minlength=5) / 20_000
+    assert share == pytest.approx(logits.softmax(0).numpy(), abs=0.015)
+    assert share[2] == share[4] == 0
