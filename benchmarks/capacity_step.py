@@ -262,8 +262,8 @@ class Step:
         """Seconds of every part of the step."""
         forward = self.pass_seconds(self.policy) + self._logit_seconds("forward")
         values = self.pass_seconds(self.policy, 0.0) if self.critic == "separate" else 0.0
-        # With a critic, the policy looks once more at what it has written, for the values.
-        looks = 2 if self.critic != "none" else 1
+        # For the values, and where it decodes in another precision, the policy looks again at what it has written.
+        looks = 2 if self.critic != "none" or self.precision == "autocast" else 1
         # Backward computes gradients of activations and of weights; frozen weights have none. The logits are
         # computed again when going backward, which makes 4 thirds.
         passes = (2 if self.lora_rank else 3) + self.checkpointing
