@@ -12,6 +12,7 @@ Left out on purpose: wrappers, rendering to a window, and anything that needs to
 from __future__ import annotations
 
 import inspect
+import itertools
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -464,13 +465,15 @@ class DynamicsVectorEnv(gym.vector.VectorEnv):
         terminated: np.ndarray,
         done: np.ndarray,
     ) -> None:
-        observations = self.dynamics.observe()
+        observations, slots = self.dynamics.observe(), np.flatnonzero(done)
         final_obs = np.full(self.num_envs, None, dtype=object)
-        for slot in np.flatnonzero(done):
-            if isinstance(observations, dict):
-                final_obs[slot] = {name: value[slot] for name, value in observations.items()}
-            else:
-                final_obs[slot] = observations[slot]
+        if isinstance(observations, dict):
+            columns = zip(*(value[slots] for value in observations.values()), strict=True)
+            rows = map(dict, map(zip, itertools.repeat(observations), columns))
+        else:
+            rows = observations[slots]
+        for slot, row in zip(slots.tolist(), rows, strict=True):
+            final_obs[slot] = row
         final_info: dict[str, Any] = {}
         self._put(final_info, {name: value[done] for name, value in info.items()}, done)
         self._put(final_info, final, terminated)

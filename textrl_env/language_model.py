@@ -15,6 +15,7 @@ import difflib
 import logging
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl_env.decoding import SlotDecoder, pack_sequences
+from textrl_env.precision import bfloat16_products
 from textrl_env.teacher_forcing import linear_log_probs, response_states
 
 _log = logging.getLogger(__name__)
@@ -201,9 +203,9 @@ class CausalLM:
         """Where the weights are."""
         return next(self.model.parameters()).device
 
-    def precision(self) -> torch.autocast:
-        """The context in which this model computes, bfloat16 products or none."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
+    def precision(self) -> AbstractContextManager[None]:
+        """The context in which this model computes, with or without bfloat16 products."""
+        return bfloat16_products(self.device, self.autocast)
 
     @property
     def max_length(self) -> int | None:

@@ -14,6 +14,15 @@ EOS = 0
 MAX_SEQUENCES = 1 << 24
 
 
+def _objects(values: list[str]) -> np.ndarray:
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+_STOP_REASONS = _objects(["length", "eos"])
+
+
 class TokenTreeDynamics(KLDynamics):
     """``N`` responses written into one tree, as arrays; see :class:`TokenTreeEnv`.
 
@@ -57,6 +66,9 @@ class TokenTreeDynamics(KLDynamics):
             input_ids=spaces.Box(0, high, shape, np.int64), attention_mask=spaces.Box(0, 1, shape, np.int64)
         )
         self.action_space = spaces.Discrete(vocab_size)
+        self._words = _objects([str(token) for token in range(self.pad_id)])
+        self._openings = self._words + " "
+        self._prompts = _objects([f"prompt {k}" for k in range(num_prompts)])
         self.prompt_id = np.zeros(num_slots, dtype=np.int64)
         self.input_ids = np.full((num_slots, 1 + horizon), self.pad_id, dtype=np.int64)
         self.length = np.zeros(num_slots, dtype=np.int64)
@@ -80,7 +92,7 @@ class TokenTreeDynamics(KLDynamics):
         self.input_ids[slots] = self.pad_id
         self.input_ids[slots, -1] = self.vocab_size + prompt_id
         self.length[slots], self.node[slots], self.kl_sum[slots] = 0, prompt_id, 0.0
-        return {"prompt": _objects([f"prompt {k}" for k in prompt_id]), "prompt_id": prompt_id}
+        return {"prompt": self._prompts[prompt_id], "prompt_id": prompt_id}
 
     def observe(self) -> dict[str, np.ndarray]:
         place = np.arange(self.horizon, -1, -1)  # distance from the right end
@@ -110,16 +122,21 @@ class TokenTreeDynamics(KLDynamics):
 
     def _final_info(self, done: np.ndarray, score: np.ndarray, stopped: np.ndarray) -> dict[str, np.ndarray]:
         length = self.length[done]
-        texts = [
-            " ".join(map(str, ids[-n:].tolist())) for ids, n in zip(self.input_ids[done], length, strict=True)
-        ]
         return {
-            "response": _objects(texts),
+            "response": self._texts(self.input_ids[done], length),
             "score": score[done],
             "kl_sum": self.kl_sum[done],
             "response_length": length,
-            "stop_reason": np.where(stopped[done], "eos", "length").astype(object),
+            "stop_reason": _STOP_REASONS[stopped[done].astype(np.int64)],
         }
+
+    def _texts(self, ids: np.ndarray, length: np.ndarray) -> np.ndarray:
+        """The last ``length`` tokens of each row as text, such as "3 1 0"; all rows at once, from the right."""
+        texts = self._words[ids[:, -1]]
+        for j in range(2, int(length.max(initial=0)) + 1):
+            longer = length >= j
+            texts[longer] = self._openings[ids[longer, -j]] + texts[longer]
+        return texts
 
 
 def _check_size(vocab_size: int, horizon: int, num_prompts: int) -> None:
@@ -136,12 +153,6 @@ def _check_size(vocab_size: int, horizon: int, num_prompts: int) -> None:
             f"num_prompts * vocab_size ** horizon = {sequences:,} sequences are too many to tabulate; "
             f"the limit is {MAX_SEQUENCES:,}"
         )
-
-
-def _objects(values: list[str]) -> np.ndarray:
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array
 
 
 class TokenTreeEnv(KLEnv):
