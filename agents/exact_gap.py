@@ -2,8 +2,8 @@
 
 :class:`ExactGapCallback` asks the policy for its log-probabilities after every prefix, and
 :mod:`textrl_env.exact` for the rest. It works in ``TokenTree-v0`` with any policy and in a ``TextRLHF-v0``
-whose vocabulary and budget are tiny; ``max_rows`` says how tiny. Wrappers that change rewards are not seen,
-and the objective is undiscounted.
+whose vocabulary and budget are tiny; ``max_rows`` says how tiny. ``textrl train`` adds it by itself where it is
+cheap (:func:`cheap_gap_callback`). Wrappers that change rewards are not seen, and the objective is undiscounted.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from textrl_env.exact import Levels, TokenMDP, evaluate, from_text_env, from_tok
 
 #: Prefixes in one call of the policy.
 _BATCH = 4096
+#: Responses up to which a language is measured without being asked: some milliseconds for each rollout.
+CHEAP_RESPONSES = 2_000
 
 
 def policy_log_probs(policy: Policy, env: Any) -> Levels:
@@ -159,6 +161,26 @@ class ExactGapCallback(BaseCallback):
 
     def _on_training_end(self) -> None:
         self.measure()
+
+
+def cheap_gap_callback(env: Any) -> ExactGapCallback | None:
+    """The callback for an environment whose optimum is cheap to know, None for any other.
+
+    Cheap is a ``TokenTree-v0`` or ``TextRLHF-v0`` with at most :data:`CHEAP_RESPONSES` complete responses, prompts
+    together: the reward is asked about each of them once, the policy about every prefix after each rollout.
+
+    Args:
+        env: Any environment, single or vector, wrapped or not.
+    """
+    try:
+        dynamics = token_env(env).dynamics
+    except ValueError:
+        return None
+    prompts, goes_on, horizon, _ = _language(dynamics)
+    vocab_size = dynamics.action_space.n
+    ended = sum(len(goes_on) ** t for t in range(horizon)) * (vocab_size - len(goes_on))
+    responses = len(prompts) * (ended + len(goes_on) ** horizon)
+    return ExactGapCallback() if responses <= CHEAP_RESPONSES else None
 
 
 def _check_rows(dynamics: Any, max_rows: int) -> None:

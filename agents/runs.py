@@ -31,6 +31,7 @@ from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoard
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.base import Agent
+from agents.exact_gap import cheap_gap_callback
 from agents.kl_control import AdaptiveKL, AnnealKL
 from agents.locate import find_agent, find_policy
 
@@ -337,6 +338,8 @@ def train(
 ) -> None:
     """Train an agent to the end of its run, logging and saving into the run directory.
 
+    Where the optimum is cheap to know, the distance from it is logged too (``exact/gap``).
+
     Args:
         agent: From :func:`make_agent` or :func:`load_agent`.
         folder: The run directory, ``config.json`` written.
@@ -350,13 +353,15 @@ def train(
     saver = CheckpointCallback(folder, config["save_every"], config["keep"])
     controls = {"adaptive_kl": AdaptiveKL, "anneal_kl": AnnealKL}
     control = [cls(**config[name]) for name, cls in controls.items() if config.get(name) is not None]
+    gap = cheap_gap_callback(agent.get_env())
+    measured = [] if gap is None else [gap]
     logger = open_logger(folder, agent.num_timesteps)
     agent.set_logger(logger)
     try:
         with _stop_on_signals(saver):
             agent.learn(
                 config["total_timesteps"] - agent.num_timesteps,
-                [*(callbacks or []), *control, saver],
+                [*(callbacks or []), *control, *measured, saver],
                 log_interval=config["log_interval"],
                 reset_num_timesteps=agent.num_timesteps == 0,
             )

@@ -9,10 +9,12 @@ import torch
 
 import textrl_env  # noqa: F401 (registers the ids)
 from agents import GRPO, PPO, REINFORCE, ExactGapCallback, TabularPolicy
-from agents.exact_gap import policy_log_probs
+from agents.cli import main
+from agents.exact_gap import CHEAP_RESPONSES, cheap_gap_callback, policy_log_probs
+from agents.runs import new_config, read_progress, train
 from benchmarks.optimality import MAIN, learn_tree, tiny_transformer
 from tests.tiny import make_env
-from textrl_env.exact import from_text_env, from_token_tree, solve
+from textrl_env.exact import from_text_env, from_token_tree, sequence_distribution, solve
 
 TREE = {"vocab_size": 3, "horizon": 3, "num_prompts": 2, "kl_coef": 0.5}
 
@@ -162,6 +164,49 @@ def test_a_language_too_large_is_refused_with_its_size():
     with pytest.raises(ValueError, match="39,062 prefixes"):
         env = gym.make_vec("TokenTree-v0", num_envs=2, vocab_size=6, horizon=7)
         REINFORCE("auto", env).learn(1, ExactGapCallback(max_rows=10_000))
+
+
+# -- without being asked ----------------------------------------------------------------------------------------
+
+
+def test_only_languages_of_few_responses_are_measured_without_being_asked():
+    def responses(env):
+        mdp = from_token_tree(env) if "Tree" in str(env) else from_text_env(env)
+        return sequence_distribution(mdp, mdp.ref_log_probs)[0].size
+
+    small, text = gym.make("TokenTree-v0"), tiny_text(num_envs=3)
+    assert responses(small) == 682 and responses(text) == 2 * (1 + 3 * 4)
+    edge = {"vocab_size": 10, "horizon": 3, "num_prompts": 2, "eos": False}
+    assert responses(gym.make("TokenTree-v0", **edge)) == CHEAP_RESPONSES
+    for env in (small, text, gym.make_vec("TokenTree-v0", num_envs=2, **edge)):
+        assert isinstance(cheap_gap_callback(env), ExactGapCallback)
+    for env in ("CartPole-v1", "ToyBandit-v0", "GridWorld-v0"):
+        assert cheap_gap_callback(gym.make(env)) is None
+    assert cheap_gap_callback(gym.make("TokenTree-v0", **(edge | {"num_prompts": 3}))) is None
+    assert cheap_gap_callback(make_env(max_new_tokens=6)) is None
+
+
+def columns(run) -> dict[str, list[float]]:
+    return {name: values for name, values in read_progress(run).items() if name.startswith("exact/")}
+
+
+def test_the_command_line_logs_the_gap_of_a_token_tree(tmp_path):
+    steps = ["--total-timesteps", "1536", "--n-steps", "64", "--n-envs", "8", "--no-progress"]
+    assert main(["train", "--env", "TokenTree-v0", *steps, "--run-dir", str(tmp_path / "run")]) == 0
+    logged = columns(tmp_path / "run")
+    assert set(logged) == {"exact/gap", "exact/kl_to_optimum", "exact/J"}
+    assert all(len(values) == 3 and np.isfinite(values).all() for values in logged.values())
+    assert logged["exact/kl_to_optimum"][-1] < logged["exact/kl_to_optimum"][0]
+
+
+def test_a_run_on_a_tiny_language_logs_its_gap_and_one_on_a_large_language_does_not(tmp_path):
+    for name, env in (("tiny", tiny_text()), ("large", make_env(max_new_tokens=6))):
+        folder, agent = tmp_path / name, GRPO("auto", env, n_episodes=16, seed=0)
+        folder.mkdir()
+        config = new_config(agent="grpo", env="TextRLHF-v0", total_timesteps=100, seed=0)
+        train(agent, folder, config)
+        assert bool(columns(folder)) == (name == "tiny")
+    assert columns(tmp_path / "tiny")["exact/gap"][0] == pytest.approx(1, abs=1e-4)
 
 
 # -- reaching the optimum ---------------------------------------------------------------------------------------
