@@ -9,7 +9,7 @@ do not come apart into a body and a linear head take the plain way of
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -241,18 +241,19 @@ class _LinearLogProbs(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         kind = hidden.device.type
         ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-        log_probs, entropies, log_zs = [], [], []
-        matrix = weight.to(ctx.dtype).T
-        for rows in _chunks(len(hidden), len(weight)):
-            logits = _logits(hidden[rows].to(ctx.dtype), matrix, bias)
-            highest = logits.amax(-1, keepdim=True)
-            exponential = (logits - highest).exp_()
+        blank = hidden.new_empty(len(hidden), dtype=torch.promote_types(ctx.dtype, torch.float32))
+        log_prob, entropy, log_z = (torch.empty_like(blank) for _ in range(3))
+        for rows, logits in _logits(hidden, weight.to(ctx.dtype), bias):
+            at = actions[rows, None]
+            chosen = logits.gather(-1, at).squeeze(-1)
+            highest = logits.amax(-1)
+            shifted = logits.sub_(highest[:, None])
+            exponential = shifted.exp()
             total = exponential.sum(-1)
-            log_z = highest.squeeze(-1) + total.log()
-            log_probs.append(logits.gather(-1, actions[rows, None]).squeeze(-1) - log_z)
-            entropies.append(log_z - exponential.mul_(logits).sum(-1) / total)
-            log_zs.append(log_z)
-        log_prob, entropy, log_z = (torch.cat(x) for x in (log_probs, entropies, log_zs))
+            log_z[rows] = highest + total.log()
+            log_prob[rows] = chosen - log_z[rows]
+            # H = log Z - E[logit], in logits shifted by the highest.
+            entropy[rows] = total.log() - exponential.mul_(shifted).sum(-1) / total
         ctx.save_for_backward(hidden, weight, bias, actions, log_z, entropy)
         return log_prob, entropy
 
@@ -261,41 +262,47 @@ class _LinearLogProbs(torch.autograd.Function):
         hidden, weight, bias, actions, log_z, entropy = ctx.saved_tensors
         if grad_log_prob is None:
             grad_log_prob = torch.zeros_like(log_z)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.zeros_like(bias) if bias is not None else None
         with torch.autocast(hidden.device.type, enabled=False):
             narrow = weight.to(ctx.dtype)
-            grad_hidden = torch.empty_like(hidden)
-            grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-            grad_bias = torch.zeros_like(bias) if bias is not None else None
-            for rows in _chunks(len(hidden), len(weight)):
-                states = hidden[rows].to(ctx.dtype)
-                logits = _logits(states, narrow.T, bias)
-                slope = grad_log_prob[rows, None]
+            for rows, logits in _logits(hidden, narrow, bias):
+                slope, lowered = grad_log_prob[rows, None], logits.sub_(log_z[rows, None])
                 if grad_entropy is None:
-                    grad = (logits - log_z[rows, None]).exp_().mul_(-slope)
+                    grad = lowered.exp_().mul_(-slope)
                 else:
-                    # d log_prob / d logit_j = [j = a] - p_j; d entropy / d logit_j = -p_j (logit_j - E[logit])
-                    mean = (log_z[rows] - entropy[rows])[:, None]
-                    weights = (logits - mean).mul_(grad_entropy[rows, None]).add_(slope)
-                    grad = (logits - log_z[rows, None]).exp_().mul_(weights).neg_()
+                    # d log_prob / d logit_j = [j = a] - p_j; d entropy / d logit_j = -p_j (log p_j + entropy)
+                    probability = lowered.exp()
+                    pull = lowered.add_(entropy[rows, None]).mul_(grad_entropy[rows, None]).add_(slope)
+                    grad = probability.mul_(pull).neg_()
                 grad.scatter_add_(-1, actions[rows, None], slope)
                 if grad_bias is not None:
                     grad_bias += grad.sum(0).to(grad_bias.dtype)
                 grad = grad.to(ctx.dtype)
                 grad_hidden[rows] = (grad @ narrow).to(hidden.dtype)
-                if grad_weight is None:
-                    continue
-                if grad_weight.dtype == ctx.dtype:
-                    grad_weight.addmm_(grad.T, states)
-                else:
-                    grad_weight += grad.T @ states
+                if grad_weight is not None:
+                    _add_product(grad_weight, grad.T, hidden[rows].to(ctx.dtype))
         return grad_hidden, grad_weight, grad_bias, None
 
 
-def _logits(states: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-    logits = (states @ matrix).float()
-    return logits if bias is None else logits + bias
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+    """Float32 logits of some rows after others, all in one piece of memory, which may be overwritten."""
+    size = min(len(hidden), max(1, CHUNK_LOGITS // len(weight)))
+    space = torch.empty(size, len(weight), dtype=weight.dtype, device=weight.device)
+    wide = space if space.dtype in (torch.float32, torch.float64) else space.float()
+    for start in range(0, len(hidden), size):
+        states = hidden[start : start + size].to(weight.dtype)
+        logits = torch.mm(states, weight.T, out=space[: len(states)])
+        if wide is not space:
+            logits = wide[: len(states)].copy_(logits)
+        if bias is not None:
+            logits += bias
+        yield slice(start, start + len(states)), logits
 
 
-def _chunks(rows: int, vocab_size: int) -> list[slice]:
-    size = max(1, CHUNK_LOGITS // vocab_size)
-    return [slice(start, start + size) for start in range(0, rows, size)]
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
