@@ -33,15 +33,22 @@ from agents.variants import CISPO, DAPO, GSPO, RLOO, DrGRPO, REINFORCEPlusPlus
 from textrl_env.language_model import CausalLM
 
 BETAS = (0.1, 0.3, 1.0)
-EPISODES, TEXT_EPISODES = 256, 128
-TREE_STEPS, TEXT_STEPS = 500_000, 80_000
+TREE_EPISODES, TEXT_EPISODES = 512, 128
+TREE_STEPS, TEXT_STEPS = 1_000_000, 80_000
 MAIN = ("REINFORCE", "PPO", "GRPO")
 #: What differs from the defaults, beside large batches and the schedules.
 AGENTS: dict[str, tuple[type[Agent], dict[str, Any]]] = {
     "REINFORCE": (REINFORCE, {"gamma": 1.0}),
     "PPO": (
         PPO,
-        {"gamma": 1.0, "batch_size": None, "n_epochs": 2, "normalize_advantage": False, "vf_coef": 1.0},
+        {
+            "gamma": 1.0,
+            "gae_lambda": 1.0,
+            "batch_size": None,
+            "n_epochs": 2,
+            "normalize_advantage": False,
+            "vf_coef": 1.0,
+        },
     ),
     "GRPO": (GRPO, {"group_size": 32}),
     "RLOO": (RLOO, {"group_size": 32}),
@@ -55,26 +62,26 @@ AGENTS: dict[str, tuple[type[Agent], dict[str, Any]]] = {
 #: with a baseline that can be exact the noise vanishes there; a head on the policy's own states cannot be exact.
 TEXT_AGENTS: dict[str, dict[str, Any]] = {
     "REINFORCE": {"baseline": "learned", "critic": "separate"},
-    "PPO": {"critic": "separate", "gae_lambda": 1.0},
+    "PPO": {"critic": "separate"},
     "GRPO": {},
 }
-#: Share of the steps in which the KL coefficient falls; the learning rate falls in the rest.
-ANNEALING = 0.7
+#: Share of the steps in which the KL coefficient falls from 1; the learning rate falls in the rest.
+TREE_ANNEALING, TEXT_ANNEALING = 0.85, 0.7
 WORDS = ["<eos>", "a", "b", "c"]
 BUDGET = 3
 RESULTS = Path(__file__).with_suffix(".json")
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "optimality.md"
 
 
-def hold_then_fall(rate: float) -> Callable[[float], float]:
-    """A learning rate that stays while the KL coefficient falls, and then falls itself, by squares, to 0."""
-    return lambda progress_remaining: rate * min(1.0, progress_remaining / (1 - ANNEALING)) ** 2
+def hold_then_fall(rate: float, hold: float) -> Callable[[float], float]:
+    """A learning rate that stays for a share ``hold`` of the steps and then falls, by squares, to 0."""
+    return lambda progress_remaining: rate * min(1.0, progress_remaining / (1 - hold)) ** 2
 
 
-def final_gap(agent: Agent, steps: int, start: float, target: float) -> float:
+def final_gap(agent: Agent, steps: int, anneal: AnnealKL | None) -> float:
     """Learn, and say exactly how far from the optimum the policy is then."""
     gap = ExactGapCallback(every=1_000_000)
-    agent.learn(steps, callback=[AnnealKL(start, target, ANNEALING), gap], log_interval=None)
+    agent.learn(steps, callback=[gap] if anneal is None else [anneal, gap], log_interval=None)
     return gap.latest["gap"]
 
 
@@ -82,20 +89,20 @@ def learn_tree(
     name: str, beta: float, seed: int, anneal: bool = True, steps: int = TREE_STEPS, **tree: Any
 ) -> float:
     """The final gap of one run in ``TokenTree-v0``, from the reference."""
-    env = gym.make_vec("textrl_env:TokenTree-v0", num_envs=EPISODES, kl_coef=beta, **tree)
+    env = gym.make_vec("textrl_env:TokenTree-v0", num_envs=TREE_EPISODES, kl_coef=beta, **tree)
     dynamics = env.unwrapped.dynamics
     cls, kwargs = AGENTS[name]
     agent = cls(
         TabularPolicy,
         env,
         # The nearer the optimum is to the reference, the more the noise of a step weighs.
-        learning_rate=hold_then_fall(0.1 * min(1.0, 0.3 / beta)),
-        n_episodes=EPISODES,
+        learning_rate=hold_then_fall(0.1 * min(1.0, 0.3 / beta), TREE_ANNEALING),
+        n_episodes=TREE_EPISODES,
         policy_kwargs={"logits": dynamics.ref_table, "eos": dynamics.eos},
         seed=seed,
         **kwargs,
     )
-    return final_gap(agent, steps, max(2.0, beta) if anneal else beta, beta)
+    return final_gap(agent, steps, AnnealKL(1.0, beta, TREE_ANNEALING) if anneal else None)
 
 
 def tiny_transformer(seed: int = 0) -> CausalLM:
@@ -149,15 +156,20 @@ def learn_text(name: str, seed: int, beta: float, steps: int = TEXT_STEPS) -> fl
     cls, kwargs = AGENTS[name]
     kwargs = kwargs | TEXT_AGENTS[name]
     agent = cls(
-        "auto", env, learning_rate=hold_then_fall(0.003), n_episodes=TEXT_EPISODES, seed=seed, **kwargs
+        "auto",
+        env,
+        learning_rate=hold_then_fall(0.003, TEXT_ANNEALING),
+        n_episodes=TEXT_EPISODES,
+        seed=seed,
+        **kwargs,
     )
-    return final_gap(agent, steps, max(1.0, beta), beta)
+    return final_gap(agent, steps, AnnealKL(1.0, beta, TEXT_ANNEALING))
 
 
-def tree_rows(seeds: int, variant_seeds: int) -> Iterator[dict[str, Any]]:
+def tree_rows(names: list[str], seeds: int, variant_seeds: int) -> Iterator[dict[str, Any]]:
     """The rows of the token tree, each again after every seed."""
-    rows = [(name, seeds if name in MAIN else variant_seeds, True) for name in AGENTS]
-    rows += [(name, variant_seeds, False) for name in MAIN]
+    rows = [(name, seeds if name in MAIN else variant_seeds, True) for name in names]
+    rows += [(name, variant_seeds, False) for name in MAIN if name in names]
     for name, count, anneal in rows:
         label = name if anneal else f"{name}, kl_coef not annealed"
         row = {"table": "tree", "agent": label, "steps": TREE_STEPS, "gaps": [[] for _ in BETAS]}
@@ -167,9 +179,9 @@ def tree_rows(seeds: int, variant_seeds: int) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def text_rows(seeds: int) -> Iterator[dict[str, Any]]:
+def text_rows(names: list[str], seeds: int) -> Iterator[dict[str, Any]]:
     """The rows of the tiny transformer, each again after every seed."""
-    for name in MAIN:
+    for name in [name for name in MAIN if name in names]:
         row = {"table": "text", "agent": name, "steps": TEXT_STEPS, "gaps": [[] for _ in BETAS]}
         for seed in range(seeds):
             for beta, gaps in zip(BETAS, row["gaps"], strict=True):
@@ -243,7 +255,7 @@ def page() -> str:
     return PAGE.format(
         responses=2 * (1 + 4 + 16 + 64 * 5),
         tree_steps=TREE_STEPS,
-        episodes=EPISODES,
+        episodes=TREE_EPISODES,
         tree=as_table("tree"),
         budget=BUDGET,
         text_steps=TEXT_STEPS,
@@ -256,11 +268,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10, help="runs of REINFORCE, PPO and GRPO")
     parser.add_argument("--variant-seeds", type=int, default=3, help="runs of the variants")
     parser.add_argument("--tables", nargs="*", default=["tree", "text"], choices=["tree", "text"])
+    parser.add_argument("--agents", nargs="+", default=list(AGENTS), choices=list(AGENTS))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     parts = {
-        "tree": lambda: tree_rows(arguments.seeds, arguments.variant_seeds),
-        "text": lambda: text_rows(arguments.seeds),
+        "tree": lambda: tree_rows(arguments.agents, arguments.seeds, arguments.variant_seeds),
+        "text": lambda: text_rows(arguments.agents, arguments.seeds),
     }
     for table in arguments.tables:
         for row in parts[table]():
