@@ -1,0 +1,128 @@
+"""Speed, against what the parts cost by themselves and against every peer, in one run.
+
+    python benchmarks/speed [--repeats 6] [--only grpo ppo step classic scaling] [--no-peers]
+
+Every measurement is a process of its own, one after another, with torch's default threads; medians of the steps
+after the first. Peers get virtual environments of their own in .peers. Writes docs/speed.md, benchmarks/speed.json
+and the README's table; run it on an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import peers  # noqa: E402
+import report  # noqa: E402
+import scaling  # noqa: E402
+import workloads  # noqa: E402
+
+SCRATCH = ROOT / "build" / "speed"
+RESULTS = ROOT / "benchmarks" / "speed.json"
+
+
+def run(python: Path | str, script: str, *arguments: Any) -> dict[str, Any]:
+    """The JSON that a script prints in its last line."""
+    command = [str(python), str(HERE / script), *map(str, arguments)]
+    print("  " + " ".join([script, *map(str, arguments)]), flush=True)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if done.returncode:
+        raise RuntimeError(f"{script} {arguments} ended with {done.returncode}:\n{done.stderr[-4000:]}")
+    result = json.loads(done.stdout.strip().splitlines()[-1])
+    if "seconds" in result:
+        result["median"] = statistics.median(result["seconds"])
+    return result
+
+
+def grpo(steps: int, with_peers: bool) -> dict[str, Any]:
+    """Every workload: ours, the floor of its parts and TRL, in float32 and bfloat16."""
+    results: dict[str, Any] = {}
+    for name, work in workloads.WORKLOADS.items():
+        folder = workloads.model_folder(work, SCRATCH)
+        count = max(3, steps // 2) if name == "big-vocab" else steps
+        row: dict[str, Any] = {}
+        for label, flags in (("float32", ()), ("bfloat16", ("--bf16",))):
+            row[f"ours {label}"] = run(sys.executable, "ours.py", name, folder, "--steps", count, *flags)
+            row[f"floor {label}"] = run(sys.executable, "floor.py", name, folder, "--repeats", count, *flags)
+            if with_peers:
+                python = peers.python_of("trl-1.16", ROOT / ".peers")
+                row[f"TRL {label}"] = run(python, "trl_grpo.py", name, folder, "--steps", count, *flags)
+        results[name] = row
+    return results
+
+
+def ppo(steps: int, with_peers: bool) -> dict[str, Any]:
+    """Four epochs on 64 episodes, with both critics, against the last TRL that had PPO."""
+    work = workloads.PPO_WORKLOAD
+    folder = workloads.model_folder(work, SCRATCH)
+    scorer = ("--classifier", workloads.reward_folder(work, SCRATCH))
+    results: dict[str, Any] = {}
+    for label, flags in (("float32", ()), ("bfloat16", ("--bf16",))):
+        for critic in ("head", "separate"):
+            arguments = (work.name, folder, "--agent", "ppo", "--critic", critic, *scorer, "--steps", steps)
+            results[f"ours {critic} {label}"] = run(sys.executable, "ours.py", *arguments, *flags)
+        if with_peers:
+            python = peers.python_of("trl-0.23", ROOT / ".peers")
+            old = SCRATCH / "trl-0.23"
+            results[f"TRL {label}"] = run(python, "trl_ppo.py", old, "--steps", steps, *flags)
+    return results
+
+
+def step(steps: int, with_peers: bool) -> dict[str, Any]:
+    """The step way against a bare decode loop."""
+    folder = workloads.model_folder(workloads.PPO_WORKLOAD, SCRATCH)
+    return run(sys.executable, "step_way.py", folder, "--repeats", max(5, steps))
+
+
+def classic(steps: int, with_peers: bool) -> dict[str, Any]:
+    """CartPole against stable-baselines3, toy environments, cold start, memory."""
+    import classic as work
+
+    repeats = max(5, steps)
+    return {
+        "cartpole": work.cartpole(repeats),
+        "toy_envs": work.toy_envs(),
+        "cold_start": work.cold_start(repeats),
+        "memory_growth": work.memory_growth(),
+    }
+
+
+def scaling_slopes(steps: int, with_peers: bool) -> dict[str, Any]:
+    """Cost over two decades of every size."""
+    result = scaling.measure(3)
+    scaling.draw(result)
+    return result
+
+
+PARTS = {"grpo": grpo, "ppo": ppo, "step": step, "classic": classic, "scaling": scaling_slopes}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=6, help="steps of each side, the first not counted")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--no-peers", action="store_true", help="make and time no peers")
+    arguments = parser.parse_args()
+    SCRATCH.mkdir(parents=True, exist_ok=True)
+    # Parts that are not run now keep what was measured before.
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results["machine"] = f"{platform.machine()}, {len(__import__('os').sched_getaffinity(0))} cores"
+    for name in arguments.only:
+        print(name, flush=True)
+        results[name] = PARTS[name](arguments.repeats, not arguments.no_peers)
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    report.write(results, ROOT)
+
+
+if __name__ == "__main__":
+    main()

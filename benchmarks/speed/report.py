@@ -1,0 +1,212 @@
+"""Turns what was measured into ratios, each beside its target: docs/speed.md and the README's table."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- speed: written by make benchmark -->", "<!-- /speed -->"
+
+
+@dataclasses.dataclass
+class Ratio:
+    """One line of the table.
+
+    Attributes:
+        what: The work.
+        against: Whom or what it is measured against.
+        value: The ratio.
+        target: What it should be.
+        at_most: Whether less is better.
+        detail: The two figures behind it.
+        headline: Whether the README shows it.
+    """
+
+    what: str
+    against: str
+    value: float
+    target: float
+    detail: str
+    at_most: bool = False
+    headline: bool = False
+
+    @property
+    def met(self) -> bool:
+        """Whether the target is reached."""
+        return self.value <= self.target if self.at_most else self.value >= self.target
+
+    def cells(self) -> list[str]:
+        """The cells of a table row."""
+        bound = f"{'at most' if self.at_most else 'at least'} {self.target:g}"
+        return [
+            self.what,
+            self.against,
+            f"{self.value:.2f}",
+            bound,
+            "yes" if self.met else "**no**",
+            self.detail,
+        ]
+
+
+def _best(row: dict[str, Any], side: str) -> tuple[str, dict[str, Any]]:
+    """The faster precision of a side."""
+    options = {name: value for name, value in row.items() if name.startswith(side + " ")}
+    name = min(options, key=lambda n: options[n]["median"])
+    return name.removeprefix(side + " "), options[name]
+
+
+def _times(ours: float, theirs: float, note: str = "") -> str:
+    return f"{ours:.2f} s, {theirs:.2f} s{note}"
+
+
+GRPO_TARGETS = {"uniform": 1.8, "ragged": 3.0, "long-prompt": 6.0, "big-vocab": 2.0}
+WORDS = {
+    "uniform": "prompt 16, response 64",
+    "ragged": "prompt 16, budget 128, mean length 15",
+    "long-prompt": "prompt 256, response 64",
+    "big-vocab": "8 x 256 tokens, vocabulary 151,936",
+}
+
+
+def grpo_ratios(results: dict[str, Any]) -> list[Ratio]:
+    """GRPO against TRL and against the floor of its parts."""
+    lines = []
+    for name, row in results.items():
+        what = f"GRPO step, {WORDS[name]}"
+        kind, ours = _best(row, "ours")
+        if any(side.startswith("TRL") for side in row):
+            other, theirs = _best(row, "TRL")
+            note = f" ({kind}, {other})"
+            detail = _times(ours["median"], theirs["median"], note)
+            value = theirs["median"] / ours["median"]
+            lines.append(
+                Ratio(what, "TRL 1.16, both at their best", value, GRPO_TARGETS[name], detail, headline=True)
+            )
+            ours32, theirs32 = row["ours float32"], row["TRL float32"]
+            if name == "uniform":
+                detail = _times(ours32["median"], theirs32["median"])
+                value = theirs32["median"] / ours32["median"]
+                lines.append(Ratio(what, "TRL 1.16, both float32", value, 1.15, detail))
+            if name == "big-vocab":
+                value = ours["peak_mb"] / theirs["peak_mb"]
+                detail = f"{ours['peak_mb']:.0f} MB, {theirs['peak_mb']:.0f} MB"
+                lines.append(Ratio("its peak memory", "TRL 1.16", value, 0.5, detail, at_most=True))
+        if name in ("uniform", "ragged"):
+            for label in ("float32", "bfloat16"):
+                floor, mine = row[f"floor {label}"], row[f"ours {label}"]
+                value = floor["median"] / mine["median"]
+                target = 0.85 if name == "uniform" else 0.7
+                detail = _times(mine["median"], floor["median"])
+                against = f"decode + reference + update alone, {label}"
+                lines.append(Ratio(what, against, value, target, detail))
+    return lines
+
+
+def ppo_ratios(results: dict[str, Any]) -> list[Ratio]:
+    """PPO against TRL 0.23.1."""
+    if not any(name.startswith("TRL") for name in results):
+        return []
+    other, theirs = _best(results, "TRL")
+    lines = []
+    for critic, target in (("head", 3.0), ("separate", 1.5)):
+        kind, ours = _best(results, f"ours {critic}")
+        what = f"PPO step, 4 epochs, critic {'of its own' if critic == 'separate' else 'a head'}"
+        detail = _times(ours["median"], theirs["median"], f" ({kind}, {other})")
+        value = theirs["median"] / ours["median"]
+        lines.append(Ratio(what, "TRL 0.23.1, both at their best", value, target, detail, headline=True))
+        ours32, theirs32 = results[f"ours {critic} float32"]["median"], results["TRL float32"]["median"]
+        detail = _times(ours32, theirs32)
+        lines.append(Ratio(what, "TRL 0.23.1, both float32", theirs32 / ours32, target, detail))
+    return lines
+
+
+def step_ratios(results: dict[str, Any]) -> list[Ratio]:
+    """The step way against a bare loop."""
+    mine, bare = results["step_tokens_per_second"], results["bare_tokens_per_second"]
+    detail = f"{mine:,.0f} and {bare:,.0f} tokens/s"
+    what = "`envs.step`, 64 slots, policy and reference"
+    return [Ratio(what, "bare decode loop of one model", results["ratio"], 0.4, detail, headline=True)]
+
+
+def scaling_ratios(results: dict[str, Any]) -> list[Ratio]:
+    """Slopes of the cost."""
+    lines = []
+    for axis, row in results.items():
+        detail = f"{row['seconds'][0]:.2f} s to {row['seconds'][-1]:.2f} s"
+        what = f"cost over {axis}, {row['sizes'][0]:,} to {row['sizes'][-1]:,}"
+        lines.append(Ratio(what, "slope in log-log", row["slope"], 1.1, detail, at_most=True))
+    return lines
+
+
+def table(lines: list[Ratio]) -> str:
+    """A Markdown table."""
+    head = ["what", "against", "ratio", "target", "met", "ours, theirs"]
+    rows = [head, ["---"] * len(head), *(line.cells() for line in lines)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def ratios(results: dict[str, Any]) -> list[Ratio]:
+    """All lines of what was measured."""
+    lines: list[Ratio] = []
+    for name, function in (
+        ("grpo", grpo_ratios),
+        ("ppo", ppo_ratios),
+        ("step", step_ratios),
+        ("classic", classic_ratios),
+        ("scaling", scaling_ratios),
+    ):
+        if name in results:
+            lines += function(results[name])
+    return lines
+
+
+PAGE = """# How fast
+
+Written by `make benchmark` ({machine}). Every line was measured in one run, each side in a process of its own, one
+after another; medians of the steps after the first. The model is a random Llama with hidden size 256, 4 layers and
+a vocabulary of 1,024, a step has 64 episodes (8 prompts times 8), if nothing else is said. A ratio against a peer
+is the peer's time over ours.
+
+{table}
+
+*Decode + reference + update alone* is plain transformers: a sampling loop with its dynamic cache that drops rows
+as they end, one forward pass over as many real tokens in full rows, and forward, backward and Adam on the same. A
+step can cost less than that, because the prompt of a group is read once and not once for each answer.
+
+![Cost of a step over its sizes](speed_scaling.png)
+
+## Where the time goes
+
+| workload | ours: rollout, update | floor: decode, reference, update |
+|---|---|---|
+{parts}
+"""
+
+
+def _parts(results: dict[str, Any]) -> str:
+    rows = []
+    for name, row in results.items():
+        for label in ("float32", "bfloat16"):
+            ours, floor = row[f"ours {label}"], row[f"floor {label}"]["parts"]
+            rollout = sorted(ours["rollout_seconds"])[len(ours["rollout_seconds"]) // 2]
+            mine = f"{rollout:.2f} s, {ours['median'] - rollout:.2f} s"
+            bare = ", ".join(f"{floor[part]:.2f} s" for part in ("decode", "reference", "update"))
+            rows.append(f"| {name}, {label} | {mine} | {bare} |")
+    return "\n".join(rows)
+
+
+def write(results: dict[str, Any], root: Path) -> None:
+    """docs/speed.md, and the lines between the README's two marks."""
+    lines = ratios(results)
+    print(table(lines))
+    page = PAGE.format(machine=results["machine"], table=table(lines), parts=_parts(results.get("grpo", {})))
+    (root / "docs" / "speed.md").write_text(page)
+    readme = root / "README.md"
+    text = readme.read_text()
+    if BEGIN in text:
+        before, rest = text.split(BEGIN)
+        after = rest.split(END)[1]
+        short = ["| what | against | ratio |", "| --- | --- | --- |"]
+        short += [f"| {x.what} | {x.against} | {x.value:.1f} |" for x in lines if x.headline]
+        readme.write_text(before + BEGIN + "\n" + "\n".join(short) + "\n" + END + after)
