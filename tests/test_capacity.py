@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -178,3 +181,11 @@ def test_what_does_not_fit_gets_no_time():
     line = next(line for line in table(steps).splitlines() if line.startswith("| **step, s**"))
     assert line.split("|")[2].strip() == "" and float(line.split("|")[3]) > 0
     assert "7.00B" in what and steps[0].device == DEVICES["H100"]
+
+
+def test_the_page_on_scaling_shows_what_its_commands_print():
+    page = (Path(__file__).parent.parent / "docs" / "scaling.md").read_text()
+    commands = re.findall(r"benchmarks/capacity.py (--layer-seconds .*)", page)
+    assert len(commands) == 2
+    for words in commands:
+        assert table(parse_arguments(words.split())[0]) in page, words
