@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,6 +27,7 @@ from agents import checkpoint, maths
 from agents.collect import collect_episodes, collect_fused, collect_steps
 from agents.envs import add_batch, bind_policy, fused_env, kl_envs, make_envs
 from agents.episodes import EpisodeLog
+from agents.flat_adam import FlatAdam
 from agents.policies import Evaluation, Policy, make_policy
 from agents.rollout import Rollout
 from agents.threads import fitting_threads
@@ -209,11 +210,13 @@ class Agent:
         if not self.policy.whole_episodes:
             self.text_env = None
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
-        fused = self.device.type in ("cpu", "cuda")
         # Epsilon 1e-5 as in the reference implementations of PPO.
-        self.optimizer = torch.optim.Adam(
-            parameters, lr=schedule_value(self.learning_rate, 1.0), eps=1e-5, fused=fused
-        )
+        settings = {"lr": schedule_value(self.learning_rate, 1.0), "eps": 1e-5}
+        if self.policy.flat:
+            self.optimizer = FlatAdam(parameters, **settings)
+        else:
+            fused = self.device.type in ("cpu", "cuda")
+            self.optimizer = torch.optim.Adam(parameters, **settings, fused=fused)
         if self.env is not None:
             bind_policy(self.env, self.policy.log_prob)
 
@@ -495,11 +498,14 @@ class Agent:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         rollout = self.prepare_rollout(rollout)
+        whole = self.batch_size is None or self.batch_size >= len(rollout)
+        if whole:  # one minibatch, the same in every pass
+            rollout = self.prepare_batch(rollout)
         records: list[dict[str, float]] = []
         fresh = True
         for _ in range(self.n_epochs):
             for batch in rollout.minibatches(self.batch_size, self.rng):
-                record = self.update(self.prepare_batch(batch), fresh)
+                record = self.update(batch if whole else self.prepare_batch(batch), fresh)
                 fresh = False
                 records.append(record)
                 if self.should_stop(record):
@@ -519,13 +525,14 @@ class Agent:
             fresh: No step has been taken since the rollout, so the old log-probabilities are the new ones.
         """
         weights = self.loss_weights(batch)
-        real_steps = batch.mask.sum().clamp(min=1)
+        shares = maths.loss_weights(batch.mask, "token")
         loss_total, totals, names = 0.0, 0.0, []
-        self.optimizer.zero_grad(set_to_none=True)
-        for micro, rows in batch.micro_batches(self.micro_batch_size):
-            # What a policy says of padding is nobody's business, and could overflow a ratio.
-            said = self.policy.evaluate(micro)
-            new = Evaluation(*(None if x is None else torch.where(micro.mask, x, 0.0) for x in said))
+        self.optimizer.zero_grad()
+        for micro, rows in self._micro_batches(batch):
+            new = self.policy.evaluate(micro)
+            if not micro.mask.all():
+                # What a policy says of padding is nobody's business, and could overflow a ratio.
+                new = Evaluation(*(None if x is None else torch.where(micro.mask, x, 0.0) for x in new))
             if fresh:
                 micro.log_probs = new.log_probs.detach()
             losses, metrics = self.loss(micro, new)
@@ -534,14 +541,13 @@ class Agent:
             metrics = {"entropy": new.entropy} | metrics
             names = list(metrics)
             # All metrics in one go: for small networks they would cost as much as the loss.
-            with torch.no_grad():
-                stacked = torch.stack([value.detach() for value in metrics.values()])  # [M, b, T]
-                totals = totals + (stacked * micro.mask).sum((1, 2)) / real_steps
-                loss_total = loss_total + loss.detach()
+            stacked = torch.stack([value.detach() for value in metrics.values()])  # [M, b, T]
+            totals = totals + stacked.flatten(1) @ shares[rows].flatten().to(stacked.dtype)
+            loss_total = loss_total + loss.detach()
         extra = self.extra_loss()
         if extra is not None:
             extra.backward()
-        norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm))
+        norm = self._clip_gradient()
         if not math.isfinite(norm):
             raise FloatingPointError(
                 f"the gradient norm became {norm} at {self.num_timesteps} timesteps; "
@@ -550,6 +556,17 @@ class Agent:
         self.optimizer.step()
         logged = dict(zip(names, totals.tolist(), strict=True))
         return {"loss": float(loss_total), **logged, "grad_norm": norm}
+
+    def _micro_batches(self, batch: Rollout) -> Iterator[tuple[Rollout, Any]]:
+        if self.micro_batch_size is None or self.micro_batch_size >= len(batch):
+            return iter([(batch, ...)])  # all rows, as they are
+        return batch.micro_batches(self.micro_batch_size)
+
+    def _clip_gradient(self) -> float:
+        """Scale the gradient down to ``max_grad_norm``; returns the norm it had."""
+        if isinstance(self.optimizer, FlatAdam):
+            return self.optimizer.clip_grad_norm(self.max_grad_norm)
+        return float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm))
 
     def should_stop(self, record: dict[str, float]) -> bool:
         """Whether to stop learning from this rollout, from what :meth:`update` has just returned."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from textrl_env.errors import check_choice
@@ -147,8 +148,10 @@ def ppo_clip_loss(
     ``clip_high`` other than ``clip_low`` is DAPO's clip-higher (Yu et al. 2025).
     """
     clip_high = clip_low if clip_high is None else clip_high
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    return -torch.minimum(ratio * advantages, clipped * advantages)
+    surrogate = ratio * advantages
+    # A clipped ratio has no gradient, and one within the range is no smaller than the surrogate.
+    clipped = (ratio.clamp(1 - clip_low, 1 + clip_high) * advantages).detach()
+    return -torch.where(surrogate <= clipped, surrogate, clipped)
 
 
 def clip_fraction(ratio: Tensor, clip_low: float, clip_high: float | None = None) -> Tensor:
@@ -161,7 +164,7 @@ def value_loss(
     values: Tensor, returns: Tensor, old_values: Tensor | None = None, clip_range: float | None = None
 ) -> Tensor:
     """``(V - R)^2`` for each step, optionally PPO2's pessimistic clip around the old values."""
-    loss = (values - returns) ** 2
+    loss = F.mse_loss(values, returns, reduction="none")
     if clip_range is None:
         return loss
     assert old_values is not None, "clipping the value loss needs the old values"

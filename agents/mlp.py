@@ -8,17 +8,20 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
 
 from agents.policy import Evaluation, Policy, make_linear
 from agents.rollout import Rollout
-from textrl_env.decoding import sample_actions
 from textrl_env.errors import check_choice
 
 #: Integer spaces up to this many values are one-hot encoded, wider ones read as numbers.
 _ONE_HOT_LIMIT = 64
 _FEATURE_LIMIT = 100_000
+
+#: Weight and bias of each layer.
+_Layers = list[tuple[np.ndarray, np.ndarray]]
 
 
 def feature_size(space: spaces.Space) -> int:
@@ -86,6 +89,9 @@ def _one_hot(x: np.ndarray, width: int) -> np.ndarray:
 class MlpPolicy(Policy):
     """A multi-layer perceptron, with actor and critic of its own or a shared trunk.
 
+    It acts in numpy and learns in torch: for a handful of observations a torch operation costs several times
+    its numbers.
+
     Args:
         observation_space: Box, Discrete, MultiDiscrete, MultiBinary or Dict of these.
         action_space: Discrete, or Box (a diagonal Gaussian with a state-independent standard deviation).
@@ -94,6 +100,8 @@ class MlpPolicy(Policy):
         activation: "tanh" or "relu".
         log_std_init: Initial log standard deviation of continuous actions.
     """
+
+    flat = True
 
     def __init__(
         self,
@@ -114,57 +122,119 @@ class MlpPolicy(Policy):
                 "a wrapper that flattens the actions may help"
             )
         sizes = [feature_size(observation_space), *net_arch]
+        self.activation = activation
         self.trunk = _mlp(sizes, activation)
         num_actions = int(action_space.n) if self.discrete else int(np.prod(action_space.shape))
         self.action_head = make_linear(sizes[-1], num_actions, 0.01)
         self.value_trunk = _mlp(sizes, activation) if critic == "separate" else None
         self.value_head = None if critic is None else make_linear(sizes[-1], 1, 0.0)
         self.log_std = None if self.discrete else nn.Parameter(torch.full((num_actions,), log_std_init))
+        self._arrays: tuple[int, list[_Layers]] | None = None
 
-    def _features(self, observation: Any) -> Tensor:
+    # -- in numpy ------------------------------------------------------------------------------------------
+
+    def _networks(self) -> list[_Layers]:
+        """Trunk, action head, value trunk and value head as numpy arrays; on the CPU the weights' own memory."""
+        address = self.action_head.weight.data_ptr()
+        if self._arrays is None or self._arrays[0] != address:
+            parts = (self.trunk, self.action_head, self.value_trunk, self.value_head)
+            self._arrays = address, [_as_arrays(part) for part in parts]
+        return self._arrays[1]
+
+    def _outputs(self, observation: Any, actor: bool = True, critic: bool = True) -> list[np.ndarray | None]:
+        """Head outputs ``[N, A]`` and values float64 ``[N]``, None where not asked for (or not to be had)."""
         # One memory layout, so that a matrix product rounds alike before and after a resume.
         features = np.ascontiguousarray(encode(self.observation_space, observation))
-        return torch.from_numpy(features).to(self.device)
+        trunk, action_head, value_trunk, value_head = self._networks()
+        out = values = None
+        if actor or not value_trunk:
+            hidden = self._through(features, trunk)
+        if actor:
+            out = _affine(hidden, *action_head[0])
+        if critic and value_head:
+            hidden = self._through(features, value_trunk) if value_trunk else hidden
+            values = _affine(hidden, *value_head[0])[:, 0].astype(np.float64)
+        return [out, values]
 
-    def _values(self, features: Tensor, hidden: Tensor) -> Tensor | None:
-        if self.value_head is None:
-            return None
-        hidden = hidden if self.value_trunk is None else self.value_trunk(features)
-        return self.value_head(hidden).squeeze(-1)
+    def _through(self, x: np.ndarray, layers: _Layers) -> np.ndarray:
+        for weight, bias in layers:
+            x = _affine(x, weight, bias)
+            np.tanh(x, out=x) if self.activation == "tanh" else np.maximum(x, 0.0, out=x)
+        return x
 
-    def _distribution_log_probs(self, out: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropies ``[...]`` from the head's output ``[..., A]``."""
+    def _log_std(self) -> np.ndarray:
+        return self.log_std.detach().cpu().numpy()
+
+    def _log_prob_of(self, out: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """Log-probabilities, float64 ``[N]``, of given actions from the head's output ``[N, A]``."""
         if self.discrete:
-            logits = out - out.logsumexp(-1, keepdim=True)
-            log_probs = logits.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
-            return log_probs, -(logits.exp() * logits).sum(-1)
-        z = (actions.view(out.shape) - out) / self.log_std.exp()
-        log_density = -0.5 * z**2 - self.log_std - 0.5 * math.log(2 * math.pi)
-        entropy = (self.log_std + 0.5 + 0.5 * math.log(2 * math.pi)).sum()
-        return log_density.sum(-1), entropy.expand(out.shape[:-1])
+            shifted = out.astype(np.float64) - out.max(-1, keepdims=True)
+            return shifted[np.arange(len(out)), actions] - np.log(np.exp(shifted).sum(-1))
+        log_std = self._log_std().astype(np.float64)
+        z = (actions.reshape(out.shape) - out) / np.exp(log_std)
+        return (-0.5 * z**2 - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
 
-    @torch.no_grad()
+    def _draw(self, out: np.ndarray) -> np.ndarray:
+        noise = torch.empty(out.shape, device=self.action_head.weight.device)
+        if self.discrete:  # the Gumbel trick
+            noise = noise.exponential_(generator=self.generator).cpu().numpy()
+            return (out - np.log(noise)).argmax(-1)
+        noise = noise.normal_(generator=self.generator).cpu().numpy()
+        return out + noise * np.exp(self._log_std())
+
     def act(self, observation: Any, deterministic: bool = False):
-        features = self._features(observation)
-        hidden = self.trunk(features)
-        out = self.action_head(hidden)
-        if self.discrete:
-            actions = sample_actions(out, self.generator, deterministic)
+        out, values = self._outputs(observation)
+        if deterministic:
+            chosen = out.argmax(-1) if self.discrete else out
         else:
-            noise = torch.empty_like(out).normal_(generator=self.generator) * (not deterministic)
-            actions = (out + noise * self.log_std.exp()).view(-1, *self.action_space.shape)
-        log_probs = self._distribution_log_probs(out, actions)[0].double().cpu().numpy()
-        values = self._values(features, hidden)
-        values = np.zeros(len(log_probs)) if values is None else values.double().cpu().numpy()
-        actions = actions.cpu().numpy()
+            chosen = self._draw(out)
+        actions = chosen if self.discrete else chosen.reshape(-1, *self.action_space.shape)
+        log_probs = self._log_prob_of(out, actions)
         self._last = (observation, actions, log_probs)
-        return actions, log_probs, values
+        return actions, log_probs, np.zeros(len(out)) if values is None else values
+
+    def predict_values(self, observation: Any) -> np.ndarray:
+        return self._outputs(observation, actor=False)[1]
+
+    def _log_prob(self, observation: Any, action: np.ndarray) -> np.ndarray:
+        return self._log_prob_of(self._outputs(observation, critic=False)[0], np.asarray(action))
+
+    def weights_changed(self) -> None:
+        super().weights_changed()
+        self._arrays = None
+
+    # -- in torch ------------------------------------------------------------------------------------------
 
     def evaluate(self, rollout: Rollout) -> Evaluation:
         features = rollout.inputs["features"]  # [B, T, F]
-        hidden = self.trunk(features)
-        log_probs, entropy = self._distribution_log_probs(self.action_head(hidden), rollout.actions)
-        return Evaluation(log_probs, self._values(features, hidden), entropy)
+        shape = features.shape[:2]
+        rows = features.flatten(0, 1)
+        hidden = self._forward(self.trunk, rows)
+        out = self.action_head.forward(hidden)
+        log_probs, entropy = self._distribution(out, rollout.actions.flatten(0, 1))
+        values = None
+        if self.value_head is not None:
+            hidden = hidden if self.value_trunk is None else self._forward(self.value_trunk, rows)
+            values = self.value_head.forward(hidden).view(shape)
+        return Evaluation(log_probs.view(shape), values, entropy.view(shape))
+
+    def _forward(self, trunk: nn.Sequential, x: Tensor) -> Tensor:
+        # Calling a module costs as much as the sums of a small layer, and so does fresh memory.
+        activate = torch.tanh_ if self.activation == "tanh" else torch.relu_
+        for layer in trunk:
+            x = layer.forward(x) if isinstance(layer, nn.Linear) else activate(x)
+        return x
+
+    def _distribution(self, out: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies ``[n]`` from the head's output ``[n, A]``."""
+        if self.discrete:
+            log_probs = out.log_softmax(-1)
+            entropy = -(log_probs.exp() * log_probs).sum(-1)
+            return -F.nll_loss(log_probs, actions.long(), reduction="none"), entropy
+        z = (actions.view(out.shape) - out) / self.log_std.exp()
+        log_density = -0.5 * z**2 - self.log_std - 0.5 * math.log(2 * math.pi)
+        entropy = (self.log_std + 0.5 + 0.5 * math.log(2 * math.pi)).sum()
+        return log_density.sum(-1), entropy.expand(len(out))
 
     def stack(self, observations: list[Any], actions: np.ndarray, mask: np.ndarray) -> dict[str, Tensor]:
         if isinstance(observations[0], dict):
@@ -173,16 +243,17 @@ class MlpPolicy(Policy):
             stacked = np.stack(observations, axis=1)
         return {"features": torch.from_numpy(encode(self.observation_space, stacked))}  # [N, T, F]
 
-    @torch.no_grad()
-    def predict_values(self, observation: Any) -> np.ndarray:
-        features = self._features(observation)
-        return self._values(features, self.trunk(features)).double().cpu().numpy()
 
-    @torch.no_grad()
-    def _log_prob(self, observation: Any, action: np.ndarray) -> np.ndarray:
-        out = self.action_head(self.trunk(self._features(observation)))
-        actions = torch.from_numpy(np.asarray(action)).to(self.device)
-        return self._distribution_log_probs(out, actions)[0].double().cpu().numpy()
+def _as_arrays(part: nn.Module | None) -> _Layers:
+    modules = [] if part is None else part.modules()
+    layers = [module for module in modules if isinstance(module, nn.Linear)]
+    return [tuple(p.detach().cpu().numpy() for p in (layer.weight, layer.bias)) for layer in layers]
+
+
+def _affine(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    x = x @ weight.T
+    x += bias
+    return x
 
 
 def _mlp(sizes: list[int], activation: str) -> nn.Sequential:

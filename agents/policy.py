@@ -27,10 +27,12 @@ class Policy(nn.Module):
         whole_episodes: Whether it can only evaluate whole episodes (sequence models).
         has_critic: Whether ``values`` mean anything.
         autocast: Whether evaluation runs in bfloat16.
+        flat: Whether the parameters are few and of one kind, so that the optimiser may keep them as one vector.
     """
 
     whole_episodes = False
     autocast = False
+    flat = False
 
     def __init__(
         self, observation_space: spaces.Space, action_space: spaces.Space, critic: str | None

@@ -96,18 +96,21 @@ class PPO(Agent):
     def loss(self, batch: Rollout, new: Evaluation) -> tuple[Tensor, dict[str, Tensor]]:
         clip = schedule_value(self.clip_range, self._progress_remaining)
         ratio = (new.log_probs - batch.log_probs).exp()
+        now = ratio.detach()
         policy_loss = maths.ppo_clip_loss(ratio, batch.advantages, clip)
         clip_vf = self.clip_range_vf
         clip_vf = None if clip_vf is None else schedule_value(clip_vf, self._progress_remaining)
         value_loss = maths.value_loss(new.values, batch.returns, batch.values, clip_vf)
-        losses = policy_loss + self.vf_coef * value_loss - self.ent_coef * new.entropy
+        losses = policy_loss + self.vf_coef * value_loss
+        if self.ent_coef:
+            losses = losses - self.ent_coef * new.entropy
         return losses, {
             "policy_gradient_loss": policy_loss,
             "value_loss": value_loss,
-            "approx_kl": maths.approx_kl(ratio),
-            "clip_fraction": maths.clip_fraction(ratio, clip),
+            "approx_kl": maths.approx_kl(now),
+            "clip_fraction": maths.clip_fraction(now, clip),
             "value_clip_fraction": maths.value_clip_fraction(new.values, batch.values, clip_vf),
-            "ratio": ratio,
+            "ratio": now,
         }
 
     def should_stop(self, record: dict[str, float]) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -113,6 +115,22 @@ def test_log_prob_is_the_same_for_the_last_action_and_for_any_other():
     assert policy.log_prob(observation, others) != pytest.approx(log_probs)
 
 
+def test_acting_follows_weights_that_change_and_not_those_of_a_copy():
+    policy = mlp()
+    observation = batch_of(policy.observation_space, 4)
+    before = policy.act(observation, deterministic=True)[1]
+    other = copy.deepcopy(policy)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(0.5)
+    assert other.act(observation, deterministic=True)[1] != pytest.approx(before, abs=1e-3)
+    policy.weights_changed()
+    assert policy.act(observation, deterministic=True)[1] == pytest.approx(before)
+    policy.load_state_dict(other.state_dict())
+    again = policy.act(observation, deterministic=True)[1]
+    assert again == pytest.approx(other.act(observation, deterministic=True)[1])
+
+
 def test_continuous_actions_are_clipped_for_the_env_and_judged_as_they_were_drawn():
     policy = mlp(action="box", log_std_init=2.0)
     actions, log_probs, _ = policy.act(batch_of(policy.observation_space, 50))
@@ -132,7 +150,7 @@ def test_the_deterministic_action_is_the_most_likely_one():
     policy = mlp(action="box")
     with torch.no_grad():
         mean = policy.action_head(policy.trunk(torch.from_numpy(observation))).numpy()
-    assert policy.act(observation, deterministic=True)[0] == pytest.approx(mean)
+    assert policy.act(observation, deterministic=True)[0] == pytest.approx(mean, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", OBSERVATION_SPACES)
