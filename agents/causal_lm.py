@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from agents.lora import LoraLM, check_no_adapter
 from agents.policy import Evaluation, Policy, make_linear
 from agents.rollout import Rollout
 from textrl_env.decoding import SlotDecoder, gather_log_probs, sample_actions
@@ -27,9 +30,14 @@ class CausalLMPolicy(Policy):
         action_space: ``Discrete(vocab_size)``.
         critic: "head" (a value head that reads the policy's last hidden states and leaves them alone),
             "shared" (the same, its gradient shaping the hidden states too: a large value error can then wreck
-            the policy), "separate" (a copy of the body with a head), or None. Heads start at zero output.
+            the policy), "separate" (a copy of the body with a head; with LoRA an adapter of its own over the same
+            weights), or None. Heads start at zero output.
         model: A :class:`~textrl_env.language_model.CausalLM`, a folder or a hub id.
         autocast: Matrix products in bfloat16; None does as the model says (by default, where CUDA is).
+        lora_rank: Train adapters of this rank and leave the weights alone: the policy shares them with
+            ``model``, the reference, which then costs no memory of its own. None trains every weight.
+        lora_alpha: Scales the adapters by ``lora_alpha / lora_rank``; None is ``2 * lora_rank``.
+        lora_targets: Names of the linear layers that get adapters, or "all-linear" for all of the body's.
     """
 
     whole_episodes = True
@@ -41,6 +49,9 @@ class CausalLMPolicy(Policy):
         critic: str | None = "head",
         model: CausalLM | str | Path | None = None,
         autocast: bool | None = None,
+        lora_rank: int | None = None,
+        lora_alpha: float | None = None,
+        lora_targets: str | Sequence[str] = "all-linear",
     ) -> None:
         super().__init__(observation_space, action_space, critic)
         check_choice("critic", critic, ("head", "shared", "separate", None))
@@ -50,26 +61,40 @@ class CausalLMPolicy(Policy):
                 "CausalLMPolicy found no language model in the environment to start from; name one with "
                 'policy_kwargs={"model": "path-or-hub-id"}'
             )
-        self.lm = model.clone() if isinstance(model, CausalLM) else CausalLM.load(model, device="cpu")
-        # Steps of 1e-6 are lost in bfloat16 weights, so what learns is kept in float32 and only computes lower.
-        if self.lm.model.dtype in (torch.bfloat16, torch.float16):
-            self.lm.model.float()
-            autocast = True if autocast is None else autocast
+        lm = model if isinstance(model, CausalLM) else CausalLM.load(model, device="cpu")
+        check_no_adapter(lm.model)
+        self.lora_rank = lora_rank
+        if lora_rank is None:
+            if lora_alpha is not None or lora_targets != "all-linear":
+                raise ValueError("lora_alpha and lora_targets go with lora_rank, which is None")
+            self.lm = lm.clone() if lm is model else lm
+            # Steps of 1e-6 are lost in bfloat16 weights, so what learns is kept in float32 and only computes lower.
+            if self.lm.model.dtype in (torch.bfloat16, torch.float16):
+                self.lm.model.float()
+                autocast = True if autocast is None else autocast
+            self.lm.model.requires_grad_(True)
+        else:
+            self.lm = LoraLM(lm, lora_rank, lora_alpha, lora_targets)
         if autocast is not None:
             self.lm.autocast = autocast
-        self.lm.model.requires_grad_(True)
         if self.lm.vocab_size != action_space.n:
             raise ValueError(
                 f"the language model has {self.lm.vocab_size} tokens, the action space {action_space.n} actions"
             )
         self.model = self.lm.model  # registers the weights
-        self.body = copy.deepcopy(self.model.base_model) if critic == "separate" else None
+        self.body = self._own_body() if critic == "separate" else None
         self.detach_critic = critic == "head"
         width = self.model.config.get_text_config().hidden_size
         self.value_head = None if critic is None else make_linear(width, 1, 0.0)
         self.to(self.lm.device)
         self.autocast = self.lm.autocast
         self._decoder: SlotDecoder | None = None
+
+    def _own_body(self) -> PreTrainedModel:
+        """A body for the critic alone."""
+        if isinstance(self.lm, LoraLM):
+            return self.lm.another_body()
+        return copy.deepcopy(self.model.base_model)
 
     def weights_changed(self) -> None:
         super().weights_changed()
@@ -149,7 +174,10 @@ class CausalLMPolicy(Policy):
         return self._values(prompts, anything, states).double().cpu().numpy()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the language model and its tokenizer as an ordinary Hugging Face folder."""
+        """Write the language model and its tokenizer as an ordinary Hugging Face folder, adapters merged."""
+        if isinstance(self.lm, LoraLM):
+            self.lm.save_pretrained(folder)
+            return
         self.lm.model.save_pretrained(str(folder))
         self.lm.tokenizer.save_pretrained(str(folder))
 

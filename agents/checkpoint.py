@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from agents import env_state
+from agents.lora import LoraLM
 from textrl_env.language_model import CausalLM
 
 if TYPE_CHECKING:
@@ -35,11 +36,9 @@ def save(agent: Agent, path: Path) -> None:
     """Write ``agent`` into the folder ``path``."""
     path.mkdir(parents=True, exist_ok=True)
     policy = agent.policy
-    weights = dict(policy.state_dict())
     if hasattr(policy, "save_pretrained"):
         policy.save_pretrained(path)
-        weights = {name: w for name, w in weights.items() if not name.startswith("model.")}
-    tensors = {f"policy.{name}": w for name, w in weights.items()}
+    tensors = {f"policy.{name}": w for name, w in _own_weights(policy).items()}
     tensors |= _optimizer_tensors(agent.optimizer)
     tensors["rng.policy"] = policy.generator.get_state()
     tensors["rng.torch"] = torch.get_rng_state()
@@ -64,6 +63,21 @@ def save(agent: Agent, path: Path) -> None:
     (path / "agent.json").write_text(json.dumps(document, indent=2) + "\n")
 
 
+def _own_weights(policy: Any) -> dict[str, Tensor]:
+    """The weights that the Hugging Face folder beside them does not hold."""
+    weights = policy.state_dict()
+    if _has_adapter(policy):  # what is frozen belongs to the model that the policy started from
+        learned = {name for name, p in policy.named_parameters() if p.requires_grad}
+        return {name: w for name, w in weights.items() if name in learned}
+    if hasattr(policy, "save_pretrained"):
+        return {name: w for name, w in weights.items() if not name.startswith("model.")}
+    return dict(weights)
+
+
+def _has_adapter(policy: Any) -> bool:
+    return isinstance(getattr(policy, "lm", None), LoraLM)
+
+
 def _document(agent: Agent) -> dict[str, Any]:
     cls = type(agent)
     spaces = agent.policy.observation_space, agent.policy.action_space
@@ -72,7 +86,9 @@ def _document(agent: Agent) -> dict[str, Any]:
         if name in _LOCAL:
             continue
         if name == "policy_kwargs" and value:
-            value = {k: v for k, v in value.items() if k != "model"}
+            # Full weights are in the checkpoint; an adapter comes back to the model that it belongs to.
+            named = _has_adapter(agent.policy) and isinstance(value.get("model"), (str, Path))
+            value = {k: v for k, v in value.items() if k != "model" or named}
         encoded = encode_argument(value)
         if encoded is _UNNAMED:
             logger.warn(
@@ -89,6 +105,7 @@ def _document(agent: Agent) -> dict[str, Any]:
         "num_envs": agent.num_envs if agent.env is not None else None,
         "observation_space": encode_space(spaces[0]),
         "action_space": encode_space(spaces[1]),
+        "adapter_base": agent.policy.lm.base_digest() if _has_adapter(agent.policy) else None,
         "temperature": agent.policy.lm.temperature if hasattr(agent.policy, "lm") else None,
         "num_timesteps": agent.num_timesteps,
         "total_timesteps": getattr(agent, "_total_timesteps", None),
@@ -110,9 +127,11 @@ def load(cls: type[Agent], path: Path, env: Any, overrides: dict[str, Any]) -> A
         )
     kwargs = {name: decode_argument(value) for name, value in document["kwargs"].items()} | overrides
     name = document["policy"]
-    if (path / "config.json").is_file():
+    policy_kwargs = dict(kwargs.get("policy_kwargs") or {})
+    # An adapter goes onto the model of the env; without one, the merged model stands in for it.
+    if (path / "config.json").is_file() and (env is None or policy_kwargs.get("lora_rank") is None):
         lm = CausalLM.load(path, temperature=document["temperature"], device=kwargs.get("device", "auto"))
-        kwargs["policy_kwargs"] = dict(kwargs.get("policy_kwargs") or {}) | {"model": lm}
+        kwargs["policy_kwargs"] = policy_kwargs | {"model": lm}
     if isinstance(env, str) and document["num_envs"] is not None:
         kwargs.setdefault("n_envs", document["num_envs"])
     agent = saved(resolve(name) if ":" in name else name, env, **kwargs)
@@ -144,10 +163,15 @@ def read_document(path: Path) -> dict[str, Any]:
 def _restore(agent: Agent, document: dict[str, Any], path: Path) -> None:
     tensors = load_file(path / "agent.safetensors")
     weights = {n.removeprefix("policy."): t for n, t in tensors.items() if n.startswith("policy.")}
+    if agent.env is not None and _has_adapter(agent.policy):
+        _check_base(agent, document, path)
+    own = _own_weights(agent.policy)
     missing, unexpected = agent.policy.load_state_dict(weights, strict=False)
-    missing = [name for name in missing if not name.startswith("model.")]
+    missing = [name for name in missing if name in own]
     if missing or unexpected:
         raise ValueError(f"{path} does not fit this policy: missing {missing}, unexpected {unexpected}")
+    if agent.env is None and _has_adapter(agent.policy):
+        agent.policy.lm.take_out_of_base()
     _restore_optimizer(agent.optimizer, tensors)
     agent.policy.generator.set_state(tensors["rng.policy"])
     torch.set_rng_state(tensors["rng.torch"])
@@ -171,6 +195,16 @@ def _restore(agent: Agent, document: dict[str, Any], path: Path) -> None:
     observation = {n.removeprefix("last_obs."): a for n, a in arrays.items() if n.startswith("last_obs.")}
     agent.last_obs = observation.get("", observation) if observation else None
     agent.waiting = arrays["waiting"]
+
+
+def _check_base(agent: Agent, document: dict[str, Any], path: Path) -> None:
+    """Raise a ValueError where the adapter of a checkpoint would go onto other weights than its own."""
+    if document.get("adapter_base") not in (None, agent.policy.lm.base_digest()):
+        raise ValueError(
+            f"{path} holds an adapter for another model than the one that it would go onto now; load it with the env "
+            'it was trained in, name its model with policy_kwargs={"model": ..., "lora_rank": ...}, or start a new '
+            f"agent from the merged model: policy_kwargs={{'model': {str(path)!r}}}"
+        )
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -188,15 +188,20 @@ class CausalLM:
         if not self.autocast or self.model.dtype != torch.float32:
             return self
         if self._bfloat16 is None:
-            self._bfloat16 = self.clone()
-            self._bfloat16.autocast = False
-            for parameter in self._bfloat16.model.parameters():
-                parameter.data = parameter.data.bfloat16()
+            self._bfloat16 = self.in_bfloat16()
         else:
             pairs = zip(self._bfloat16.model.parameters(), self.model.parameters(), strict=True)
             for mine, theirs in pairs:
                 mine.copy_(theirs)
         return self._bfloat16
+
+    def in_bfloat16(self) -> CausalLM:
+        """A copy with weights of its own, in bfloat16."""
+        twin = self.clone()
+        twin.autocast = False
+        for parameter in twin.model.parameters():
+            parameter.data = parameter.data.bfloat16()
+        return twin
 
     @property
     def device(self) -> torch.device:
