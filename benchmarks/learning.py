@@ -29,6 +29,7 @@ GOALS = {
     "LineWorld-v0": ("return", 0.94),
     "GridWorld-v0": ("return", 0.92),
     "CartPole-v1": ("return", 475.0),
+    "TokenTree-v0": ("share of the optimum", 0.9),
     "TextRLHF-v0": ("held-out gold", None),
 }
 
@@ -69,13 +70,29 @@ SETTINGS: dict[str, dict[str, tuple[int, dict[str, Any]]]] = {
         ),
         "GRPO": (100_000, {"n_episodes": 8, "learning_rate": 3e-3}),
     },
+    "TokenTree-v0": {
+        "REINFORCE": (60_000, {"n_episodes": 64, "learning_rate": "linear:0.1", "gamma": 1.0}),
+        "PPO": (
+            60_000,
+            {
+                "n_envs": 64,
+                "n_steps": 8,
+                "batch_size": None,
+                "n_epochs": 4,
+                "learning_rate": "linear:0.1",
+                "gamma": 1.0,
+            },
+        ),
+        "GRPO": (60_000, {"n_episodes": 64, "group_size": 16, "learning_rate": "linear:0.1"}),
+    },
     "TextRLHF-v0": {
         "REINFORCE": (50_000, {"learning_rate": 1e-3}),
         "PPO": (50_000, {"learning_rate": 5e-4, "n_epochs": 4}),
         "GRPO": (50_000, {"learning_rate": 1e-3}),
     },
 }
-TEXT_ENV = {"kl_coef": 0.15}
+#: Arguments of the environments, where the defaults are not taken.
+ENV_KWARGS = {"TextRLHF-v0": {"kl_coef": 0.15}, "TokenTree-v0": {"kl_coef": 1.0}}
 
 
 def run(job: tuple[str, str, int]) -> dict[str, Any]:
@@ -87,18 +104,21 @@ def run(job: tuple[str, str, int]) -> dict[str, Any]:
     env_id, agent_name, seed = job
     torch.set_num_threads(1)
     steps, arguments = SETTINGS[env_id][agent_name]
-    is_text = env_id.startswith("TextRLHF")
+    policy = agents.TabularPolicy if env_id == "TokenTree-v0" else "auto"
     agent = getattr(agents, agent_name)(
-        "auto", env_id, seed=seed, env_kwargs=TEXT_ENV if is_text else None, **arguments
+        policy, env_id, seed=seed, env_kwargs=ENV_KWARGS.get(env_id), **arguments
     )
+    share_before = optimum_share(agent) if env_id == "TokenTree-v0" else math.nan
     started = time.perf_counter()
     agent.learn(steps)
     seconds = time.perf_counter() - started
     result = {"env": env_id, "agent": agent_name, "seed": seed, "steps": steps, "seconds": seconds}
     numbers = [v for v in agent.latest.values() if isinstance(v, float)]
     result["blew_up"] = any(math.isinf(v) for v in numbers) or not np.isfinite(_weights_norm(agent))
-    if is_text:
+    if env_id == "TextRLHF-v0":
         result |= _text_result(agent, seed)
+    elif env_id == "TokenTree-v0":
+        result |= {"before": share_before, "value": optimum_share(agent)}
     else:
         result["before"] = evaluate_untrained(env_id, agent_name)
         result["value"] = mean_return(agent, env_id)
@@ -107,6 +127,17 @@ def run(job: tuple[str, str, int]) -> dict[str, Any]:
 
 def _weights_norm(agent: Any) -> float:
     return float(sum(p.detach().norm() ** 2 for p in agent.policy.parameters()) ** 0.5)
+
+
+def optimum_share(agent: Any) -> float:
+    """``(J - J_ref) / (J* - J_ref)``, exact: 1 at the optimum, 0 at the reference, less for what is worse."""
+    from agents.exact_gap import policy_log_probs
+    from textrl_env.exact import evaluate, from_token_tree, solve
+
+    mdp = from_token_tree(agent.get_env())
+    reference = evaluate(mdp, mdp.ref_log_probs).objective
+    mine = evaluate(mdp, policy_log_probs(agent.policy, agent.get_env())).objective
+    return (mine - reference) / (solve(mdp).objective - reference)
 
 
 def mean_return(agent: Any, env_id: str, episodes: int = 100) -> float:
@@ -218,7 +249,9 @@ def page(rows: list[dict[str, Any]]) -> str:
         "Made by `make benchmark` (`python benchmarks/learning.py`); the hyper-parameters are in the script, and were",
         "chosen on a few of the same seeds. Values are the mean return of 100 fresh episodes of the final policy with",
         "sampled actions; on TextRLHF-v0 the mean gold score on held-out prompts, trained with",
-        f"`kl_coef={TEXT_ENV['kl_coef']}`. Solved means a return of at least",
+        f"`kl_coef={ENV_KWARGS['TextRLHF-v0']['kl_coef']}`; on TokenTree-v0, a table being the policy and",
+        f"`kl_coef={ENV_KWARGS['TokenTree-v0']['kl_coef']:g}`, the exact share of the way from the reference (0)",
+        "to the optimum (1). Solved means a value of at least",
         f"{goals}; on TextRLHF-v0 a higher gold score than before.",
         "Seconds are the median wall time of one run on one core of a busy machine, a rough guide only.",
         "",

@@ -1,0 +1,215 @@
+"""PPO on CartPole-v1, ours and stable-baselines3's with the same hyper-parameters: do the learning curves agree?
+
+    python benchmarks/sb3_cartpole.py [--seeds 10]
+
+Those tuned in rl-zoo, 100,000 steps. What is compared is the mean return of the last 100 training episodes, which both
+log under the same name, every 1,000 steps, and 20 greedy episodes at the end. The bands are 95 % bootstrap confidence
+intervals of the mean over seeds. Every run goes to benchmarks/sb3_cartpole.json as soon as it is there, and from there
+to docs/sb3_cartpole.md and docs/sb3_cartpole.png; ``--seeds 0`` only writes these again. Time is not compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import stable_baselines3
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+
+from agents.ppo import PPO
+
+STEPS, EVERY, N_ENVS = 100_000, 1_000, 8
+TUNED = {"n_steps": 32, "batch_size": 256, "gae_lambda": 0.8, "gamma": 0.98, "n_epochs": 20, "ent_coef": 0.0}
+SIDES = {"textrl-env": "#1f6fb4", "stable-baselines3": "#b03a48"}
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).with_suffix(".json")
+PAGE, PICTURE = ROOT / "docs" / "sb3_cartpole.md", ROOT / "docs" / "sb3_cartpole.png"
+#: Timesteps at which the curves are read.
+GRID = np.arange(EVERY, STEPS + 1, EVERY)
+
+
+class Curve(BaseCallback):
+    """Notes ``(timesteps, mean return of the last 100 episodes)`` after each rollout, of either library's agent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.points: list[tuple[int, float]] = []
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if hasattr(self.model, "ep_info_buffer"):
+            returns = [episode["r"] for episode in self.model.ep_info_buffer]
+        else:
+            returns = list(self.model.episodes.returns)[-100:]
+        if returns:
+            self.points.append((self.model.num_timesteps, float(np.mean(returns))))
+
+
+def make_ours(seed: int) -> Any:
+    """Our PPO."""
+    schedules = {"learning_rate": "linear:1e-3", "clip_range": "linear:0.2"}
+    return PPO("MlpPolicy", "CartPole-v1", n_envs=N_ENVS, seed=seed, **TUNED, **schedules)
+
+
+def make_theirs(seed: int) -> Any:
+    """stable-baselines3's PPO, its optimiser and networks being its defaults."""
+    envs = make_vec_env("CartPole-v1", n_envs=N_ENVS, seed=seed)
+    schedules = {"learning_rate": lambda left: 1e-3 * left, "clip_range": lambda left: 0.2 * left}
+    return stable_baselines3.PPO("MlpPolicy", envs, seed=seed, device="cpu", **TUNED, **schedules)
+
+
+def greedy_return(agent: Any, episodes: int = 20) -> float:
+    """Mean return of fresh episodes, the likeliest action at every step."""
+    env, returns = gym.make("CartPole-v1"), []
+    for seed in range(episodes):
+        observation, done, total = env.reset(seed=10_000 + seed)[0], False, 0.0
+        while not done:
+            action, _ = agent.predict(observation, deterministic=True)
+            observation, reward, terminated, truncated, _ = env.step(int(action))
+            total, done = total + float(reward), terminated or truncated
+        returns.append(total)
+    return float(np.mean(returns))
+
+
+def run(side: str, seed: int) -> dict[str, Any]:
+    """One run: the curve on :data:`GRID`, its mean over the training, and the greedy return at the end."""
+    agent, curve = make_ours(seed) if side == "textrl-env" else make_theirs(seed), Curve()
+    agent.learn(STEPS, callback=curve, log_interval=None)
+    steps, means = np.array(curve.points).T
+    # The last reading at or before each point of the grid.
+    values = means[np.maximum(np.searchsorted(steps, GRID, side="right") - 1, 0)]
+    return {
+        "side": side,
+        "seed": seed,
+        "mean": round(float(values.mean()), 2),
+        "greedy": greedy_return(agent),
+        "curve": values.round(2).tolist(),
+    }
+
+
+def band(values: np.ndarray, samples: int = 10_000) -> tuple[np.ndarray, np.ndarray]:
+    """95 % bootstrap confidence interval of the mean over the first axis, the seeds."""
+    rows = np.random.default_rng(0).integers(0, len(values), (samples, len(values)))
+    low, high = np.percentile(values[rows].mean(1), [2.5, 97.5], axis=0)
+    return low, high
+
+
+def overlap(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Where two bands overlap, bool."""
+    return (a[0] <= b[1]) & (b[0] <= a[1])
+
+
+def stored() -> list[dict[str, Any]]:
+    """The runs measured so far."""
+    return json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
+
+
+def store(result: dict[str, Any]) -> None:
+    """Put a run in the place of the same one of an earlier pass."""
+    runs = {(r["side"], r["seed"]): r for r in [*stored(), result]}
+    RESULTS.write_text("[\n" + ",\n".join(json.dumps(r) for r in runs.values()) + "\n]\n")
+
+
+def column(side: str, name: str) -> np.ndarray:
+    """One quantity of all runs of a side, the seeds first."""
+    return np.array([r[name] for r in stored() if r["side"] == side], dtype=float)
+
+
+def page() -> str:
+    """docs/sb3_cartpole.md, from the stored runs."""
+    lines = []
+    for name, heading in (("mean", "return, mean over the training"), ("greedy", "greedy return at the end")):
+        cells = []
+        for side in SIDES:
+            values = column(side, name)
+            low, high = band(values)
+            cells.append(f"{values.mean():.1f} ({low:.1f} to {high:.1f})")
+        both = "yes" if overlap(*(band(column(side, name)) for side in SIDES)) else "no"
+        lines.append(f"| {heading} | {' | '.join(cells)} | {both} |")
+    solved = [f"{(column(side, 'greedy') >= 475).sum()} of {len(column(side, 'greedy'))}" for side in SIDES]
+    lines.append(f"| seeds with a greedy return of 475 or more | {' | '.join(solved)} | |")
+    shared = overlap(*(band(column(side, "curve")) for side in SIDES))
+    return TEXT.format(
+        head=" | ".join(SIDES),
+        table="\n".join(lines),
+        share=f"{100 * shared.mean():.0f}",
+        points=len(GRID),
+        apart=_spans(GRID[~shared]),
+        seeds=" and ".join(str(len(column(side, "mean"))) for side in SIDES),
+    )
+
+
+def _spans(steps: np.ndarray) -> str:
+    """Grid points in words: neighbours as "from to"."""
+    if not len(steps):
+        return "nowhere"
+    groups = np.split(steps, np.flatnonzero(np.diff(steps) > EVERY) + 1)
+    return ", ".join(f"{g[0]:,}" if len(g) == 1 else f"{g[0]:,} to {g[-1]:,}" for g in groups)
+
+
+TEXT = """# CartPole-v1 beside stable-baselines3
+
+Written by `python benchmarks/sb3_cartpole.py`: PPO with the hyper-parameters tuned in rl-zoo (8 environments, 32
+steps, batches of 256, 20 epochs, lambda 0.8, discount 0.98, learning rate from 1e-3 and clip range from 0.2 down to 0),
+100,000 steps, {seeds} seeds. In brackets 95 % bootstrap confidence intervals of the mean over seeds.
+
+| | {head} | intervals overlap |
+|---|---|---|---|
+{table}
+
+![Mean return of the last 100 episodes against environment steps, with bands](sb3_cartpole.png)
+
+The bands overlap at {share} % of the {points} points of the curve. They are apart at: {apart}.
+"""
+
+
+def draw() -> None:
+    """docs/sb3_cartpole.png: both curves with their bands."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.0), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for side, colour in SIDES.items():
+        curves = column(side, "curve")
+        low, high = band(curves)
+        axes.fill_between(GRID, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.plot(GRID, curves.mean(0), color=colour, linewidth=2, label=f"{side}, {len(curves)} seeds")
+    axes.set_title(
+        "PPO on CartPole-v1: the same hyper-parameters in both libraries", loc="left", fontweight="bold"
+    )
+    axes.set_xlabel("environment steps")
+    axes.set_ylabel("mean return of the last 100 episodes")
+    axes.set_xlim(0, STEPS)
+    axes.set_ylim(0, 510)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k")
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(length=0)
+    axes.legend(frameon=False, loc="lower right", title="mean and 95 % band")
+    figure.savefig(PICTURE)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=10)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for seed in range(arguments.seeds):
+        for side in SIDES:
+            result = run(side, seed)
+            store(result)
+            print(side, seed, result["mean"], result["greedy"], flush=True)
+    PAGE.write_text(page())
+    draw()
+
+
+if __name__ == "__main__":
+    main()
