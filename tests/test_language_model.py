@@ -8,8 +8,10 @@ import torch
 from transformers import GenerationConfig
 
 from tests.tiny import CONTEXT, EOS, WORDS, make_lm, make_model, make_tokenizer, random_sequences
+from textrl_env import decoding
 from textrl_env.decoding import SlotDecoder, gather_log_probs, generate, pack_sequences, sample_actions
 from textrl_env.language_model import CausalLM
+from textrl_env.shared_prompts import SharedPrompts
 
 
 @torch.no_grad()
@@ -132,6 +134,44 @@ def test_generated_log_probs_are_those_of_one_teacher_forced_pass(lm):
     for row, (response, log_prob) in enumerate(zip(responses, log_probs, strict=True)):
         assert log_prob == pytest.approx(again[row, : len(response)], abs=1e-4)
         assert (again[row, len(response) :] == 0).all()
+
+
+def test_prompts_held_once_give_the_log_probs_of_a_teacher_forced_pass_too(lm, monkeypatch):
+    monkeypatch.setattr(decoding, "SHARED_TOKENS", 1)
+    asked = random_sequences([3, 1, 6])
+    prompts = [asked[i] for i in (0, 2, 0, 1, 0, 2, 0)]
+    responses, log_probs = generate(lm, prompts, 12, torch.Generator().manual_seed(0))
+    again = lm.response_log_probs(prompts, responses)
+    for row, (response, log_prob) in enumerate(zip(responses, log_probs, strict=True)):
+        assert log_prob == pytest.approx(again[row, : len(response)], abs=1e-4)
+
+
+def test_slots_that_continue_one_sequence_say_what_slots_with_copies_of_it_say(lm):
+    if not lm.slot_cache_works(CONTEXT):
+        pytest.skip("decoded without a cache")
+    sequences, owners = random_sequences([3, 7]), np.array([1, 0, 1, 1])
+    decoder = SlotDecoder(lm, 2, CONTEXT)
+    decoder.prefill(np.arange(2), sequences)
+    shared, held = decoder.continue_each(owners), [sequences[i] for i in owners]
+    assert lm.shared_prompts_work()
+    for token in (3, 4):
+        held = [np.append(h, token + i) for i, h in enumerate(held)]
+        assert_logits(shared.step(np.arange(4), np.array([h[-1] for h in held])), lm, held)
+    # Rows leave, prompts stay.
+    fewer = shared.fork(np.array([3, 1]))
+    held = [np.append(held[i], 5) for i in (3, 1)]
+    assert_logits(fewer.step(np.arange(2), np.array([5, 5])), lm, held)
+
+
+def test_a_group_of_long_prompts_is_decoded_with_the_prompts_held_once(monkeypatch):
+    made = []
+    monkeypatch.setattr(decoding, "SharedPrompts", lambda *a: made.append(a) or SharedPrompts(*a))
+    lm, (short,) = make_lm(), random_sequences([3])
+    generate(lm, [short, short], 3)
+    assert not made
+    monkeypatch.setattr(decoding, "SHARED_TOKENS", 3)
+    generate(lm, [short, short], 3)
+    assert made
 
 
 def test_response_log_probs_are_those_of_unpadded_passes_in_any_chunking(lm):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from textrl_env.shared_prompts import SharedPrompts, attending
 from textrl_env.teacher_forcing import unique_rows
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def pack_sequences(
     return input_ids, mask, after
 
 
+#: Prompts of at least so many tokens are held once for all their responses.
+SHARED_TOKENS = 64
 #: Positions by which a cache grows at least.
 _GROWTH = 32
 
@@ -96,7 +99,7 @@ class _SlotLayer(CacheLayerMixin):
         if where.width > self.keys.shape[2]:
             capacity = min(where.width + max(_GROWTH, where.width // 4), where.max_length)
             self.keys, self.values = _grown(self.keys, capacity), _grown(self.values, capacity)
-        index = (where.slots[:, None], slice(None), where.positions)
+        index = (where.slots[:, None], slice(None), where.columns)
         self.keys[index] = key_states.transpose(1, 2)  # [k, q, heads, dim]
         self.values[index] = value_states.transpose(1, 2)
         keys, values = self.keys[:, :, : where.width], self.values[:, :, : where.width]
@@ -119,12 +122,12 @@ def _grown(states: Tensor, capacity: int) -> Tensor:
 
 
 class _Where:
-    """What the layers of one cache share: which slots and positions the tokens of this pass belong to."""
+    """What the layers of one cache share: which slots and columns the tokens of this pass belong to."""
 
     def __init__(self, num_slots: int, max_length: int) -> None:
         self.num_slots, self.max_length = num_slots, max_length
         self.slots: Tensor
-        self.positions: Tensor
+        self.columns: Tensor
         self.width = 0
         self.all_slots = False
 
@@ -148,6 +151,7 @@ class SlotDecoder:
         self._logits: Tensor | None = None
         self._has_logits = np.zeros(num_slots, dtype=bool)  # whose ``_logits`` belong to its sequence
         self._where = _Where(num_slots, max_length)
+        self._prompts: SharedPrompts | None = None
         layers = lm.model.config.get_text_config().num_hidden_layers
         self._cache = Cache(layers=[_SlotLayer(self._where) for _ in range(layers)])
 
@@ -182,7 +186,7 @@ class SlotDecoder:
         if not self.use_cache:
             return self._plain(slots)
         positions = np.broadcast_to(np.arange(width), rows.shape)
-        return self._forward(slots, rows, positions, width, lengths - 1)
+        return self._forward(slots, rows, positions, lengths - 1)
 
     @torch.no_grad()
     def step(self, slots: np.ndarray, tokens: np.ndarray) -> Tensor:
@@ -193,7 +197,7 @@ class SlotDecoder:
         self._has_logits[slots] = False
         if not self.use_cache:
             return self._plain(slots)
-        return self._forward(slots, tokens[:, None], positions[:, None], int(positions.max()) + 1, None)
+        return self._forward(slots, tokens[:, None], positions[:, None], None)
 
     @torch.no_grad()
     def next_logits(self, tokens: np.ndarray, lengths: np.ndarray, slots: np.ndarray) -> Tensor:
@@ -231,36 +235,56 @@ class SlotDecoder:
         """A new decoder whose slot i holds what slot ``sources[i]`` holds here (drop, reorder or repeat)."""
         twin = SlotDecoder(self.lm, len(sources), self.max_length, self.use_cache)
         twin.tokens, twin.lengths = self.tokens[sources], self.lengths[sources]
+        twin._prompts = None if self._prompts is None else self._prompts.select(sources)
         index = torch.from_numpy(np.asarray(sources)).to(self.lm.device)
+        width = int((twin.lengths - twin._before(np.arange(len(sources)))).max())
         for mine, theirs in zip(twin._cache.layers, self._cache.layers, strict=True):
             if theirs.is_initialized:
-                mine.take(theirs, index, int(twin.lengths.max()))
+                mine.take(theirs, index, width)
         return twin
+
+    def continue_each(self, owners: np.ndarray) -> SlotDecoder:
+        """A new decoder whose slot i continues slot ``owners[i]``, many slots one sequence that is held once."""
+        twin = SlotDecoder(self.lm, len(owners), self.max_length, self.use_cache)
+        twin.tokens, twin.lengths = self.tokens[owners], self.lengths[owners]
+        width = int(self.lengths.max())
+        keys, values = (
+            [getattr(layer, name)[:, :, :width].contiguous() for layer in self._cache.layers]
+            for name in ("keys", "values")
+        )
+        twin._prompts = SharedPrompts(keys, values, self.lengths.copy(), owners)
+        return twin
+
+    def _before(self, slots: np.ndarray) -> np.ndarray:
+        """How many tokens of each slot are held elsewhere, int64 ``[k]``."""
+        if self._prompts is None:
+            return np.zeros(len(slots), dtype=np.int64)
+        return self._prompts.lengths[self._prompts.owners[slots]]
 
     def _forward(
         self,
         slots: np.ndarray,
         tokens: np.ndarray,
         positions: np.ndarray,
-        width: int,
         last: np.ndarray | None,
     ) -> Tensor:
         device, where = self.lm.device, self._where
         where.slots = torch.from_numpy(np.ascontiguousarray(slots)).to(device)
-        where.positions = torch.from_numpy(np.array(positions)).to(device)
-        where.width = width
+        columns = positions - self._before(slots)[:, None]
+        where.columns = torch.from_numpy(columns).to(device)
+        where.width = int(columns.max()) + 1
         where.all_slots = len(slots) == self.num_slots and bool((slots == np.arange(self.num_slots)).all())
         # Causal within each slot; stale entries of earlier episodes lie beyond a slot's own positions.
-        mask = torch.arange(width, device=device) <= where.positions[:, None, :, None]
+        mask = torch.arange(where.width, device=device) <= where.columns[:, None, :, None]
         if last is None:
             keep: int | Tensor = 1
         else:
             keep = torch.from_numpy(np.unique(last)).to(device)
-        with self.lm.precision():
+        with self.lm.precision(), attending(self._prompts, self.lm.model.config.get_text_config()):
             out = self.lm.model(
                 input_ids=torch.from_numpy(np.ascontiguousarray(tokens)).to(device),
                 attention_mask=mask,
-                position_ids=where.positions,
+                position_ids=torch.from_numpy(np.array(positions)).to(device),
                 past_key_values=self._cache,
                 use_cache=True,
                 logits_to_keep=keep,
@@ -313,7 +337,10 @@ def generate(
     decoder = SlotDecoder(lm, len(unique), longest + max_new_tokens)
     logits = decoder.prefill(np.arange(len(unique)), unique)
     if len(unique) < len(prompts):
-        decoder, logits = decoder.fork(inverse), logits[torch.from_numpy(inverse).to(logits.device)]
+        # Short prompts are copied: two products in place of one cost more than reading them again.
+        shared = longest >= SHARED_TOKENS and decoder.use_cache and lm.shared_prompts_work()
+        decoder = decoder.continue_each(inverse) if shared else decoder.fork(inverse)
+        logits = logits[torch.from_numpy(inverse).to(logits.device)]
     eos = torch.from_numpy(lm.eos_ids).to(lm.device)
     episodes = np.arange(len(prompts))  # row of the batch -> episode
     tokens = np.zeros((len(prompts), max_new_tokens), dtype=np.int64)

@@ -121,6 +121,7 @@ class CausalLM:
         self.vocab_size = min(max(tokenizer.get_vocab().values()) + 1, model.config.vocab_size)
         self._slot_cache_works: bool | None = None
         self._teacher_forcing_works: bool | None = None
+        self._shared_prompts_work: bool | None = None
         self._bfloat16: CausalLM | None = None
 
     @classmethod
@@ -406,6 +407,28 @@ class CausalLM:
         exact = self.model.dtype == torch.float32 and not self.autocast
         tolerance = 1e-4 if exact else 5e-2
         return bool((one - other).abs().max() <= tolerance * (1 + other.abs().max()))
+
+    def shared_prompts_work(self) -> bool:
+        """Whether :mod:`~textrl_env.shared_prompts` gives this model's own logits; measured once."""
+        if self._shared_prompts_work is None:
+            self._shared_prompts_work = self._measure_shared_prompts()
+        return self._shared_prompts_work
+
+    @torch.no_grad()
+    def _measure_shared_prompts(self) -> bool:
+        generator = np.random.default_rng(0)
+        rows = [generator.integers(0, self.vocab_size, size=n) for n in (5, 3)]
+        owners, tokens = np.array([1, 0, 1]), generator.integers(0, self.vocab_size, size=(2, 3))
+        decoder = SlotDecoder(self, 2, 8, use_cache=True)
+        decoder.prefill(np.arange(2), rows)
+        try:
+            shared = decoder.continue_each(owners)
+            got = torch.cat([shared.step(np.arange(3), t) for t in tokens])
+        except _NOT_SUPPORTED as error:
+            _log.debug("decoding after shared prompts failed: %r", error)
+            return False
+        copied = decoder.fork(owners)
+        return self._close(got, torch.cat([copied.step(np.arange(3), t) for t in tokens]))
 
     @torch.no_grad()
     def _measure_slot_cache(self) -> bool:
