@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := textrl_env agents reward_models examples tests benchmarks
 
-.PHONY: demo test lint format benchmark setup clean
+.PHONY: demo test lint format benchmark learning setup clean
 
 setup: $(READY)
 
@@ -31,6 +31,9 @@ format: $(READY)
 	$(BIN)/ruff format $(SOURCES)
 
 benchmark: $(READY)
+	$(BIN)/python benchmarks/speed
+
+learning: $(READY)
 	$(BIN)/python benchmarks/learning.py
 
 clean:

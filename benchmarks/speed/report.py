@@ -129,6 +129,36 @@ def step_ratios(results: dict[str, Any]) -> list[Ratio]:
     return [Ratio(what, "bare decode loop of one model", results["ratio"], 0.4, detail, headline=True)]
 
 
+def classic_ratios(results: dict[str, Any]) -> list[Ratio]:
+    """Without a language model."""
+    pole, toys = results["cartpole"], results["toy_envs"]
+    start, growth = results["cold_start"], results["memory_growth"]
+    detail = (
+        f"{_times(pole['ours_seconds'], pole['theirs_seconds'])}; "
+        f"greedy return {pole['ours_return']:.0f}, {pole['theirs_return']:.0f}"
+    )
+    what = "CartPole-v1, 100,000 steps of PPO, our time over theirs"
+    lines = [
+        Ratio(what, "stable-baselines3", pole["ratio_seconds"], 0.4, detail, at_most=True, headline=True)
+    ]
+    slots = toys["num_envs"]
+    for name in (n for n in toys if n.endswith("-v0")):
+        what = f"million steps/s, `{name}`"
+        lines.append(Ratio(what, "random actions", toys[name] / 1e6, 2.0, f"{slots:,} slots"))
+    for name in (n for n in start if n.startswith("gym.make /")):
+        base = name.removeprefix("gym.make / ")
+        detail = _times(start["gym.make"], start[base])
+        what = '`gym.make("TextRLHF-v0")`, fresh interpreter'
+        lines.append(Ratio(what, f"`{base}`", start[name], 1.3, detail, at_most=True))
+    what = "seconds of `import textrl_env`"
+    lines.append(Ratio(what, "nothing", start["import textrl_env"], 0.3, "", at_most=True))
+    for name, row in growth.items():
+        what = f"kB of memory an update adds, `{name}`"
+        detail = f"{row['updates']:.0f} updates, {row['resident_mb']:.0f} MB"
+        lines.append(Ratio(what, "nothing", row["bytes_per_update"] / 1024, 4.0, detail, at_most=True))
+    return lines
+
+
 def scaling_ratios(results: dict[str, Any]) -> list[Ratio]:
     """Slopes of the cost."""
     lines = []
