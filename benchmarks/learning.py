@@ -4,7 +4,7 @@ What it does: trains REINFORCE, PPO and GRPO on the toy environments, CartPole-v
 table, and writes ``benchmarks/learning.md`` and ``benchmarks/learning.json``. With ``--check`` it writes nothing
 and compares the medians with the stored ones instead.
 
-How to run: ``make benchmark``, or ``python benchmarks/learning.py --seeds 3 --envs ToyBandit-v0 GridWorld-v0``.
+How to run: ``make learning``, or ``python benchmarks/learning.py --seeds 3 --envs ToyBandit-v0 GridWorld-v0``.
 Left out: timing against other libraries.
 """
 
@@ -246,7 +246,7 @@ def page(rows: list[dict[str, Any]]) -> str:
     text = [
         "# Learning",
         "",
-        "Made by `make benchmark` (`python benchmarks/learning.py`); the hyper-parameters are in the script, and were",
+        "Made by `make learning` (`python benchmarks/learning.py`); the hyper-parameters are in the script, and were",
         "chosen on a few of the same seeds. Values are the mean return of 100 fresh episodes of the final policy with",
         "sampled actions; on TextRLHF-v0 the mean gold score on held-out prompts, trained with",
         f"`kl_coef={ENV_KWARGS['TextRLHF-v0']['kl_coef']}`; on TokenTree-v0, a table being the policy and",
