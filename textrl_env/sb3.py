@@ -260,6 +260,7 @@ class _LogitsAndValue:
         self.vocab_size = policy.lm.vocab_size + 1
         self.device = policy.lm.device
         self.slot_cache_works = policy.lm.slot_cache_works
+        self.precision = policy.lm.precision
 
     def __call__(self, **inputs: Any) -> SimpleNamespace:
         return SimpleNamespace(logits=torch.cat(self.policy._run(None, **inputs), dim=-1))
