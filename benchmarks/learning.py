@@ -1,6 +1,6 @@
 """Every agent on every environment, several seeds: does it learn, and does it still learn as well as before?
 
-What it does: trains REINFORCE, PPO and GRPO on the toy environments, CartPole-v1 and TextRLHF-v0, prints a
+What it does: trains REINFORCE, PPO and GRPO on the toys, TokenTree-v0, CartPole-v1 and TextRLHF-v0, prints a
 table, and writes ``benchmarks/learning.md`` and ``benchmarks/learning.json``. With ``--check`` it writes nothing
 and compares the medians with the stored ones instead.
 
