@@ -53,7 +53,7 @@ KL, TEXT, CORE = "textrl_env/kl.py", "textrl_env/text_rlhf.py", "textrl_env/core
 LM, DECODING, EXACT = "textrl_env/language_model.py", "textrl_env/decoding.py", "textrl_env/exact.py"
 MATHS, BASE, COLLECT = "agents/maths.py", "agents/base.py", "agents/collect.py"
 CHECKPOINT, CAUSAL, VARIANTS = "agents/checkpoint.py", "agents/causal_lm.py", "agents/variants.py"
-DPO, SFT = "agents/preference_losses.py", "agents/sft.py"
+DPO, SFT, LORA = "agents/preference_losses.py", "agents/sft.py", "agents/lora.py"
 
 # fmt: off
 BUGS = [
@@ -84,8 +84,8 @@ BUGS = [
         "lengths[episodes[ended]] = min(t + 2, max_new_tokens)", ("language_model",)),
     Bug("cache rows stay when finished rows leave", DECODING, "decoder, episodes, alive = decoder.fork(rows),",
         "decoder, episodes, alive = decoder.fork(np.arange(len(rows))),", ("language_model",)),
-    Bug("prefill sees the future", DECODING, "<= where.positions[:, None, :, None]",
-        "<= where.positions[:, None, -1:, None].expand(-1, -1, where.positions.shape[1], -1)", ("language_model",)),
+    Bug("prefill sees the future", DECODING, "<= where.columns[:, None, :, None]",
+        "<= where.columns[:, None, -1:, None].expand(-1, -1, where.columns.shape[1], -1)", ("language_model",)),
     Bug("missing end token is rewarded", TEXT, "result.total - self.missing_eos_penalty",
         "result.total + self.missing_eos_penalty", ("text_env",)),
     Bug("reward gets the ids without the end token", TEXT, "[r.tolist() for r in responses]}",
@@ -214,6 +214,19 @@ BUGS = [
     Bug("best of n - 1", EXACT, "gain = n * np.log(cumulative)", "gain = (n - 1) * np.log(cumulative)", ("exact",)),
     Bug("exact gradient without the chance of getting there", EXACT, "weight = visits[t][:, None] * probs",
         "weight = probs", ("exact",)),
+    # -- LoRA -------------------------------------------------------------------------------------------------
+    Bug("adapters over a copy of the weights", LORA, "nn.Parameter(p.detach(), requires_grad=False)",
+        "nn.Parameter(p.detach().clone(), requires_grad=False)", ("lora",)),
+    Bug("adapters in the tree of the reference too", LORA, "inject_adapter_in_model(config, share(model))",
+        "inject_adapter_in_model(config, model)", ("lora",)),
+    Bug("adapter left out of the merged folder", LORA, "plain.state_dict() | merged", "plain.state_dict()", ("lora",)),
+    Bug("decoding without the adapter under autocast", LORA, ".get_parameter(name).copy_(weight)",
+        ".get_parameter(name)", ("lora",)),
+    Bug("checkpoint without the adapter", CHECKPOINT, "if name in learned}", 'if name in learned and "lora_" not in name}',
+        ("lora",)),
+    Bug("adapter twice in a policy loaded without an env", CHECKPOINT, "agent.policy.lm.take_out_of_base()",
+        "agent.policy.lm.base_digest()", ("lora",)),
+    Bug("adapter put onto another model", CHECKPOINT, "not in (None, agent.policy.lm.base_digest())", "in ()", ("lora",)),
 ]
 # fmt: on
 
