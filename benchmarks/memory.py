@@ -1,4 +1,4 @@
-"""What the models of a run cost in memory: PPO with and without a critic of its own, and GRPO.
+"""What the models of a run cost in memory: GRPO, PPO with and without a critic of its own, and all that with LoRA.
 
 What it does: two updates of each on a random Llama of about 20 million parameters, each in a process of its own, and
 prints the peak memory above that of a process that has loaded the reference alone.
@@ -11,11 +11,15 @@ import multiprocessing
 import resource
 from typing import Any
 
+LORA = {"lora_rank": 16}
 RUNS: dict[str, tuple[str, dict[str, Any]] | None] = {
     "reference alone": None,
     "GRPO": ("GRPO", {}),
     'PPO, critic="head"': ("PPO", {"critic": "head", "n_epochs": 1}),
     'PPO, critic="separate"': ("PPO", {"critic": "separate", "n_epochs": 1}),
+    "GRPO, LoRA": ("GRPO", {"policy_kwargs": LORA}),
+    'PPO, critic="head", LoRA': ("PPO", {"critic": "head", "n_epochs": 1, "policy_kwargs": LORA}),
+    'PPO, critic="separate", LoRA': ("PPO", {"critic": "separate", "n_epochs": 1, "policy_kwargs": LORA}),
 }
 
 
@@ -26,6 +30,7 @@ def count_vowels(prompts: list[str], completions: list[str]) -> list[float]:
 
 def peak_mb(run: tuple[str, dict[str, Any]] | None) -> tuple[float, int]:
     """Peak memory in MiB of this process after two updates, and the model's number of parameters."""
+    import peft  # noqa: F401 -- in every process, so that what LoRA imports is not taken for what it costs
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -69,7 +74,7 @@ def main() -> None:
         base = peak if base is None else base
         weights = parameters * 4 / 2**20
         print(
-            f"{name:24} peak {peak:6.0f} MB, {peak - base:5.0f} MB above the reference "
+            f"{name:28} peak {peak:6.0f} MB, {peak - base:5.0f} MB above the reference "
             f"({(peak - base) / weights:.1f} times the {weights:.0f} MB of weights)",
             flush=True,
         )

@@ -94,6 +94,15 @@ def _train(
             rich_help_panel=_TEXT,
         ),
     ] = None,
+    lora_rank: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Train LoRA adapters of this rank over --model, which stays the reference at no cost of its own.",
+            show_default="every weight",
+            rich_help_panel=_TEXT,
+        ),
+    ] = None,
     reward: Annotated[
         list[str] | None,
         typer.Option(
@@ -390,7 +399,7 @@ def _config(
         **{name: values[name] for name in names},
         agent=_absolute(values["agent"]),
         agent_kwargs=chosen,
-        policy_kwargs=hyper.parse_assignments("--policy-arg", values["policy_arg"] or ()),
+        policy_kwargs=_policy_kwargs(values),
         env_kwargs=env_kwargs,
         adaptive_kl=_adaptive_kl(values),
         anneal_kl=_anneal_kl(values, env_kwargs.get("kl_coef")),
@@ -430,6 +439,14 @@ def _without_none(said: dict[str, Any]) -> dict[str, Any]:
 
 def _is_plain(default: Any) -> bool:
     return default is None or isinstance(default, (bool, int, float, str))
+
+
+def _policy_kwargs(values: dict[str, Any]) -> dict[str, Any]:
+    said = _without_none({"lora_rank": values["lora_rank"]})
+    extra = hyper.parse_assignments("--policy-arg", values["policy_arg"] or ())
+    for name in extra.keys() & said.keys():
+        raise ValueError(f"{name} was given twice, as a flag and with --policy-arg")
+    return said | extra
 
 
 def _env_kwargs(values: dict[str, Any]) -> dict[str, Any]:
