@@ -222,11 +222,12 @@ BUGS = [
     Bug("adapter left out of the merged folder", LORA, "plain.state_dict() | merged", "plain.state_dict()", ("lora",)),
     Bug("decoding without the adapter under autocast", LORA, ".get_parameter(name).copy_(weight)",
         ".get_parameter(name)", ("lora",)),
-    Bug("checkpoint without the adapter", CHECKPOINT, "if name in learned}", 'if name in learned and "lora_" not in name}',
-        ("lora",)),
+    Bug("checkpoint without the adapter", CHECKPOINT, "if name in learned}",
+        'if name in learned and "lora_" not in name}', ("lora",)),
     Bug("adapter twice in a policy loaded without an env", CHECKPOINT, "agent.policy.lm.take_out_of_base()",
         "agent.policy.lm.base_digest()", ("lora",)),
-    Bug("adapter put onto another model", CHECKPOINT, "not in (None, agent.policy.lm.base_digest())", "in ()", ("lora",)),
+    Bug("adapter put onto another model", CHECKPOINT, "not in (None, agent.policy.lm.base_digest())",
+        "in ()", ("lora",)),
 ]
 # fmt: on
 
