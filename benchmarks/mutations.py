@@ -53,6 +53,7 @@ KL, TEXT, CORE = "textrl_env/kl.py", "textrl_env/text_rlhf.py", "textrl_env/core
 LM, DECODING, EXACT = "textrl_env/language_model.py", "textrl_env/decoding.py", "textrl_env/exact.py"
 MATHS, BASE, COLLECT = "agents/maths.py", "agents/base.py", "agents/collect.py"
 CHECKPOINT, CAUSAL, VARIANTS = "agents/checkpoint.py", "agents/causal_lm.py", "agents/variants.py"
+TEACHER, SHARED = "textrl_env/teacher_forcing.py", "textrl_env/shared_prompts.py"
 DPO, SFT, LORA = "agents/preference_losses.py", "agents/sft.py", "agents/lora.py"
 
 # fmt: off
@@ -174,10 +175,29 @@ BUGS = [
     Bug("dropout on", LM, "self.model = model.eval()", "self.model = model.train()", ("pitfalls",)),
     Bug("cached keys of old weights", CAUSAL, "            self._decoder.clear()", "            pass",
         ("policies", "agents")),
-    Bug("entropy without its second term", CAUSAL, "entropy = log_z - ((logits - log_z.unsqueeze(-1)).exp() * logits)",
-        "entropy = log_z - (0 * logits)", ("policies",)),
-    Bug("values one token late", CAUSAL, "out.last_hidden_state[:, -steps - 1 : -1]",
-        "out.last_hidden_state[:, -steps:]", ("policies", "agents")),
+    Bug("entropy without its second term", LM, "log_z - ((logits - log_z.unsqueeze(-1)).exp() * logits).sum(-1)",
+        "log_z", ("teacher_forcing",)),
+    Bug("states one token late where a model has no other way", LM, "out.last_hidden_state[:, -steps - 1 : -1]",
+        "out.last_hidden_state[:, -steps:]", ("teacher_forcing", "policies")),
+    # -- one pass over what was written, and prompts held once ------------------------------------------------
+    Bug("responses in one row see each other", TEACHER, "mask = mask & (sequence[:, :, None] == sequence[:, None, :])",
+        "mask = mask.expand(len(sequence), -1, -1)", ("teacher_forcing",)),
+    Bug("positions start anew after a shared prompt", TEACHER, "positions = positions + known",
+        "positions = positions + 0 * known", ("teacher_forcing",)),
+    Bug("padding of shorter prompts is seen", TEACHER, "seen = torch.arange(int(before.max()), device=device) < known",
+        "seen = torch.arange(int(before.max()), device=device) < known + 99", ("teacher_forcing",)),
+    Bug("the first token is predicted by the first prompt", TEACHER, "= ends[inverse[some]]",
+        "= ends[0 * inverse[some]]", ("teacher_forcing",)),
+    Bug("gradient of the entropy with the wrong sign", TEACHER, "grad = probability.mul_(pull).neg_()",
+        "grad = probability.mul_(2 * slope - pull).neg_()", ("teacher_forcing",)),
+    Bug("gradient of the last chunk only", TEACHER, "total.addmm_(left, right)", "total.copy_(left @ right)",
+        ("teacher_forcing",)),
+    Bug("prompt and own tokens weighted the wrong way round", SHARED, "torch.sigmoid(mass - own_mass[..., None])",
+        "torch.sigmoid(own_mass[..., None] - mass)", ("language_model",)),
+    Bug("rows read each other's prompts", SHARED, "return apart[self._owner, self._rank]",
+        "return apart[self._owner.flip(0), self._rank.flip(0)]", ("language_model",)),
+    Bug("samples up to and not above the number drawn", DECODING, "torch.minimum(at, below), right=True)",
+        "0 * torch.minimum(at, below), right=False)", ("teacher_forcing",)),
     Bug("GSPO without the length", VARIANTS, "keepdim=True) / batch.lengths.clamp(min=1)[:, None]", "keepdim=True)",
         ("variants",)),
     Bug("gradient through CISPO's weight", VARIANTS, "ratio.detach().clamp(", "ratio.clamp(", ("variants",)),

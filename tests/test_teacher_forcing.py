@@ -98,6 +98,17 @@ def test_logits_that_a_model_rescales_are_noticed(monkeypatch):
     assert not lm.teacher_forcing_works()
 
 
+def test_the_plain_way_gives_the_states_of_the_other():
+    lm = make_lm().clone()
+    prompts, responses = random_sequences([3, 1, 3]), random_sequences([4, 2, 1], seed=1)
+    states = {}
+    for works in (True, False):
+        lm._teacher_forcing_works = works
+        states[works] = lm.response_states(prompts, responses)
+        torch.testing.assert_close(states[works], lm.evaluate(prompts, responses, with_states=True)[2])
+    torch.testing.assert_close(states[True], states[False], atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("chunk", [1, 40, 10**6])
 @pytest.mark.parametrize("bias", [False, True])
 def test_chunked_log_probs_and_entropies_have_the_gradients_of_whole_logits(monkeypatch, chunk, bias):
