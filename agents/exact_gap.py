@@ -177,7 +177,7 @@ def cheap_gap_callback(env: Any) -> ExactGapCallback | None:
     except ValueError:
         return None
     prompts, goes_on, horizon, _ = _language(dynamics)
-    vocab_size = dynamics.action_space.n
+    vocab_size = int(dynamics.action_space.n)  # a NumPy integer would overflow below
     ended = sum(len(goes_on) ** t for t in range(horizon)) * (vocab_size - len(goes_on))
     responses = len(prompts) * (ended + len(goes_on) ** horizon)
     return ExactGapCallback() if responses <= CHEAP_RESPONSES else None

@@ -184,6 +184,7 @@ def test_only_languages_of_few_responses_are_measured_without_being_asked():
         assert cheap_gap_callback(gym.make(env)) is None
     assert cheap_gap_callback(gym.make("TokenTree-v0", **(edge | {"num_prompts": 3}))) is None
     assert cheap_gap_callback(make_env(max_new_tokens=6)) is None
+    assert cheap_gap_callback(gym.make("TextRLHF-v0")) is None  # more responses than an int64 counts
 
 
 def columns(run) -> dict[str, list[float]]:
