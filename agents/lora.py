@@ -64,7 +64,12 @@ def add_adapter(
     except ImportError as error:
         raise ImportError("lora_rank needs peft, the extra lora: pip install 'textrl-env[lora]'") from error
     config = LoraConfig(
-        task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, target_modules=names, fan_in_fan_out=transposed
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=model.name_or_path or None,
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=names,
+        fan_in_fan_out=transposed,
     )
     adapted = inject_adapter_in_model(config, share(model)).eval()
     for parameter in adapted.parameters():
