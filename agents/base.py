@@ -529,7 +529,9 @@ class Agent:
         loss_total, totals, names = 0.0, 0.0, []
         self.optimizer.zero_grad()
         for micro, rows in self._micro_batches(batch):
-            new = self.policy.evaluate(micro)
+            new, batch.evaluation = batch.evaluation if fresh else None, None
+            if new is None or new.log_probs.shape != micro.mask.shape:
+                new = self.policy.evaluate(micro)
             if not micro.mask.all():
                 # What a policy says of padding is nobody's business, and could overflow a ratio.
                 new = Evaluation(*(None if x is None else torch.where(micro.mask, x, 0.0) for x in new))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from agents import maths
 from agents.envs import start_option
+from agents.policy import Evaluation
 from agents.rollout import Rollout, concatenate
 from textrl_env.decoding import pack_sequences
 
@@ -210,8 +211,8 @@ def collect_fused(agent: Agent, n_episodes: int, group_size: int = 1) -> Rollout
         responses, log_probs = policy.generate(prompts, env.max_new_tokens)
         if policy.has_critic or policy.autocast:
             # One pass for the values also says the log-probabilities as the update will.
-            evaluation = _evaluate_responses(agent, prompts, responses)
-            log_probs = [row[: len(r)] for row, r in zip(evaluation[0], responses, strict=True)]
+            log_prob, *evaluation = _evaluate_responses(agent, prompts, responses)
+            log_probs = [row[: len(r)] for row, r in zip(log_prob, responses, strict=True)]
         return responses, log_probs
 
     episodes = env.run_episodes(generate, prompt_ids)
@@ -222,7 +223,8 @@ def collect_fused(agent: Agent, n_episodes: int, group_size: int = 1) -> Rollout
     mask = episodes.mask
     done = np.zeros_like(mask)
     done[np.arange(len(mask)), mask.sum(1) - 1] = True
-    values = np.zeros(mask.shape) if evaluation is None else evaluation[1] * mask
+    values, said = (np.zeros(mask.shape), None) if evaluation is None else evaluation
+    values = values * mask
     rollout = Rollout(
         inputs={"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(attention_mask)},
         actions=torch.from_numpy(episodes.tokens),
@@ -235,6 +237,7 @@ def collect_fused(agent: Agent, n_episodes: int, group_size: int = 1) -> Rollout
         ref_log_probs=_float(episodes.ref_logprob),
         penalties=_float(env.kl_coef * episodes.kl),
         group=torch.from_numpy(np.arange(len(mask)) // group_size),
+        evaluation=said,
     )
     for t in range(mask.shape[1]):
         if not agent.count_steps(int(mask[:, t].sum()), done[:, t]):
@@ -242,20 +245,25 @@ def collect_fused(agent: Agent, n_episodes: int, group_size: int = 1) -> Rollout
     return rollout
 
 
-@torch.no_grad()
 def _evaluate_responses(
     agent: Agent, prompts: list[np.ndarray], responses: list[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities and values ``[B, T]`` of given responses, by the policy's own evaluation."""
+) -> tuple[np.ndarray, np.ndarray, Evaluation | None]:
+    """Log-probabilities and values ``[B, T]`` of given responses, by the policy's own evaluation.
+
+    Where the first update will ask for just this again, what was said comes along with its gradient.
+    """
     input_ids, attention_mask, steps = pack_sequences(prompts, responses)
     mask = torch.from_numpy(attention_mask[:, -steps:].astype(bool))
     inputs = {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(attention_mask)}
     zeros = torch.zeros(mask.shape)
     batch = Rollout(inputs, inputs["input_ids"][:, -steps:], zeros, zeros, zeros, zeros, mask, mask)
     log_probs, values = torch.zeros(mask.shape), torch.zeros(mask.shape)
-    for micro, rows in batch.to(agent.device).micro_batches(agent.micro_batch_size):
-        new = agent.policy.evaluate(micro)
-        log_probs[rows.cpu()] = new.log_probs.float().cpu()
-        if new.values is not None:
-            values[rows.cpu()] = new.values.float().cpu()
-    return log_probs.double().numpy(), values.double().numpy()
+    sizes = (agent.batch_size, agent.micro_batch_size)
+    at_once = all(size is None or size >= len(batch) for size in sizes)
+    with torch.set_grad_enabled(at_once):
+        for micro, rows in batch.to(agent.device).micro_batches(agent.micro_batch_size):
+            new = agent.policy.evaluate(micro)
+            log_probs[rows.cpu()] = new.log_probs.detach().float().cpu()
+            if new.values is not None:
+                values[rows.cpu()] = new.values.detach().float().cpu()
+    return log_probs.double().numpy(), values.double().numpy(), new if at_once else None

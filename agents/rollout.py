@@ -29,6 +29,8 @@ class Rollout:
         advantages: ``[B, T]``, set by the agent.
         returns: ``[B, T]``, the critic's targets, set by the agent.
         group: int ``[B]``, the start state that each episode shares with its group, for logs and tests.
+        evaluation: What the policy has already said of all rows, with gradient, for the first update of the whole
+            rollout; parts of a rollout have none.
     """
 
     inputs: dict[str, Tensor]
@@ -44,6 +46,7 @@ class Rollout:
     advantages: Tensor | None = None
     returns: Tensor | None = None
     group: Tensor | None = None
+    evaluation: Any = None
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -56,6 +59,7 @@ class Rollout:
     def _map(self, function: Any) -> Rollout:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         inputs = {name: function(tensor) for name, tensor in fields.pop("inputs").items()}
+        del fields["evaluation"]
         return Rollout(inputs, **{n: None if t is None else function(t) for n, t in fields.items()})
 
     def __getitem__(self, rows: Tensor) -> Rollout:
@@ -64,7 +68,11 @@ class Rollout:
 
     def to(self, device: torch.device) -> Rollout:
         """On another device."""
-        return self if self.mask.device == device else self._map(lambda tensor: tensor.to(device))
+        if self.mask.device == device:
+            return self
+        moved = self._map(lambda tensor: tensor.to(device))
+        moved.evaluation = self.evaluation
+        return moved
 
     def flatten_steps(self) -> Rollout:
         """Every real step a row of its own, ``[sum(mask), 1]``; only for inputs that lead with ``[B, T]``."""
@@ -112,7 +120,7 @@ def concatenate(waves: list[Rollout]) -> Rollout:
     fields = {}
     for field in dataclasses.fields(Rollout):
         values = [getattr(wave, field.name) for wave in waves]
-        if field.name in ("inputs", "group"):
+        if field.name in ("inputs", "group", "evaluation"):
             continue
         fields[field.name] = None if values[0] is None else join(values)
     return Rollout(inputs=_join_inputs(waves, width, join), **fields)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -329,3 +330,27 @@ def test_a_policy_class_of_ones_own_plugs_in():
 
     agent = PPO(Uniform, "ToyBandit-v0", n_steps=8, n_envs=4, batch_size=16, n_epochs=1, seed=0).learn(32)
     assert agent.policy.logits.abs().max() > 0
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 3])
+def test_the_first_update_takes_over_what_the_rollout_has_already_evaluated(micro_batch_size, monkeypatch):
+    def learn(keep: bool) -> tuple[int, torch.Tensor]:
+        agent = PPO(
+            "auto",
+            make_env(),
+            n_episodes=8,
+            batch_size=None,
+            n_epochs=2,
+            micro_batch_size=micro_batch_size,
+            seed=0,
+        )
+        calls, evaluate, collect = [], agent.policy.evaluate, agent.collect
+        monkeypatch.setattr(agent.policy, "evaluate", lambda batch: calls.append(1) or evaluate(batch))
+        if not keep:
+            monkeypatch.setattr(agent, "collect", lambda: dataclasses.replace(collect(), evaluation=None))
+        agent.learn(1)
+        return len(calls), torch.cat([p.detach().flatten() for p in agent.policy.parameters()])
+
+    (kept, with_it), (again, without) = learn(True), learn(False)
+    assert (kept, again) == ((2, 3) if micro_batch_size is None else (9, 9))
+    torch.testing.assert_close(with_it, without, atol=0, rtol=0)

@@ -49,11 +49,12 @@ def grpo(steps: int, with_peers: bool) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for name, work in workloads.WORKLOADS.items():
         folder = workloads.model_folder(work, SCRATCH)
-        count = max(3, steps // 2) if name == "big-vocab" else steps
+        # Where lengths vary from step to step, more of them.
+        count = 2 * steps if work.mean_length else steps
         row: dict[str, Any] = {}
         for label, flags in (("float32", ()), ("bfloat16", ("--bf16",))):
             row[f"ours {label}"] = run(sys.executable, "ours.py", name, folder, "--steps", count, *flags)
-            row[f"floor {label}"] = run(sys.executable, "floor.py", name, folder, "--repeats", count, *flags)
+            row[f"floor {label}"] = run(sys.executable, "floor.py", name, folder, "--repeats", 3, *flags)
             if with_peers:
                 python = peers.python_of("trl-1.16", ROOT / ".peers")
                 row[f"TRL {label}"] = run(python, "trl_grpo.py", name, folder, "--steps", count, *flags)
