@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +46,13 @@ def run(python: Path | str, script: str, *arguments: Any) -> dict[str, Any]:
     return result
 
 
-def grpo(steps: int, with_peers: bool) -> dict[str, Any]:
-    """Every workload: ours, the floor of its parts and TRL, in float32 and bfloat16."""
-    results: dict[str, Any] = {}
-    for name, work in workloads.WORKLOADS.items():
+def grpo(
+    steps: int, with_peers: bool, before: dict[str, Any], names: Sequence[str] = tuple(workloads.WORKLOADS)
+) -> dict[str, Any]:
+    """Workloads: ours, the floor of its parts and TRL, in float32 and bfloat16."""
+    results = dict(before)
+    for name in names:
+        work = workloads.WORKLOADS[name]
         folder = workloads.model_folder(work, SCRATCH)
         # Where lengths vary from step to step, more of them.
         count = 2 * steps if work.mean_length else steps
@@ -62,7 +67,7 @@ def grpo(steps: int, with_peers: bool) -> dict[str, Any]:
     return results
 
 
-def ppo(steps: int, with_peers: bool) -> dict[str, Any]:
+def ppo(steps: int, with_peers: bool, before: dict[str, Any]) -> dict[str, Any]:
     """Four epochs on 64 episodes, with both critics, against the last TRL that had PPO."""
     work = workloads.PPO_WORKLOAD
     folder = workloads.model_folder(work, SCRATCH)
@@ -79,13 +84,13 @@ def ppo(steps: int, with_peers: bool) -> dict[str, Any]:
     return results
 
 
-def step(steps: int, with_peers: bool) -> dict[str, Any]:
+def step(steps: int, with_peers: bool, before: dict[str, Any]) -> dict[str, Any]:
     """The step way against a bare decode loop."""
     folder = workloads.model_folder(workloads.PPO_WORKLOAD, SCRATCH)
     return run(sys.executable, "step_way.py", folder, "--repeats", max(5, steps))
 
 
-def classic(steps: int, with_peers: bool) -> dict[str, Any]:
+def classic(steps: int, with_peers: bool, before: dict[str, Any]) -> dict[str, Any]:
     """CartPole against stable-baselines3, toy environments, cold start, memory."""
     import classic as work
 
@@ -98,7 +103,7 @@ def classic(steps: int, with_peers: bool) -> dict[str, Any]:
     }
 
 
-def scaling_slopes(steps: int, with_peers: bool) -> dict[str, Any]:
+def scaling_slopes(steps: int, with_peers: bool, before: dict[str, Any]) -> dict[str, Any]:
     """Cost over two decades of every size."""
     result = scaling.measure(3)
     scaling.draw(result)
@@ -112,15 +117,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=6, help="steps of each side, the first not counted")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--workloads", nargs="+", choices=workloads.WORKLOADS, default=None, help="of grpo")
     parser.add_argument("--no-peers", action="store_true", help="make and time no peers")
     arguments = parser.parse_args()
     SCRATCH.mkdir(parents=True, exist_ok=True)
     # Parts that are not run now keep what was measured before.
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    results["machine"] = f"{platform.machine()}, {len(__import__('os').sched_getaffinity(0))} cores"
+    results["machine"] = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"
     for name in arguments.only:
         print(name, flush=True)
-        results[name] = PARTS[name](arguments.repeats, not arguments.no_peers)
+        extra = (arguments.workloads,) if name == "grpo" and arguments.workloads else ()
+        before = results.get(name, {})
+        results[name] = PARTS[name](arguments.repeats, not arguments.no_peers, before, *extra)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     report.write(results, ROOT)
 
