@@ -64,7 +64,8 @@ WORKLOADS = {
 #: PPO's: every episode answers a prompt of its own.
 PPO_WORKLOAD = dataclasses.replace(WORKLOADS["uniform"], prompts=64, group_size=1)
 
-LEARNING_RATE = 1e-5
+#: So small that nobody's responses grow or shrink while they are timed.
+LEARNING_RATE = 1e-8
 KL_COEF = 0.04
 
 
