@@ -213,9 +213,9 @@ step can cost less than that, because the prompt of a group is read once and not
   ratios follow how much of TRL's time is products, which both sides share, and how much is everything else. What
   is left of ours is half generation: a token goes through transformers' modules one at a time, and on small models
   calling them costs as much as their sums.
-- **PPO.** Four passes of forward and backward over 64 different prompts are the same products on both sides; what can be
-  saved is the critic's body (a value head instead), one forward pass (the rollout's evaluation is the first update's)
-  and precision.
+- **PPO.** Four passes of forward and backward over 64 different prompts are the same products on both sides; what can
+  be saved is the critic's body (a value head instead), one forward pass (the rollout's evaluation is the first
+  update's) and precision.
 - **CartPole.** A gradient step takes 0.8 ms, of which 0.3 ms are matrix products and tanh; the rest are calls of torch
   that a network of this size cannot hide. Acting and stepping take a fifth of the time.
 - **Cold start.** `import transformers` loads next to nothing; the class of the model, without which there is no
