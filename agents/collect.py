@@ -237,8 +237,8 @@ def collect_fused(agent: Agent, n_episodes: int, group_size: int = 1) -> Rollout
         ref_log_probs=_float(episodes.ref_logprob),
         penalties=_float(env.kl_coef * episodes.kl),
         group=torch.from_numpy(np.arange(len(mask)) // group_size),
-        evaluation=said,
     )
+    rollout.evaluation = said
     for t in range(mask.shape[1]):
         if not agent.count_steps(int(mask[:, t].sum()), done[:, t]):
             agent.stopped = True

@@ -46,7 +46,9 @@ class Rollout:
     advantages: Tensor | None = None
     returns: Tensor | None = None
     group: Tensor | None = None
-    evaluation: Any = None
+
+    #: Not a field, so that no part, copy or change of a rollout has it.
+    evaluation = None
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -59,7 +61,6 @@ class Rollout:
     def _map(self, function: Any) -> Rollout:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         inputs = {name: function(tensor) for name, tensor in fields.pop("inputs").items()}
-        del fields["evaluation"]
         return Rollout(inputs, **{n: None if t is None else function(t) for n, t in fields.items()})
 
     def __getitem__(self, rows: Tensor) -> Rollout:
@@ -120,7 +121,7 @@ def concatenate(waves: list[Rollout]) -> Rollout:
     fields = {}
     for field in dataclasses.fields(Rollout):
         values = [getattr(wave, field.name) for wave in waves]
-        if field.name in ("inputs", "group", "evaluation"):
+        if field.name in ("inputs", "group"):
             continue
         fields[field.name] = None if values[0] is None else join(values)
     return Rollout(inputs=_join_inputs(waves, width, join), **fields)

@@ -347,7 +347,7 @@ def test_the_first_update_takes_over_what_the_rollout_has_already_evaluated(micr
         calls, evaluate, collect = [], agent.policy.evaluate, agent.collect
         monkeypatch.setattr(agent.policy, "evaluate", lambda batch: calls.append(1) or evaluate(batch))
         if not keep:
-            monkeypatch.setattr(agent, "collect", lambda: dataclasses.replace(collect(), evaluation=None))
+            monkeypatch.setattr(agent, "collect", lambda: dataclasses.replace(collect()))
         agent.learn(1)
         return len(calls), torch.cat([p.detach().flatten() for p in agent.policy.parameters()])
 
