@@ -193,10 +193,10 @@ def ratios(results: dict[str, Any]) -> list[Ratio]:
 
 PAGE = """# How fast
 
-Written by `make benchmark` ({machine}). Every line was measured in one run, each side in a process of its own, one
-after another; medians of the steps after the first. The model is a random Llama with hidden size 256, 4 layers and
-a vocabulary of 1,024, a step has 64 episodes (8 prompts times 8), if nothing else is said. A ratio against a peer
-is the peer's time over ours.
+Written by `make benchmark` ({machine}). The two sides of a line were measured in one run, each in a process of its
+own, one after another; medians of the steps after the first. The model is a random Llama with hidden size 256, 4
+layers and a vocabulary of 1,024, a step has 64 episodes (8 prompts times 8), if nothing else is said. A ratio against
+a peer is the peer's time over ours.
 
 {table}
 
@@ -253,5 +253,9 @@ def write(results: dict[str, Any], root: Path) -> None:
         before, rest = text.split(BEGIN)
         after = rest.split(END)[1]
         short = ["| what | against | ratio |", "| --- | --- | --- |"]
-        short += [f"| {x.what} | {x.against} | {x.value:.1f} |" for x in lines if x.headline]
+        short += [
+            f"| {x.what} | {x.against} | {x.value:.{1 if x.value >= 1 else 2}f} |"
+            for x in lines
+            if x.headline
+        ]
         readme.write_text(before + BEGIN + "\n" + "\n".join(short) + "\n" + END + after)
