@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from textrl_env.shared_prompts import SharedPrompts, attending
-from textrl_env.teacher_forcing import unique_rows
+from textrl_env.teacher_forcing import right_padded, unique_rows
 
 if TYPE_CHECKING:
     from textrl_env.language_model import CausalLM
@@ -176,10 +176,8 @@ class SlotDecoder:
             Acting logits ``[k, vocab_size]`` of the token after each sequence.
         """
         lengths = np.array([len(s) for s in sequences])
-        width = int(lengths.max())
-        rows = np.zeros((len(slots), width), dtype=np.int64)
-        for row, sequence in zip(rows, sequences, strict=True):
-            row[: len(sequence)] = sequence
+        rows = right_padded(sequences)
+        width = rows.shape[1]
         self.tokens[slots, :width] = rows
         self.lengths[slots] = lengths
         self._has_logits[slots] = False

@@ -57,9 +57,7 @@ def _after_shared_prompts(
 ) -> Tensor:
     """The same, the prompts read once and their keys and values put before what was written after them."""
     before = np.array([len(p) for p in prompts])
-    padded = np.zeros((len(prompts), before.max()), dtype=np.int64)
-    for row, prompt in zip(padded, prompts, strict=True):
-        row[: len(prompt)] = prompt
+    padded = right_padded(prompts)
     cache = DynamicCache()
     ids = torch.from_numpy(padded).to(body.device)
     states = [body(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state]
@@ -169,6 +167,14 @@ def _ranges(start: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """``start[i], start[i] + 1, ...``, ``lengths[i]`` of them, one after another."""
     offset = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return np.repeat(start, lengths) + offset
+
+
+def right_padded(sequences: Sequence[np.ndarray]) -> np.ndarray:
+    """Sequences under each other, int64 ``[B, L]``, zeros after the end of the shorter ones."""
+    rows = np.zeros((len(sequences), max(len(s) for s in sequences)), dtype=np.int64)
+    for row, sequence in zip(rows, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    return rows
 
 
 def unique_rows(prompts: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
