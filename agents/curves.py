@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,9 +48,8 @@ def plot_learning_curve(
         np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True
     ):
         values = np.array(progress[column])
-        axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
         smooth = smoothed(values)
-        axes.plot(steps, smooth, color=colour, linewidth=2)
+        draw_curve(axes, steps, values, smooth, colour)
         axes.annotate(
             f"{smooth[-1]:.2f}",
             (steps[-1], smooth[-1]),
@@ -62,20 +62,46 @@ def plot_learning_curve(
         axes.set_title(heading, fontsize=10.5, color=_INK, loc="left")
         axes.set_xlabel(f"{unit} seen", fontsize=9.5, color=_INK)
         axes.set_xlim(0, steps[-1] * 1.14)
-        axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}")
-        axes.xaxis.set_major_locator(_ticks(5))
-        axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-        axes.tick_params(labelsize=9, colors=_QUIET, length=0)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.spines["bottom"].set_color("#cccccc")
+        style_axes(axes)
     figure.savefig(file)
     return Path(file)
 
 
-def _ticks(count: int):
+def draw_curve(
+    axes: Any, steps: np.ndarray, values: np.ndarray, smooth: np.ndarray, colour: str, style: str = "-"
+) -> None:
+    """Draw what was logged faintly and its running mean over it.
+
+    Args:
+        axes: matplotlib's.
+        steps: Timesteps ``[n]``.
+        values: What was logged then ``[n]``.
+        smooth: Their running mean ``[n]``, see :func:`smoothed`.
+        colour: Of both lines.
+        style: matplotlib's line style of the running mean.
+    """
+    axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
+    axes.plot(steps, smooth, style, color=colour, linewidth=2)
+
+
+def style_axes(axes: Any) -> None:
+    """Quiet axes over timesteps: horizontal grid lines, no frame, thousands as "30k"."""
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(count)
+    axes.xaxis.set_major_formatter(lambda x, _: short_count(x))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.tick_params(labelsize=9, colors=_QUIET, length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color("#cccccc")
+
+
+def short_count(count: float) -> str:
+    """Timesteps in a few characters: "500", "30k", "1.5M"."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if abs(count) >= size:
+            return f"{count / size:.4g}{letter}"
+    return f"{count:g}"
 
 
 def smoothed(values: np.ndarray, fraction: float = 0.1) -> np.ndarray:

@@ -164,6 +164,13 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
+def read_table(table: str) -> list[dict[str, str]]:
+    """The rows of what :meth:`EpisodeLog.table` wrote, cells by the names in its first row."""
+    # A bar inside a cell comes after a backslash, so only those between cells have a space before them.
+    names, _, *rows = [line[2:-2].split(" | ") for line in table.split("\n")]
+    return [dict(zip(names, (cell.replace("\\|", "|") for cell in row), strict=True)) for row in rows]
+
+
 def _log_objective(record: Callable[..., None], rollout: Rollout) -> None:
     """Sums over an episode, averaged over the episodes of the rollout; real steps only."""
     mask, episodes = rollout.mask, max(int(rollout.done.sum()), 1)
