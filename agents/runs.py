@@ -37,7 +37,7 @@ from agents.locate import find_agent, find_policy
 
 FORMAT = 1
 CONFIG, PROGRESS, FINAL, CHECKPOINT = "config.json", "progress.csv", "final", "checkpoint-"
-EVALUATION = "evaluation.json"
+EVALUATION, REPORT = "evaluation.json", "report.html"
 _PACKAGES = ("textrl-env", "torch", "transformers", "gymnasium", "stable-baselines3", "numpy")
 
 
@@ -86,6 +86,7 @@ def _delete_run(folder: Path) -> None:
             shutil.rmtree(path)
     for path in [
         folder / EVALUATION,
+        folder / REPORT,
         folder / PROGRESS,
         folder / CONFIG,
         *folder.glob("events.out.tfevents.*"),

@@ -8,4 +8,14 @@ A module may set ``SETTINGS``, keywords of ``typer.Typer.command``.
 from __future__ import annotations
 
 #: In the order in which ``textrl --help`` lists them.
-VERBS: tuple[str, ...] = ("demo", "train", "sft", "reward", "preferences", "dpo", "evaluate", "envs")
+VERBS: tuple[str, ...] = (
+    "demo",
+    "train",
+    "sft",
+    "reward",
+    "preferences",
+    "dpo",
+    "evaluate",
+    "report",
+    "envs",
+)

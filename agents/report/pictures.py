@@ -1,0 +1,167 @@
+"""The pictures of a report, as SVG that stands in the page: curves, and the score against the KL.
+
+Text in them is text, in the page's own type. One run is drawn as logged with its running mean, several runs of the
+same settings as the mean of their running means with a band from the lowest to the highest.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from agents.curves import draw_curve, style_axes
+from agents.report.metrics import (
+    BLUE,
+    GOLD,
+    GREEN,
+    GREY,
+    KL,
+    PURPLE,
+    RED,
+    TEAL,
+    Metric,
+    decimals,
+    running_mean,
+    write_number,
+)
+from agents.report.reading import Group
+
+#: Of groups, in their order; then dashed, then dotted.
+PALETTE = (BLUE, GOLD, RED, TEAL, PURPLE, GREEN, GREY)
+LINES = ("-", "--", ":")
+#: Inches; the page shows them about a fifth larger.
+_SIZE = (3.9, 2.45)
+#: Up to so many groups, single runs show what was logged behind their running mean.
+_FAINT = 3
+_POINTS = 200
+_INK, _QUIET = "#222222", "#888888"
+
+Curve = tuple[np.ndarray, np.ndarray]
+
+
+def curve(metric: Metric, groups: Sequence[Group]) -> str:
+    """A metric against timesteps, every group in its colour."""
+    figure, axes = _figure()
+    alone = len(groups) == 1
+    end = max(metric.series(run)[0][-1] for g in groups for run in g.runs if len(metric.series(run)[0]))
+    for i, group in enumerate(groups):
+        found = [series for series in map(metric.series, group.runs) if len(series[0])]
+        if not found:
+            continue
+        colour = metric.colour if alone else group_colour(i)
+        line = LINES[i // len(PALETTE) % len(LINES)]
+        last = _draw(axes, found, colour, line, len(groups) <= _FAINT)
+        if alone:
+            _write_last(axes, *last, colour)
+    axes.set_xlim(0, end * (1.17 if alone else 1.02))
+    _finish(axes, groups[0].runs[0].unit)
+    return _svg(figure, f"{metric.label} against {groups[0].runs[0].unit}", metric.column)
+
+
+def frontier(metric: Metric, groups: Sequence[Group]) -> str:
+    """A metric against the KL: an open dot where the runs begin, a full one where they end."""
+    figure, axes = _figure()
+    for i, group in enumerate(groups):
+        both = [run for run in group.runs if len(metric.series(run)[0]) and len(KL.series(run)[0])]
+        if not both:
+            continue
+        colour = metric.colour if len(groups) == 1 else group_colour(i)
+        if len(both) == 1 and len(groups) <= _FAINT:
+            steps, values = metric.series(both[0])
+            axes.plot(
+                np.interp(steps, *KL.series(both[0])), values, ".", color=colour, alpha=0.25, markersize=4
+            )
+        grid, y, *_ = mean_and_band([metric.series(run) for run in both])
+        kl_grid, kl, *_ = mean_and_band([KL.series(run) for run in both])
+        x = np.interp(grid, kl_grid, kl)
+        line = LINES[i // len(PALETTE) % len(LINES)]
+        axes.plot(x, y, line, color=colour, linewidth=2)
+        axes.plot(x[0], y[0], "o", color=colour, markerfacecolor="white", markersize=5)
+        axes.plot(x[-1], y[-1], "o", color=colour, markersize=5)
+    _finish(axes, f"{KL.label} ({KL.note})")
+    return _svg(figure, f"{metric.label} against the KL", f"frontier {metric.column}")
+
+
+def group_colour(index: int) -> str:
+    """The colour of a group."""
+    return PALETTE[index % len(PALETTE)]
+
+
+def mean_and_band(series: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The mean of running means over several runs, and the lowest and highest of them.
+
+    Runs log at timesteps of their own, so all are read off at common ones, from where the last of them begins to
+    where the first ends. A run that ended long before the longest leaves the mean there.
+
+    Args:
+        series: Timesteps and values of each run.
+
+    Returns:
+        Timesteps, mean, lowest and highest, ``[n]`` each.
+    """
+    if len(series) == 1:
+        steps, values = series[0]
+        smooth = running_mean(values)
+        return steps, smooth, smooth, smooth
+    ends = [steps[-1] for steps, _ in series]
+    start, end = max(steps[0] for steps, _ in series), min(e for e in ends if e >= 0.9 * max(ends))
+    if start > end:
+        start = min(steps[0] for steps, _ in series)
+    grid = np.linspace(start, end, _POINTS)
+    read = np.array([np.interp(grid, steps, running_mean(values), right=np.nan) for steps, values in series])
+    return grid, np.nanmean(read, 0), np.nanmin(read, 0), np.nanmax(read, 0)
+
+
+def _draw(axes: Any, series: list[Curve], colour: str, line: str, faint: bool) -> tuple[float, float]:
+    """One group; returns where its curve ends."""
+    if len(series) == 1 and faint:
+        steps, values = series[0]
+        smooth = running_mean(values)
+        draw_curve(axes, steps, values, smooth, colour, line)
+        return float(steps[-1]), float(smooth[-1])
+    grid, mean, low, high = mean_and_band(series)
+    axes.fill_between(grid, low, high, color=colour, alpha=0.18, linewidth=0)
+    axes.plot(grid, mean, line, color=colour, linewidth=2)
+    return float(grid[-1]), float(mean[-1])
+
+
+def _write_last(axes: Any, x: float, y: float, colour: str) -> None:
+    said = write_number(y, min(decimals([y]), 2))
+    where = {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
+    axes.annotate(said, (x, y), **where, color=colour, fontsize=9.5, fontweight="bold", annotation_clip=False)
+
+
+def _figure() -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_SIZE)
+    figure.subplots_adjust(left=0.135, right=0.985, bottom=0.185, top=0.965)
+    return figure, figure.subplots()
+
+
+def _finish(axes: Any, label: str) -> None:
+    style_axes(axes)
+    axes.set_xlabel(label, fontsize=9, color=_QUIET, loc="right", labelpad=2)
+    low, high = axes.get_ylim()
+    if high - low < 1e-6 * max(abs(high), 1e-3):  # a constant: no ticks of its rounding errors
+        axes.set_ylim(low - 0.05 * max(abs(low), 1.0), high + 0.05 * max(abs(high), 1.0))
+
+
+def _svg(figure: Any, said: str, salt: str) -> str:
+    """A figure as an ``<svg>`` that scales with the page and shares no id with another."""
+    from matplotlib import rc_context
+
+    text = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()[text.getvalue().index("<svg") :]
+    # The page has the style and the type, the size is the column's, and ids would repeat from picture to picture.
+    svg = re.sub(r"<(metadata|style).*?</\1>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'font-family: [^;"]*; ', "", re.sub(r'<g id="[^"]*"', "<g", svg))
+    svg = re.sub(r'(?<=[0-9a-z"]) (?:width|height)="[0-9.]+pt"', "", svg)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(said)}"', 1)

@@ -1,0 +1,59 @@
+"""How the report looks: the type of the reader's own system, aligned digits, few colours, and it prints."""
+
+CSS = """
+:root { color-scheme: light; --ink: #222; --quiet: #6f757b; --line: #e4e6e8; --paper: #fff; }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", "Helvetica Neue", Arial, sans-serif;
+  font-variant-numeric: tabular-nums; }
+main { max-width: 1120px; margin: 0 auto; padding: 40px 28px 64px; }
+h1 { font-size: 27px; line-height: 1.2; margin: 0 0 6px; letter-spacing: -.01em; }
+h2 { font-size: 17px; margin: 0 0 10px; }
+section { margin-top: 36px; }
+.lead { font-size: 17px; margin: 0; color: #3b4045; }
+.quiet, small { color: var(--quiet); font-size: 13px; font-weight: normal; }
+p.quiet { margin: 6px 0 10px; }
+small { display: block; line-height: 1.35; white-space: nowrap; }
+.two { display: grid; grid-template-columns: minmax(0, 5fr) minmax(0, 7fr); gap: 48px; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 5px 20px; margin: 0; }
+dt { color: var(--quiet); }
+dt.code, code, pre {
+  font-family: ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace;
+  font-size: 13px; }
+dt.code { padding-top: 1px; }
+dd { margin: 0; overflow-wrap: anywhere; white-space: pre-wrap; }
+table { border-collapse: collapse; width: 100%; }
+table.narrow { max-width: 560px; }
+th { text-align: left; font-weight: 600; font-size: 13px; color: var(--quiet);
+  vertical-align: bottom; line-height: 1.3; }
+th, td { padding: 5px 12px 5px 0; border-bottom: 1px solid var(--line); }
+td { vertical-align: top; }
+th:last-child, td:last-child { padding-right: 0; }
+.num { text-align: right; white-space: nowrap; }
+th.num { white-space: normal; }
+.wide { overflow-x: auto; }
+.findings { list-style: none; margin: 0; padding: 0; }
+.findings li { border-left: 3px solid #b8860b; background: #fcf8ee; padding: 8px 14px;
+  margin-bottom: 8px; max-width: 860px; }
+.name { white-space: nowrap; }
+.plots { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 22px 26px; }
+figure { margin: 0; break-inside: avoid; }
+figcaption { font-size: 14px; margin-bottom: 4px; }
+figcaption span { display: block; color: var(--quiet); font-size: 13px; line-height: 1.3; }
+figure svg { display: block; width: 100%; height: auto; overflow: visible; }
+figure svg * { stroke-linejoin: round; stroke-linecap: butt; }
+.legend { margin: 0 0 12px; }
+.legend span { margin-right: 24px; white-space: nowrap; }
+i { display: inline-block; width: 18px; vertical-align: 4px; margin-right: 7px; }
+.samples td { padding-top: 8px; padding-bottom: 8px; }
+.samples td:not(.num) { min-width: 170px; overflow-wrap: anywhere; }
+.samples .num + :not(.num) { padding-left: 22px; }
+details dl { margin-top: 10px; }
+summary { cursor: pointer; }
+pre { background: #f5f6f7; padding: 12px 14px; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; }
+@media (max-width: 900px) { .two { grid-template-columns: minmax(0, 1fr); gap: 32px; }
+  .plots { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
+@media (max-width: 560px) { main { padding: 24px 16px 40px; } .plots { grid-template-columns: minmax(0, 1fr); } }
+@media print { main { max-width: none; padding: 0; } section { margin-top: 24px; } h2 { break-after: avoid; }
+  .findings li, pre { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
+"""

@@ -1,0 +1,374 @@
+"""Claims about the report: what it says follows from the log, it stands alone, and bad input is named."""
+
+from __future__ import annotations
+
+import json
+import re
+from html import escape
+
+import numpy as np
+import pytest
+from torch.utils.tensorboard import SummaryWriter
+
+from agents import runs
+from agents.cli import main
+from agents.episodes import EpisodeLog, read_table
+from agents.report import read_run, write_report
+from agents.report.findings import examine
+from agents.report.metrics import write_number
+from agents.report.pictures import mean_and_band
+from agents.report.reading import settings
+
+ROWS = 40
+STEPS = 500.0 * np.arange(1, ROWS + 1)
+RISING = np.linspace(0.1, 1.3, ROWS)
+NOISE = 0.01 * np.random.default_rng(0).standard_normal(ROWS)
+#: A text run in which nothing is wrong.
+HEALTHY = {
+    "objective/scores": RISING + NOISE,
+    "objective/gold_scores": np.linspace(0.5, 0.8, ROWS) + NOISE,
+    "objective/rlhf_reward": RISING - 0.1,
+    "objective/kl": np.linspace(0.0, 3.0, ROWS),
+    "train/entropy_loss": np.linspace(-0.9, -0.4, ROWS),
+    "completions/mean_length": np.linspace(8.0, 9.0, ROWS),
+    "completions/clipped_ratio": np.full(ROWS, 0.02),
+    "train/loss": NOISE,
+    "train/approx_kl": np.full(ROWS, 0.01),
+    "time/tokens_per_second": np.full(ROWS, 2000.0),
+}
+
+
+def make_run(folder, columns=HEALTHY, steps=STEPS, total=20_000, finished=True, **config):
+    """A run directory with a log that was made up."""
+    folder.mkdir(parents=True)
+    said = {"agent": "ppo", "env": "TextRLHF-v0", "seed": 0, "command": "textrl train"} | config
+    runs.write_config(folder, runs.new_config(total_timesteps=total, **said))
+    names = ["time/total_timesteps", *columns]
+    rows = zip(steps, *columns.values(), strict=True)
+    lines = [",".join("" if np.isnan(x) else repr(float(x)) for x in row) for row in rows]
+    (folder / "progress.csv").write_text("\n".join([",".join(names), *lines]) + "\n")
+    if finished:
+        (folder / "final").mkdir()
+        (folder / "final" / "agent.json").write_text(json.dumps({"num_timesteps": total}))
+    return folder
+
+
+def add_samples(folder, *tables):
+    """Record tables of ``(prompt, response, score, kl)``, one for each time."""
+    writer = SummaryWriter(str(folder))
+    for i, rows in enumerate(tables):
+        log = EpisodeLog(1)
+        log.text = dict(
+            zip(("prompt", "response", "score", "kl_sum"), map(list, zip(*rows, strict=True)), strict=True)
+        )
+        writer.add_text("samples/table", log.table(), 1000 * (i + 1))
+    writer.close()
+
+
+def page_of(*folders, output=None):
+    return write_report(list(folders), output).page.read_text()
+
+
+def text_of(page):
+    """What a reader sees, without pictures and markup."""
+    page = re.sub(r"<svg.*?</svg>|<style>.*?</style>", "", page, flags=re.DOTALL)
+    return " ".join(re.sub(r"<[^>]+>", " ", page).split())
+
+
+def names_of(folder):
+    return [finding.name for finding in examine(read_run(folder))]
+
+
+# -- the page -----------------------------------------------------------------------------------------------
+
+
+def test_the_page_stands_alone_and_may_run_no_script(tmp_path):
+    page = page_of(make_run(tmp_path / "run"))
+    assert not re.search(r"""<script|<link|@import|(src|href)=(?!"#)|url\((?!#)""", page)
+    assert "default-src 'none'" in page and page.count("<svg") >= 8
+    ids = re.findall(r'\bid="([^"]*)"', page)
+    assert len(ids) == len(set(ids)), "pictures in one page share no id"
+
+
+def test_the_same_run_gives_the_same_page(tmp_path):
+    folder = make_run(tmp_path / "run")
+    assert page_of(folder) == page_of(folder)
+
+
+def test_figures_settings_and_the_summary_are_those_of_the_run(tmp_path):
+    given = {"learning_rate": 1e-3, "gae_lambda": 0.95, "n_epochs": 2}
+    folder = make_run(tmp_path / "run", agent_kwargs=given, env_kwargs={"kl_coef": 0.1}, seed=7)
+    seen = text_of(page_of(folder))
+    assert "The score went from 0.13 to 1.28, the gold score from 0.51 to 0.80, 2.9 nats" in seen
+    assert "KL to the reference nats in a response 0.08 2.92 +2.85" in seen
+    assert "learning_rate 0.001 (default 0.0003)" in seen and "kl_coef 0.1 (default 0.05)" in seen
+    assert "Seed 7" in seen and "20,000 tokens, 40 rows logged" in seen and "2,000 tokens per second" in seen
+    assert "gae_lambda" not in settings(read_run(folder).config), "what is the default differs from none"
+
+
+def test_a_run_of_an_agent_whose_code_is_gone_is_reported_all_the_same(tmp_path):
+    folder = make_run(tmp_path / "run", agent="gone.py:MyAgent", agent_kwargs={"patience": 3})
+    seen = text_of(page_of(folder))
+    assert "MyAgent on TextRLHF-v0" in seen and "patience 3" in seen
+
+
+def test_curves_are_those_that_were_logged(tmp_path):
+    exact = {"exact/gap": np.linspace(1.0, 0.1, ROWS), "group/reward_std": np.full(ROWS, 0.5)}
+    with_gap = page_of(make_run(tmp_path / "a", HEALTHY | exact))
+    assert (
+        'aria-label="Gap to the optimum against tokens"' in with_gap and "Spread within a group" in with_gap
+    )
+    without = page_of(make_run(tmp_path / "b"))
+    assert "Gap to the optimum" not in without and "Spread within a group" not in without
+    assert 'aria-label="Gold score against the KL"' in without
+
+
+def test_a_run_without_text_shows_return_entropy_and_the_updates(tmp_path):
+    late = np.where(np.arange(ROWS) < 3, np.nan, np.linspace(20.0, 400.0, ROWS))  # no episode ended at first
+    columns = {
+        "rollout/ep_rew_mean": late,
+        "train/entropy_loss": np.linspace(-0.69, -0.4, ROWS),
+        "train/explained_variance": RISING / 2,
+    }
+    page = page_of(make_run(tmp_path / "run", columns, env="CartPole-v1"))
+    for said in ("Return against steps", "Entropy against steps", "Explained variance against steps"):
+        assert f'aria-label="{said}"' in page
+    assert "Score against KL" not in page and "in 20,000 steps" in text_of(page)
+
+
+def test_held_out_figures_of_the_demo_are_in_the_page(tmp_path):
+    folder = make_run(tmp_path / "run")
+    found = {"win_rate": 0.834, "win_rate_low": 0.804, "win_rate_high": 0.864, "prompts": 128}
+    found |= {"before": {"gold": 0.51, "score": -0.1}, "after": {"gold": 0.84, "score": 1.4}}
+    (folder / "evaluation.json").write_text(json.dumps(found))
+    seen = text_of(page_of(folder))
+    assert (
+        "83.4 % of comparisons (95 % confidence 80.4 % to 86.4 %" in seen and "gold score 0.510 0.840" in seen
+    )
+
+
+# -- samples ------------------------------------------------------------------------------------------------
+
+
+def test_first_and_last_responses_to_one_prompt_stand_side_by_side(tmp_path):
+    folder = make_run(tmp_path / "run")
+    first = [("two plus two?", "perhaps", -0.5, 0.0), ("asked once", "yes", 0.0, 0.0)]
+    between = [("two plus two?", "five", 0.1, 0.7), ("the sky?", "green", 0.3, 0.2)]
+    last = [("two plus two?", "four", 1.25, 2.5), ("the sky?", "blue", 0.9, 1.0)]
+    add_samples(folder, first, between, last)
+    seen = text_of(page_of(folder))
+    minus = "\N{MINUS SIGN}"
+    assert f"two plus two? perhaps at 1,000 tokens {minus}0.50 0.00 four at 3,000 tokens 1.25 2.50" in seen
+    assert "the sky? green at 2,000 tokens 0.30 0.20 blue at 3,000 tokens 0.90 1.00" in seen
+    assert "asked once" not in seen and "five" not in seen
+
+
+def test_what_a_model_writes_stays_text(tmp_path):
+    folder = make_run(tmp_path / "run")
+    nasty = "<script>alert(1)</script> a | b \\| <b>"
+    add_samples(folder, [("p & q", nasty, 0.0, 0.0)], [("p & q", "<td>", 0.0, 0.0)])
+    page = page_of(folder)
+    assert escape(nasty) in page and escape("p & q") in page and "<script" not in page
+
+
+def test_a_table_of_samples_is_read_as_it_was_written():
+    log = EpisodeLog(1)
+    written = ["a | b", "| c |", "d \\| e", "", " \u2028 f", "ends in \\"]
+    log.text = {
+        "prompt": [f"p{i}" for i in range(len(written))],
+        "response": written,
+        "score": [0.5] * len(written),
+    }
+    rows = read_table(log.table())
+    assert [row["response"] for row in rows] == written and rows[0] == {
+        "prompt": "p0",
+        "response": "a | b",
+        "score": "0.50",
+    }
+
+
+# -- warnings -----------------------------------------------------------------------------------------------
+
+
+def test_a_healthy_run_warns_of_nothing_and_says_what_was_looked_for(tmp_path):
+    folder = make_run(tmp_path / "run")
+    assert names_of(folder) == []
+    assert "Looked for and not found" in (seen := text_of(page_of(folder))) and "over-optimisation" in seen
+
+
+FALLING_GOLD = np.concatenate([np.linspace(0.5, 0.9, ROWS // 2), np.linspace(0.9, 0.6, ROWS // 2)])
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "name", "figures"),
+    [
+        ("objective/gold_scores", FALLING_GOLD + NOISE, "over-optimisation", "0.890 to 0.623 .* rose from 0.72 to 1.28"),
+        ("train/entropy_loss", np.linspace(-0.9, -0.01, ROWS), "entropy collapse", "4 % of .* 0.877 to 0.033 nats"),
+        ("completions/clipped_ratio", np.linspace(0.0, 0.6, ROWS), "responses cut off", "58 % .* 24 tokens .* 2 %"),
+        ("group/frac_zero_std", np.linspace(0.0, 0.9, ROWS), "groups without variance", "88 % of the groups"),
+        ("objective/scores", 0.5 + NOISE, "no improvement", "score has not risen .* 0.50"),
+        ("completions/mean_length", np.linspace(8.0, 20.0, ROWS), "change of length", "grew from 8.31 to 19.69"),
+        ("objective/kl", np.linspace(0.0, -1.0, ROWS), "negative KL", "ends at .0.97 nats"),
+        ("train/approx_kl", np.full(ROWS, 0.4), "large updates", "0.40 nats"),
+        ("train/explained_variance", np.full(ROWS, -0.5), "a critic that misleads", "ends at .0.50"),
+        ("train/loss", np.where(STEPS == 2500, np.inf, 0.0), "numbers that are not finite", "1 of 40 .* at 2,500"),
+    ],
+)  # fmt: skip
+def test_a_warning_names_the_figures_it_follows_from(column, values, name, figures, tmp_path):
+    folder = make_run(tmp_path / "run", HEALTHY | {column: values})
+    found = {finding.name: finding.text for finding in examine(read_run(folder))}
+    assert list(found) == [name] and re.search(figures, found[name]), found
+    assert escape(found[name]) in page_of(folder)
+
+
+def test_noise_is_no_over_optimisation(tmp_path):
+    for seed in range(20):
+        noise = 0.05 * np.random.default_rng(seed).standard_normal(ROWS)
+        columns = HEALTHY | {"objective/gold_scores": 0.8 + noise}
+        assert names_of(make_run(tmp_path / str(seed), columns)) == []
+
+
+def test_gold_that_falls_while_the_score_stays_is_called_something_else(tmp_path):
+    columns = HEALTHY | {
+        "objective/gold_scores": FALLING_GOLD,
+        "objective/scores": np.minimum(RISING, 0.6) + NOISE,
+    }
+    assert names_of(make_run(tmp_path / "run", columns)) == ["falling gold score"]
+
+
+def test_runs_that_stopped_early_and_short_logs_are_named(tmp_path):
+    short = {name: values[:4] for name, values in HEALTHY.items()}
+    folder = make_run(tmp_path / "run", short, STEPS[:4], finished=False)
+    stopped, few = examine(read_run(folder))
+    assert "2,000 of 20,000 tokens" in stopped.text and f"--resume {folder}" in stopped.text
+    assert few.name == "short log" and "4 rows" in few.text
+    assert read_run(folder).num_timesteps == 2000
+
+
+# -- several runs -------------------------------------------------------------------------------------------
+
+
+def test_runs_that_differ_by_the_seed_become_one_mean_and_band(tmp_path):
+    shifted = HEALTHY | {"objective/scores": RISING + 1.0}
+    folders = [make_run(tmp_path / "ppo-0"), make_run(tmp_path / "ppo-1", shifted, seed=1)]
+    other = make_run(tmp_path / "low-kl", env_kwargs={"kl_coef": 0.01})
+    report = write_report([*folders, other])
+    assert [(group.label, len(group.runs)) for group in report.groups] == [("ppo", 2), ("low-kl", 1)]
+    assert report.page == tmp_path / "report.html"
+    seen = text_of(report.page.read_text())
+    assert "2 settings on TextRLHF-v0 compared" in seen and "kl_coef 0.05 0.01" in seen
+    assert "ppo 0, 1 20,000 1.77 1.28 to 2.27" in seen, "mean of the two, lowest and highest"
+
+
+def test_mean_and_band_are_read_off_at_common_timesteps():
+    a, b = np.arange(100.0, 2000.0, 100.0), np.arange(150.0, 2100.0, 130.0)
+    grid, mean, low, high = mean_and_band([(a, np.full(len(a), 1.0)), (b, np.full(len(b), 3.0))])
+    assert grid[0] == 150.0 and grid[-1] == a[-1]
+    assert np.allclose(mean, 2.0) and np.allclose(low, 1.0) and np.allclose(high, 3.0)
+
+
+def test_a_run_that_broke_off_leaves_the_mean_where_it_ended():
+    whole, broken = np.arange(100.0, 2000.0, 100.0), np.arange(100.0, 500.0, 100.0)
+    grid, mean, *_ = mean_and_band([(whole, np.full(len(whole), 1.0)), (broken, np.full(len(broken), 3.0))])
+    assert grid[-1] == whole[-1] and mean[0] == 2.0 and mean[-1] == 1.0
+
+
+def test_what_makes_runs_hard_to_compare_is_said(tmp_path):
+    without_gold = {name: values for name, values in HEALTHY.items() if name != "objective/gold_scores"}
+    a = make_run(tmp_path / "a", env_kwargs={"reward": "rules:short"})
+    b = make_run(tmp_path / "b", without_gold, env_kwargs={"reward": "rules:long"})
+    found = {finding.name: finding.text for finding in write_report([a, b]).findings}
+    assert found == {
+        "not the same task": "The runs differ in reward.",
+        "not logged by all": "Gold score (objective/gold_scores) is missing in b.",
+    }
+
+
+# -- errors and files ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with a run, a model, a log of SFT, a run that has only begun, and one on another environment."""
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "runs" / "first")
+    make_run(tmp_path / "runs" / "begun", {}, [])
+    make_run(tmp_path / "runs" / "pole", {"rollout/ep_rew_mean": RISING}, env="CartPole-v1")
+    make_run(tmp_path / "runs" / "plain", {"rollout/ep_rew_mean": RISING})
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "sft-log").mkdir()
+    (tmp_path / "sft-log" / "progress.csv").write_text("train/loss\n0.5\n")
+    (tmp_path / "thesis.html").write_text("<p>mine")
+    (tmp_path / "empty").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["runs/frist"], "there is no folder runs/frist. Did you mean 'first'?"),
+        (["empty"], "empty is not a run directory: it has no config.json"),
+        (["thesis.html"], "thesis.html is a file"),
+        (["model"], "is not the configuration of a run"),
+        (["sft-log"], "tensorboard --logdir sft-log"),
+        (["runs"], "it holds some; try: textrl report runs/begun runs/first"),
+        (["runs/first/final"], "is a checkpoint; the run is runs/first"),
+        (["runs/begun"], "runs/begun has not finished a rollout yet"),
+        (["runs/first", "runs/pole"], "different environments"),
+        (["runs/first", "runs/plain"], "runs/first logs objective/scores and runs/plain does not"),
+        (["runs/first", "runs/first/"], "is given twice"),
+        (["runs/first", "--output", "thesis.html"], "thesis.html is already there and is not a report"),
+        (["runs/first", "--output", "first.pdf"], "try first.html"),
+        (["runs/first", "--output", "empty"], "name a file in it: empty/report.html"),
+        ([], "RUN_DIR"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(args, said, here, capsys):
+    before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+    assert main(["report", *args]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and said in lines[0], lines
+    assert before == {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+
+
+def test_a_config_that_is_cut_short_is_named(here):
+    (here / "runs" / "first" / "config.json").write_text('{"format": 1, "ag')
+    with pytest.raises(ValueError, match=r"JSON file of the run .*first cannot be read"):
+        read_run(here / "runs" / "first")
+
+
+def test_an_earlier_report_is_replaced_and_a_new_run_deletes_it(here):
+    page = write_report("runs/first").page
+    assert write_report("runs/first").page == page and page.name == runs.REPORT
+    runs.prepare_directory(here / "runs" / "first", overwrite=True)
+    assert not page.exists()
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--env", "TokenTree-v0", "--agent", "grpo", "--total-timesteps", "1200"],
+        ["--env", "CartPole-v1", "--n-steps", "64", "--total-timesteps", "1000"],
+        ["--n-episodes", "16", "--max-new-tokens", "6", "--total-timesteps", "1200"],
+    ],
+)
+def test_what_train_leaves_can_be_reported(args, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--no-progress", *args, "--run-dir", "run"]) == 0
+    capsys.readouterr()
+    assert main(["report", "run", "--output", "pages/one.html"]) == 0
+    shown = capsys.readouterr().out
+    assert "The page: pages/one.html" in shown and "first" in shown and "Entropy" in shown
+    page = (tmp_path / "pages" / "one.html").read_text()
+    assert "Learning curves" in page and "textrl train --no-progress" in page
+    assert ("<h2>Samples</h2>" in page) == ("--n-episodes" in args)
+
+
+def test_numbers_are_written_with_a_real_minus_and_no_negative_zero():
+    assert [write_number(x, 2) for x in (-0.001, -1.5, 1234.5, float("nan"))] == [
+        "0.00",
+        "\N{MINUS SIGN}1.50",
+        "1,234.50",
+        "–",
+    ]
