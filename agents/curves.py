@@ -105,7 +105,13 @@ def short_count(count: float) -> str:
 
 
 def smoothed(values: np.ndarray, fraction: float = 0.1) -> np.ndarray:
-    """A centred running mean over ``fraction`` of the points, its window shorter at the ends; NaNs left out."""
+    """A centred running mean over ``fraction`` of the points, its window shorter at the ends.
+
+    What is not finite is left out; NaN where a window holds nothing else.
+    """
     half = max(int(len(values) * fraction / 2), 1)
-    windows = (values[max(i - half, 0) : i + half + 1] for i in range(len(values)))
-    return np.array([np.nanmean(w) if np.isfinite(w).any() else np.nan for w in windows])
+    window, there = np.ones(2 * half + 1), np.isfinite(values)
+    sums, counts = (
+        np.convolve(x, window)[half : half + len(values)] for x in (np.where(there, values, 0.0), there)
+    )
+    return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0.5)

@@ -145,3 +145,11 @@ def test_learning_curve_is_written_for_text_and_for_returns(tmp_path):
 def test_smoothing_keeps_constants_and_skips_gaps():
     assert np.allclose(smoothed(np.full(40, 2.0)), 2.0)
     assert np.isfinite(smoothed(np.array([1.0, np.nan, 3.0]))).all()
+
+
+def test_smoothing_is_the_mean_of_each_window_without_its_gaps():
+    values = np.random.default_rng(0).standard_normal(70)
+    values[[3, 40, 41]] = np.nan
+    windows = (values[max(i - 3, 0) : i + 4] for i in range(70))
+    assert np.allclose(smoothed(values), [np.nanmean(w) for w in windows])
+    assert np.isnan(smoothed(np.full(5, np.nan))).all() and smoothed(np.array([2.0])) == 2.0

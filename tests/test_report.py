@@ -202,7 +202,7 @@ FALLING_GOLD = np.concatenate([np.linspace(0.5, 0.9, ROWS // 2), np.linspace(0.9
 @pytest.mark.parametrize(
     ("column", "values", "name", "figures"),
     [
-        ("objective/gold_scores", FALLING_GOLD + NOISE, "over-optimisation", "0.890 to 0.623 .* rose from 0.72 to 1.28"),
+        ("objective/gold_scores", FALLING_GOLD + NOISE, "over-optimisation", "0.890 to 0.623 .* from 0.72 to 1.28"),
         ("train/entropy_loss", np.linspace(-0.9, -0.01, ROWS), "entropy collapse", "4 % of .* 0.877 to 0.033 nats"),
         ("completions/clipped_ratio", np.linspace(0.0, 0.6, ROWS), "responses cut off", "58 % .* 24 tokens .* 2 %"),
         ("group/frac_zero_std", np.linspace(0.0, 0.9, ROWS), "groups without variance", "88 % of the groups"),
@@ -271,6 +271,12 @@ def test_a_run_that_broke_off_leaves_the_mean_where_it_ended():
     whole, broken = np.arange(100.0, 2000.0, 100.0), np.arange(100.0, 500.0, 100.0)
     grid, mean, *_ = mean_and_band([(whole, np.full(len(whole), 1.0)), (broken, np.full(len(broken), 3.0))])
     assert grid[-1] == whole[-1] and mean[0] == 2.0 and mean[-1] == 1.0
+
+
+def test_a_page_does_not_grow_with_the_log(tmp_path):
+    long = {name: np.repeat(values, 100) + np.tile(NOISE, 100) for name, values in HEALTHY.items()}
+    page = page_of(make_run(tmp_path / "run", long, 5.0 * np.arange(1, 100 * ROWS + 1)))
+    assert len(page) < 1_000_000 and "4,000 rows logged" in page
 
 
 def test_what_makes_runs_hard_to_compare_is_said(tmp_path):

@@ -32,7 +32,7 @@ class Report:
     Attributes:
         page: The HTML file.
         groups: The runs, those of the same settings together.
-        findings: Warnings and remarks, each with the label of the run it is about.
+        findings: Warnings and remarks, each with the run it is about.
     """
 
     page: Path

@@ -33,6 +33,8 @@ GENERATOR = '<meta name="generator" content="textrl report">'
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 #: Pairs of samples of one run, and of each of several.
 _PAIRS, _PAIRS_OF_SEVERAL = 8, 4
+#: Groups that the summary names one by one.
+_RANKED = 4
 #: Characters of a prompt or response that are shown.
 _LONGEST = 600
 
@@ -97,11 +99,14 @@ def summary(groups: Sequence[Group]) -> str:
 
 
 def _ranked(metric: Metric, groups: Sequence[Group]) -> str:
-    """ "Gold score at the end: a 0.84, b 0.71", the highest first."""
+    """ "Gold score at the end: a 0.84, b 0.71", the highest first; of many the highest and the lowest."""
     lasts = {group.label: mean([metric.ends(run)[1] for run in group.runs]) for group in groups}
     there = sorted((label for label in lasts if np.isfinite(lasts[label])), key=lambda label: -lasts[label])
     places = decimals(lasts.values())
-    said = ", ".join(f"{label} {write_number(lasts[label], places)}" for label in there)
+    shown = there if len(there) <= _RANKED else [there[0], there[-1]]
+    said = (" to " if len(shown) < len(there) else ", ").join(
+        f"{label} {write_number(lasts[label], places)}" for label in shown
+    )
     return f"{metric.label} at the end: {said}" if there else ""
 
 
@@ -135,6 +140,8 @@ def _findings(findings: Sequence[Finding], runs: Sequence[Run]) -> str:
 def _curves(groups: Sequence[Group], runs: Sequence[Run]) -> list[str]:
     """What came of it: learning curves, what each nat has bought, and the distance from the exact optimum."""
     how = "Faint is what was logged, bold its running mean over a tenth of the rows."
+    if len(groups) > pictures.FAINT:
+        how = "Running means over a tenth of the rows."
     if any(len(group.runs) > 1 for group in groups):
         how = "Of several seeds, the mean of their running means and a band from the lowest to the highest."
     bought = "What each nat has bought: open dots where learning begins, full ones where it ends."

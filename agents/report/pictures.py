@@ -37,8 +37,10 @@ LINES = ("-", "--", ":")
 #: Inches; the page shows them about a fifth larger.
 _SIZE = (3.9, 2.45)
 #: Up to so many groups, single runs show what was logged behind their running mean.
-_FAINT = 3
+FAINT = 3
 _POINTS = 200
+#: More points than a curve can show make the page large.
+_DRAWN = 600
 _INK, _QUIET = "#222222", "#888888"
 
 Curve = tuple[np.ndarray, np.ndarray]
@@ -55,7 +57,7 @@ def curve(metric: Metric, groups: Sequence[Group]) -> str:
             continue
         colour = metric.colour if alone else group_colour(i)
         line = LINES[i // len(PALETTE) % len(LINES)]
-        last = _draw(axes, found, colour, line, len(groups) <= _FAINT)
+        last = _draw(axes, found, colour, line, len(groups) <= FAINT)
         if alone:
             _write_last(axes, *last, colour)
     axes.set_xlim(0, end * (1.17 if alone else 1.02))
@@ -71,18 +73,17 @@ def frontier(metric: Metric, groups: Sequence[Group]) -> str:
         if not both:
             continue
         colour = metric.colour if len(groups) == 1 else group_colour(i)
-        if len(both) == 1 and len(groups) <= _FAINT:
+        if len(both) == 1 and len(groups) <= FAINT:
             steps, values = metric.series(both[0])
-            axes.plot(
-                np.interp(steps, *KL.series(both[0])), values, ".", color=colour, alpha=0.25, markersize=4
-            )
+            x, y = _thin(np.interp(steps, *KL.series(both[0])), values)
+            axes.plot(x, y, ".", color=colour, alpha=0.25, markersize=4)
         grid, y, *_ = mean_and_band([metric.series(run) for run in both])
         kl_grid, kl, *_ = mean_and_band([KL.series(run) for run in both])
         x = np.interp(grid, kl_grid, kl)
-        line = LINES[i // len(PALETTE) % len(LINES)]
-        axes.plot(x, y, line, color=colour, linewidth=2)
-        axes.plot(x[0], y[0], "o", color=colour, markerfacecolor="white", markersize=5)
-        axes.plot(x[-1], y[-1], "o", color=colour, markersize=5)
+        axes.plot(*_thin(x, y), LINES[i // len(PALETTE) % len(LINES)], color=colour, linewidth=2)
+        dot = {"marker": "o", "color": colour, "markersize": 5, "zorder": 3}
+        axes.plot(x[0], y[0], markerfacecolor="white", **dot)
+        axes.plot(x[-1], y[-1], **dot)
     _finish(axes, f"{KL.label} ({KL.note})")
     return _svg(figure, f"{metric.label} against the KL", f"frontier {metric.column}")
 
@@ -122,12 +123,18 @@ def _draw(axes: Any, series: list[Curve], colour: str, line: str, faint: bool) -
     if len(series) == 1 and faint:
         steps, values = series[0]
         smooth = running_mean(values)
-        draw_curve(axes, steps, values, smooth, colour, line)
+        draw_curve(axes, *_thin(steps, values, smooth), colour, line)
         return float(steps[-1]), float(smooth[-1])
-    grid, mean, low, high = mean_and_band(series)
+    grid, mean, low, high = _thin(*mean_and_band(series))
     axes.fill_between(grid, low, high, color=colour, alpha=0.18, linewidth=0)
     axes.plot(grid, mean, line, color=colour, linewidth=2)
     return float(grid[-1]), float(mean[-1])
+
+
+def _thin(*columns: np.ndarray) -> list[np.ndarray]:
+    """At most :data:`_DRAWN` points, evenly spread, the last among them."""
+    every = -(-len(columns[0]) // _DRAWN)
+    return [column[::-1][::every][::-1] for column in columns]
 
 
 def _write_last(axes: Any, x: float, y: float, colour: str) -> None:
