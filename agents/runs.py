@@ -6,6 +6,7 @@
         events.out.tfevents.*    the same for TensorBoard, with the tables of samples
         checkpoint-<timesteps>/  what ``Agent.save`` writes, between two updates
         final/                   the same at the end: a Hugging Face folder for a language model
+        report.html              what ``textrl report`` makes of it
 
 A run that was interrupted and resumed ends with bitwise the weights of one that was not. Left out: remote
 storage and several processes.

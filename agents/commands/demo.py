@@ -145,6 +145,7 @@ def _report(console: Any, folder: Path, before: Any, after: Any) -> None:
     ]
     commands = [
         (f"tensorboard --logdir {folder}", "the curves live, and every table of samples"),
+        (f"textrl report {folder}", "the run as one page that can be sent"),
         ("textrl train --agent grpo --run-dir runs/grpo", "the same world with GRPO, no critic"),
         ("textrl train --kl-coef 0 --run-dir runs/hacked", "no KL: watch score and gold score part ways"),
         ("textrl envs", "the other environments"),

@@ -358,7 +358,10 @@ def _summarise(agent: Any, folder: Path) -> None:
     console = Console()
     console.print()
     console.print(terminal.metrics_table(agent.latest))
-    commands = [(f"tensorboard --logdir {folder}", "the curves, and tables of samples")]
+    commands = [
+        (f"textrl report {folder}", "the run as one page that can be sent"),
+        (f"tensorboard --logdir {folder}", "the curves, and tables of samples"),
+    ]
     if agent.text_env is not None:
         from agents.evaluation import evaluate_policy
 
