@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from agents import runs
 from agents.cli import main
+from agents.curves import smoothed
 from agents.episodes import EpisodeLog, read_table
 from agents.report import read_run, write_report
 from agents.report.findings import examine
@@ -258,13 +259,23 @@ def test_runs_that_differ_by_the_seed_become_one_mean_and_band(tmp_path):
     seen = text_of(report.page.read_text())
     assert "2 settings on TextRLHF-v0 compared" in seen and "kl_coef 0.05 0.01" in seen
     assert "ppo 0, 1 20,000 1.77 1.28 to 2.27" in seen, "mean of the two, lowest and highest"
+    alone = text_of(page_of(*folders))
+    assert "PPO on TextRLHF-v0, 2 seeds" in alone and f"Runs {folders[0]}, {folders[1]}" in alone
+    assert "Seeds 0, 1" in alone
 
 
 def test_mean_and_band_are_read_off_at_common_timesteps():
     a, b = np.arange(100.0, 2000.0, 100.0), np.arange(150.0, 2100.0, 130.0)
     grid, mean, low, high = mean_and_band([(a, np.full(len(a), 1.0)), (b, np.full(len(b), 3.0))])
-    assert grid[0] == 150.0 and grid[-1] == a[-1]
+    assert grid[0] == 150.0 and grid[-1] == b[-1]
     assert np.allclose(mean, 2.0) and np.allclose(low, 1.0) and np.allclose(high, 3.0)
+
+
+def test_the_mean_ends_where_the_runs_end():
+    a, b = np.arange(100.0, 2000.0, 100.0), np.arange(150.0, 2100.0, 130.0)
+    *_, mean, low, high = mean_and_band([(a, a), (b, b)])
+    ends = [smoothed(a)[-1], smoothed(b)[-1]]
+    assert mean[-1] == np.mean(ends) and low[-1] == min(ends) and high[-1] == max(ends)
 
 
 def test_a_run_that_broke_off_leaves_the_mean_where_it_ended():

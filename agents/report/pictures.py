@@ -96,8 +96,8 @@ def group_colour(index: int) -> str:
 def mean_and_band(series: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The mean of running means over several runs, and the lowest and highest of them.
 
-    Runs log at timesteps of their own, so all are read off at common ones, from where the last of them begins to
-    where the first ends. A run that ended long before the longest leaves the mean there.
+    Runs log at timesteps of their own, so all are read off at common ones, from where the last of them begins. Up to
+    a tenth before the longest ends, a run counts on with its last value; one that ended earlier leaves the mean there.
 
     Args:
         series: Timesteps and values of each run.
@@ -109,13 +109,16 @@ def mean_and_band(series: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.n
         steps, values = series[0]
         smooth = running_mean(values)
         return steps, smooth, smooth, smooth
-    ends = [steps[-1] for steps, _ in series]
-    start, end = max(steps[0] for steps, _ in series), min(e for e in ends if e >= 0.9 * max(ends))
-    if start > end:
-        start = min(steps[0] for steps, _ in series)
+    start, end = max(steps[0] for steps, _ in series), max(steps[-1] for steps, _ in series)
     grid = np.linspace(start, end, _POINTS)
-    read = np.array([np.interp(grid, steps, running_mean(values), right=np.nan) for steps, values in series])
+    read = np.array([_read_off(grid, steps, running_mean(values)) for steps, values in series])
     return grid, np.nanmean(read, 0), np.nanmin(read, 0), np.nanmax(read, 0)
+
+
+def _read_off(grid: np.ndarray, steps: np.ndarray, smooth: np.ndarray) -> np.ndarray:
+    """A curve at the timesteps of a grid that begins no earlier than it and ends where the longest run does."""
+    right = smooth[-1] if steps[-1] >= 0.9 * grid[-1] else np.nan
+    return np.interp(grid, steps, smooth, right=right)
 
 
 def _draw(axes: Any, series: list[Curve], colour: str, line: str, faint: bool) -> tuple[float, float]:

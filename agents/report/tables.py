@@ -26,7 +26,7 @@ def facts_and_figures(run: Run) -> str:
     figures = table(["", "#first", "#last", "#change"], rows)
     note = f"<p class=quiet>First and last: {_where(run)}.</p>"
     return (
-        f"<section class=two><div><h2>What was run</h2>{_facts(run)}</div>"
+        f"<section class=two><div><h2>What was run</h2>{_facts([run])}</div>"
         f"<div><h2>What came of it</h2>{figures}{note}</div></section>"
     )
 
@@ -36,14 +36,23 @@ def _where(run: Run) -> str:
     return "rows of the log" if few else "where the running means below begin and end"
 
 
-def _facts(run: Run) -> str:
-    rows = {"Run": str(run.folder), "Agent": run.agent_name, "Environment": run.env_name}
+def _facts(runs: Sequence[Run]) -> str:
+    """What was run; the runs differ by the seed only."""
+    run, many = runs[0], len(runs) > 1
+    rows = {"Runs" if many else "Run": ", ".join(str(each.folder) for each in runs)}
+    rows |= {"Agent": run.agent_name, "Environment": run.env_name}
     model = run.config["env_kwargs"].get("model")
     if model is not None or run.env_name == "TextRLHF-v0":
         rows["Model"] = setting(model or "the embedded one")
-    logged = len(run.series(STEPS)[0])
-    rows |= {"Seed": str(run.config["seed"])}
-    rows |= {"Learned for": f"{run.num_timesteps:,} {run.unit}, {logged:,} rows logged"}
+    rows["Seeds" if many else "Seed"] = ", ".join(str(each.config["seed"]) for each in runs)
+    said = {name: pair for name, pair in settings(run.config).items() if name != "model"}
+    rows |= {} if many else _cost(run)
+    return _list(rows | {name: _with_default(*pair) for name, pair in said.items()}, code=said)
+
+
+def _cost(run: Run) -> dict[str, str]:
+    """How long a run has learned, how fast, and when."""
+    rows = {"Learned for": f"{run.num_timesteps:,} {run.unit}, {len(run.series(STEPS)[0]):,} rows logged"}
     if np.isfinite(metrics.speed(run)):
         rows["Speed"] = f"{metrics.speed(run):,.0f} {run.unit} per second, updates included"
     memory = run.series("memory/peak_mb")[1]
@@ -51,8 +60,7 @@ def _facts(run: Run) -> str:
         rows["Peak memory"] = f"{memory.max():,.0f} MB"
     if run.started is not None:
         rows["Started"] = f"{datetime.fromtimestamp(run.started, UTC):%Y-%m-%d %H:%M} UTC"
-    said = {name: pair for name, pair in settings(run.config).items() if name != "model"}
-    return _list(rows | {name: _with_default(*pair) for name, pair in said.items()}, code=said)
+    return rows
 
 
 def _list(rows: dict[str, str], code: Container[str]) -> str:
@@ -93,12 +101,12 @@ def comparison(groups: Sequence[Group]) -> str:
         speed = write_number(mean(map(metrics.speed, group.runs)), 0)
         cells = [_seeds(group), f"{longest:,}", *(column[i] for column in columns), speed]
         rows.append([name, *map(num, cells)])
-    heads = ["", "#seeds", f"#{unit}", *(f"#{escape(metric.label)}" for metric in shown), f"#{unit} per s"]
+    heads = ["", "#seeds", f"#{unit}", *(f"#{escape(metric.label)}" for metric in shown), f"#{unit} a second"]
     note = "Where the running means below end"
     if any(len(group.runs) > 1 for group in groups):
         note += "; of several seeds the mean, and the lowest and the highest under it"
     figures = f"<div class=wide>{table(heads, rows)}</div><p class=quiet>{note}.</p>"
-    settings_of = f"<h2>What was run</h2>{_facts(runs[0])}" if len(groups) == 1 else _differences(groups)
+    settings_of = f"<h2>What was run</h2>{_facts(runs)}" if len(groups) == 1 else _differences(groups)
     return f"<section><h2>What came of it</h2>{figures}</section><section>{settings_of}</section>"
 
 
