@@ -64,8 +64,8 @@ def test_a_prompt_is_read_once_for_all_its_responses(monkeypatch):
     lm = make_lm()
     lm.teacher_forcing_works()
     read = []
-    forward = lm.body.forward
-    monkeypatch.setattr(lm.body, "forward", lambda **k: read.append(k["input_ids"].numel()) or forward(**k))
+    embed = lm.body.embed_tokens.forward
+    monkeypatch.setattr(lm.body.embed_tokens, "forward", lambda ids: read.append(ids.numel()) or embed(ids))
     prompts = random_sequences([20]) * 6
     lm.evaluate(prompts, random_sequences([5] * 6, seed=1))
     assert read == [20, 6 * 4]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from textrl_env.llama import LlamaBody
 from textrl_env.shared_prompts import SharedPrompts, attending
 from textrl_env.teacher_forcing import right_padded, unique_rows
 
@@ -99,9 +100,13 @@ class _SlotLayer(CacheLayerMixin):
         if where.width > self.keys.shape[2]:
             capacity = min(where.width + max(_GROWTH, where.width // 4), where.max_length)
             self.keys, self.values = _grown(self.keys, capacity), _grown(self.values, capacity)
-        index = (where.slots[:, None], slice(None), where.columns)
-        self.keys[index] = key_states.transpose(1, 2)  # [k, q, heads, dim]
-        self.values[index] = value_states.transpose(1, 2)
+        if where.column is not None:
+            self.keys[:, :, where.column] = key_states[:, :, 0]
+            self.values[:, :, where.column] = value_states[:, :, 0]
+        else:
+            index = (where.slots[:, None], slice(None), where.columns)
+            self.keys[index] = key_states.transpose(1, 2)  # [k, q, heads, dim]
+            self.values[index] = value_states.transpose(1, 2)
         keys, values = self.keys[:, :, : where.width], self.values[:, :, : where.width]
         return (keys, values) if where.all_slots else (keys[where.slots], values[where.slots])
 
@@ -128,6 +133,7 @@ class _Where:
         self.num_slots, self.max_length = num_slots, max_length
         self.slots: Tensor
         self.columns: Tensor
+        self.column: int | None = None  # where one token of every slot goes to the same
         self.width = 0
         self.all_slots = False
 
@@ -152,6 +158,7 @@ class SlotDecoder:
         self._has_logits = np.zeros(num_slots, dtype=bool)  # whose ``_logits`` belong to its sequence
         self._where = _Where(num_slots, max_length)
         self._prompts: SharedPrompts | None = None
+        self._lean = LlamaBody(lm.body) if self.use_cache and lm.lean_body_works() else None
         layers = lm.model.config.get_text_config().num_hidden_layers
         self._cache = Cache(layers=[_SlotLayer(self._where) for _ in range(layers)])
 
@@ -266,34 +273,41 @@ class SlotDecoder:
         positions: np.ndarray,
         last: np.ndarray | None,
     ) -> Tensor:
+        """Acting logits ``[k, V]`` after the token in column ``last`` (None: the only one) of each row."""
         device, where = self.lm.device, self._where
         where.slots = torch.from_numpy(np.ascontiguousarray(slots)).to(device)
         columns = positions - self._before(slots)[:, None]
         where.columns = torch.from_numpy(columns).to(device)
         where.width = int(columns.max()) + 1
         where.all_slots = len(slots) == self.num_slots and bool((slots == np.arange(self.num_slots)).all())
+        alike = where.all_slots and columns.shape[1] == 1 and bool((columns == columns[0]).all())
+        where.column = int(columns[0, 0]) if alike else None
         # Causal within each slot; stale entries of earlier episodes lie beyond a slot's own positions.
         mask = torch.arange(where.width, device=device) <= where.columns[:, None, :, None]
-        if last is None:
-            keep: int | Tensor = 1
-        else:
-            keep = torch.from_numpy(np.unique(last)).to(device)
-        with self.lm.precision(), attending(self._prompts, self.lm.model.config.get_text_config()):
-            out = self.lm.model(
-                input_ids=torch.from_numpy(np.ascontiguousarray(tokens)).to(device),
-                attention_mask=mask,
-                position_ids=torch.from_numpy(np.array(positions)).to(device),
-                past_key_values=self._cache,
-                use_cache=True,
-                logits_to_keep=keep,
-            )
-        logits = out.logits
-        if last is None:
-            logits = logits[:, -1]
-        else:
-            column = torch.from_numpy(np.searchsorted(np.unique(last), last)).to(device)
-            logits = logits[torch.arange(len(slots), device=device), column]
+        inputs = {
+            "input_ids": torch.from_numpy(np.ascontiguousarray(tokens)).to(device),
+            "attention_mask": mask,
+            "position_ids": torch.from_numpy(np.array(positions)).to(device),
+            "past_key_values": self._cache,
+            "use_cache": True,
+        }
+        # Only one position of each sequence is worth a row of logits.
+        last = np.zeros(len(slots), dtype=np.int64) if last is None else last
+        with self.lm.precision():
+            if self._lean is not None:
+                states = self._lean(**inputs, prompts=self._prompts).last_hidden_state
+                logits = self.lm.head(states[self._at(last)])
+            else:
+                keep, column = np.unique(last, return_inverse=True)
+                with attending(self._prompts, self.lm.model.config.get_text_config()):
+                    out = self.lm.model(**inputs, logits_to_keep=torch.from_numpy(keep).to(device))
+                logits = out.logits[self._at(column)]
         return self.lm.action_logits(logits)
+
+    def _at(self, columns: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Index of one column in each row."""
+        device = self.lm.device
+        return torch.arange(len(columns), device=device), torch.from_numpy(columns).to(device)
 
     def _plain(self, slots: np.ndarray) -> Tensor:
         """Logits by a whole forward pass, right-padded, no cache."""

@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl_env.decoding import SlotDecoder, pack_sequences
+from textrl_env.llama import LlamaBody
 from textrl_env.precision import bfloat16_products
 from textrl_env.teacher_forcing import linear_log_probs, response_states
 
@@ -122,6 +123,7 @@ class CausalLM:
         self._slot_cache_works: bool | None = None
         self._teacher_forcing_works: bool | None = None
         self._shared_prompts_work: bool | None = None
+        self._lean_body_works: bool | None = None
         self._bfloat16: CausalLM | None = None
 
     @classmethod
@@ -279,7 +281,7 @@ class CausalLM:
         body = self.body if body is None else body
         if self.teacher_forcing_works(_longest(prompts, responses)):
             with self.precision():
-                return response_states(body, prompts, responses)
+                return response_states(self._lean(body), prompts, responses)
         ids, mask, steps = self._packed(prompts, responses)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         with self.precision():
@@ -302,11 +304,10 @@ class CausalLM:
         """
         if self.teacher_forcing_works(_longest(prompts, responses)):
             actions = torch.from_numpy(np.concatenate(responses)).to(self.device)
-            head = self._inner.get_output_embeddings()
             with self.precision():
-                states = response_states(self.body, prompts, responses)
+                states = response_states(self._lean(self.body), prompts, responses)
                 scaled = states if self.temperature == 1.0 else states / self.temperature
-                log_probs, entropies = linear_log_probs(scaled, head, actions, self.vocab_size)
+                log_probs, entropies = linear_log_probs(scaled, self.head, actions, self.vocab_size)
             return log_probs, entropies, states if with_states else None
         ids, mask, steps = self._packed(prompts, responses)
         logits, states = self.response_outputs(ids, mask, steps, with_states)
@@ -331,6 +332,15 @@ class CausalLM:
     def body(self) -> PreTrainedModel:
         """The model without its head."""
         return self._inner.base_model
+
+    @property
+    def head(self) -> torch.nn.Module:
+        """From the last hidden states to logits."""
+        return self._inner.get_output_embeddings()
+
+    def _lean(self, body: PreTrainedModel) -> PreTrainedModel | LlamaBody:
+        """A body of this architecture, in the fastest way that there is to run it."""
+        return LlamaBody(body) if self.lean_body_works() else body
 
     @torch.no_grad()
     def response_log_probs(
@@ -388,7 +398,7 @@ class CausalLM:
         generator = np.random.default_rng(0)
         first, second = (generator.integers(0, self.vocab_size, size=n) for n in (3, 2))
         responses = [generator.integers(0, self.vocab_size, size=n) for n in (3, 1, 2, 2)]
-        if not isinstance(self._inner.get_output_embeddings(), torch.nn.Linear):
+        if not isinstance(self.head, torch.nn.Linear):
             return False
         try:
             self._teacher_forcing_works = True
@@ -407,6 +417,27 @@ class CausalLM:
         exact = self.model.dtype == torch.float32 and not self.autocast
         tolerance = 1e-4 if exact else 5e-2
         return bool((one - other).abs().max() <= tolerance * (1 + other.abs().max()))
+
+    def lean_body_works(self) -> bool:
+        """Whether :class:`~textrl_env.llama.LlamaBody` gives this model's own logits; measured once."""
+        if self._lean_body_works is None:
+            self._lean_body_works = self._measure_lean_body()
+        return self._lean_body_works
+
+    @torch.no_grad()
+    def _measure_lean_body(self) -> bool:
+        ids = torch.randint(self.vocab_size, (2, 6), generator=torch.Generator().manual_seed(0)).to(
+            self.device
+        )
+        try:
+            with self.precision():
+                lean = self.head(LlamaBody(self.body)(ids).last_hidden_state)
+        except _NOT_SUPPORTED as error:
+            _log.debug("the lean body failed: %r", error)
+            return False
+        with self.precision():
+            own = self.model(input_ids=ids, use_cache=False).logits
+        return self._close(self.action_logits(lean), self.action_logits(own))
 
     def shared_prompts_work(self) -> bool:
         """Whether :mod:`~textrl_env.shared_prompts` gives this model's own logits; measured once."""

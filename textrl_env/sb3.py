@@ -268,6 +268,9 @@ class _LogitsAndValue:
     def action_logits(self, logits: Tensor) -> Tensor:
         return logits
 
+    def lean_body_works(self) -> bool:
+        return False  # the value head reads what goes into the model's own output embedding
+
 
 def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
     names = set(observation_space.spaces) if isinstance(observation_space, spaces.Dict) else set()
