@@ -54,6 +54,7 @@ LM, DECODING, EXACT = "textrl_env/language_model.py", "textrl_env/decoding.py", 
 MATHS, BASE, COLLECT = "agents/maths.py", "agents/base.py", "agents/collect.py"
 CHECKPOINT, CAUSAL, VARIANTS = "agents/checkpoint.py", "agents/causal_lm.py", "agents/variants.py"
 TEACHER, SHARED = "textrl_env/teacher_forcing.py", "textrl_env/shared_prompts.py"
+LLAMA = "textrl_env/llama.py"
 DPO, SFT, LORA = "agents/preference_losses.py", "agents/sft.py", "agents/lora.py"
 
 # fmt: off
@@ -248,6 +249,18 @@ BUGS = [
         "agent.policy.lm.base_digest()", ("lora",)),
     Bug("adapter put onto another model", CHECKPOINT, "not in (None, agent.policy.lm.base_digest())",
         "in ()", ("lora",)),
+    Bug("the gradient of a rotation turns on instead of back", LLAMA,
+        "_rotated(grad, cos, -sin)", "_rotated(grad, cos, sin)", ("llama",)),
+    Bug("the gradient of a norm keeps what lies along its input", LLAMA,
+        "inner = unit.mul_(along)", "inner = unit.mul_(0 * along)", ("llama",)),
+    Bug("the gradient of a norm's weight is that of one token", LLAMA,
+        "product.sum(0).to(weight.dtype)", "product[0].to(weight.dtype)", ("llama",)),
+    Bug("keys are not rotated", LLAMA,
+        "query, key = rotation(query), rotation(key)", "query, key = rotation(query), key", ("llama",)),
+    Bug("a given mask is ignored beside the causal one", LLAMA,
+        "causal = self.mask is None", "causal = self.mask is None or width == key.shape[2]", ("llama",)),
+    Bug("the norms of queries and keys are left out", LLAMA,
+        "if self.query_norm is not None:", "if self.query_norm is None and False:", ("llama",)),
 ]
 # fmt: on
 

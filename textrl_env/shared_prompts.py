@@ -70,7 +70,7 @@ class SharedPrompts:
         shared = key.shape[1]  # heads of keys and values, each for several heads of the query
         query = query.reshape(count, shared, heads // shared, size)  # [N, k, g, d]
         own, own_mass = _attend_with_mass(query, key, value, mask, scaling)
-        read, mass = _attend_plainly(
+        read, mass = _attend_with_mass(
             self._gather(query), self.keys[layer], self.values[layer], self._seen, scaling
         )
         read, mass = self._scatter(read, heads // shared), self._scatter(mass[..., None], heads // shared)
