@@ -58,7 +58,7 @@ class LlamaBody:
             position_ids: int64 ``[R or 1, W]``; None counts from 0.
             past_key_values: Takes the keys and values of these tokens and gives those to look at.
             use_cache: As transformers has it; a given cache is always used.
-            prompts: What every token may look at besides; for one token in each row.
+            prompts: What every token may look at besides, at positions before those given.
 
         Returns:
             ``last_hidden_state [R, W, hidden]``.
@@ -118,7 +118,7 @@ class _Look:
         if self.cache is not None:
             key, value = self.cache.update(key, value, index)
         if self.prompts is not None:
-            return self.prompts.attend(index, query, key, value, self.mask, scaling)
+            return self.prompts.attend(index, query, key, value, self._added(query), scaling)
         rows, heads, width, size = query.shape
         groups = heads // key.shape[1]
         if width == 1:
@@ -187,9 +187,7 @@ def _product_dtype(x: Tensor) -> torch.dtype:
 def _normalised(x: Tensor, norm: nn.Module, dtype: torch.dtype) -> Tensor:
     """``x / rms(x) * weight`` (Zhang and Sennrich 2019) along the last dimension, as ``dtype``."""
     weight, epsilon = norm.weight, norm.variance_epsilon
-    if torch.is_grad_enabled():
-        return _RMSNorm.apply(x, weight, epsilon, dtype)
-    return F.rms_norm(x, weight.shape, weight.to(x.dtype), epsilon).to(dtype)
+    return _RMSNorm.apply(x, weight, epsilon, dtype)
 
 
 class _RMSNorm(torch.autograd.Function):

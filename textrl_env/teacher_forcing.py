@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from textrl_env.llama import LlamaBody
+from textrl_env.shared_prompts import SharedPrompts
+
 #: Logits held at a time.
 CHUNK_LOGITS = 8_000_000
 
@@ -65,10 +68,15 @@ def _after_shared_prompts(
     start = np.zeros(len(written), dtype=np.int64)
     if lengths.max() > 1:
         rows = _Rows(written, inverse)
-        owner = torch.from_numpy(rows.owner).to(body.device)
-        prefix = Cache(layers=[_Prefix(layer, owner) for layer in cache.layers])
-        inputs = rows.inputs(body.device, before)
-        states.append(body(**inputs, past_key_values=prefix, use_cache=True).last_hidden_state)
+        if isinstance(body, LlamaBody) and body.device.type == "cpu":
+            keys, values = ([getattr(layer, x) for layer in cache.layers] for x in ("keys", "values"))
+            prefix = {"prompts": SharedPrompts(keys, values, before, rows.owner)}
+            inputs = rows.inputs(body.device) | {"position_ids": rows.places(body.device, before)}
+        else:
+            owner = torch.from_numpy(rows.owner).to(body.device)
+            prefix = {"past_key_values": Cache(layers=[_Prefix(layer, owner) for layer in cache.layers])}
+            inputs = rows.inputs(body.device, before)
+        states.append(body(**inputs, **prefix, use_cache=True).last_hidden_state)
         start = padded.size + rows.start
     index = _ranges(start - 1, lengths)
     some = lengths > 0
@@ -115,17 +123,22 @@ class _Rows:
         if self.alone and before is None:
             return inputs  # padding on the right: causal attention never looks at it
         width = self.ids.shape[1]
-        positions, sequence = (torch.from_numpy(x).to(device) for x in (self.positions, self.sequence))
+        sequence = torch.from_numpy(self.sequence).to(device)
         mask = torch.ones(width, width, dtype=torch.bool, device=device).tril()
         if not self.alone:
             mask = mask & (sequence[:, :, None] == sequence[:, None, :])  # [R, W, W]
         if before is not None:
             known = torch.from_numpy(before[self.owner]).to(device)[:, None]
-            positions = positions + known
             seen = torch.arange(int(before.max()), device=device) < known  # [R, P]
             shape = (len(known), width, -1)
             mask = torch.cat([seen[:, None].expand(shape), mask.expand(shape)], dim=2)
-        return inputs | {"attention_mask": mask[:, None], "position_ids": positions}
+        places = self.places(device, before)
+        return inputs | {"attention_mask": mask.view(-1, 1, *mask.shape[-2:]), "position_ids": places}
+
+    def places(self, device: torch.device, before: np.ndarray | None = None) -> Tensor:
+        """Positions of the tokens, ``before[owner]`` of others standing before them, int64 ``[R, W]``."""
+        places = self.positions if before is None else self.positions + before[self.owner][:, None]
+        return torch.from_numpy(places).to(device)
 
 
 class _Prefix(CacheLayerMixin):
