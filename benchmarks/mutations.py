@@ -183,8 +183,8 @@ BUGS = [
     # -- one pass over what was written, and prompts held once ------------------------------------------------
     Bug("responses in one row see each other", TEACHER, "mask = mask & (sequence[:, :, None] == sequence[:, None, :])",
         "mask = mask.expand(len(sequence), -1, -1)", ("teacher_forcing",)),
-    Bug("positions start anew after a shared prompt", TEACHER, "positions = positions + known",
-        "positions = positions + 0 * known", ("teacher_forcing",)),
+    Bug("positions start anew after a shared prompt", TEACHER, "self.positions + before[self.owner][:, None]",
+        "self.positions + 0 * before[self.owner][:, None]", ("teacher_forcing",)),
     Bug("padding of shorter prompts is seen", TEACHER, "seen = torch.arange(int(before.max()), device=device) < known",
         "seen = torch.arange(int(before.max()), device=device) < known + 99", ("teacher_forcing",)),
     Bug("the first token is predicted by the first prompt", TEACHER, "= ends[inverse[some]]",

@@ -187,7 +187,17 @@ def _product_dtype(x: Tensor) -> torch.dtype:
 def _normalised(x: Tensor, norm: nn.Module, dtype: torch.dtype) -> Tensor:
     """``x / rms(x) * weight`` (Zhang and Sennrich 2019) along the last dimension, as ``dtype``."""
     weight, epsilon = norm.weight, norm.variance_epsilon
-    return _RMSNorm.apply(x, weight, epsilon, dtype)
+    if torch.is_grad_enabled():
+        return _RMSNorm.apply(x, weight, epsilon, dtype)
+    return _unit(x, epsilon)[0].mul_(weight).to(dtype)
+
+
+def _unit(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """``x / rms(x)``, and ``1 / rms(x)`` in float32 ``[..., 1]``."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    inverse = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+    return x * inverse, inverse
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -195,11 +205,9 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
-        inverse = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()  # 1 / rms, [..., 1]
+        unit, inverse = _unit(x, epsilon)
         ctx.save_for_backward(x, weight, inverse)
-        return (x * inverse).mul_(weight).to(dtype)
+        return unit.mul_(weight).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor):
