@@ -28,6 +28,7 @@ from agents.collect import collect_episodes, collect_fused, collect_steps
 from agents.envs import add_batch, bind_policy, fused_env, kl_envs, make_envs
 from agents.episodes import EpisodeLog
 from agents.flat_adam import FlatAdam
+from agents.memory import keep_freed_memory
 from agents.policies import Evaluation, Policy, make_policy
 from agents.rollout import Rollout
 from agents.threads import fitting_threads
@@ -306,6 +307,8 @@ class Agent:
             total_timesteps, callback, tb_log_name, reset_num_timesteps, progress_bar
         )
         callback.on_training_start(locals(), globals())
+        if self.policy.whole_episodes and self.device.type == "cpu":
+            keep_freed_memory()
         with fitting_threads(self.policy):
             self._run(callback, log_interval)
         callback.on_training_end()

@@ -191,7 +191,7 @@ def cold_start(repeats: int = 5) -> dict[str, float]:
     return medians | {f"gym.make / {name}": medians["gym.make"] / medians[name] for name in bases}
 
 
-def memory_growth(updates: int = 400) -> dict[str, dict[str, float]]:
+def memory_growth(updates: int = 800) -> dict[str, dict[str, float]]:
     """Resident memory against the number of updates, as a slope over the last three quarters of a run."""
     return {
         "CartPole-v1": _in_process("memory", "CartPole-v1", updates),

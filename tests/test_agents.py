@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import inspect
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import gymnasium as gym
@@ -572,3 +575,25 @@ def test_a_reward_that_does_not_always_apply_is_logged_over_where_it_does():
 
     learner = PPO("auto", make_env(reward=[count_a, sometimes]), n_episodes=4, seed=0).learn(1)
     assert learner.latest["rewards/sometimes"] == 1.0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_memory_of_freed_tensors_is_kept_for_the_next_ones():
+    code = """
+import resource, torch
+from agents.memory import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(4 * 2**20)  # 16 MB, 4,096 pages
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+given_back = faults()
+assert keep_freed_memory()
+faults()
+print(given_back, faults())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    given_back, kept = map(int, done.stdout.split())
+    assert kept < 0.05 * given_back
