@@ -295,6 +295,7 @@ CHECKS = (
         _bad_critic,
         (metrics.EXPLAINED,),
         _MANY,
-        "Below 0 it is worse than a constant, and advantages are noisier than without it.",
+        "Below 0 it is worse than a constant, and advantages are noisier than without it. On text a critic of its own, "
+        "--critic separate, explains more than a value head, for twice the time of an update.",
     ),
 )
