@@ -169,3 +169,19 @@ def test_samples_have_the_frequencies_of_the_softmax_and_impossible_actions_neve
     share = np.bincount(drawn.numpy(), minlength=5) / 20_000
     assert share == pytest.approx(logits.softmax(0).numpy(), abs=0.015)
     assert share[2] == share[4] == 0
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("distinct", [1, 4])
+def test_under_autocast_a_reference_says_to_the_bit_what_its_policy_says_with_gradient(kind, distinct):
+    lm = make_lm(kind).clone()
+    lm.autocast = True
+    lm.model.requires_grad_(True)
+    asked = random_sequences([7] * distinct)
+    prompts, responses = [asked[i % distinct] for i in range(4)], random_sequences([6, 2, 5, 6], seed=1)
+    with_gradient, _, _ = lm.evaluate(prompts, responses)
+    said = lm.response_log_probs(prompts, responses)
+    lengths = [len(r) for r in responses]
+    rows = np.split(with_gradient.detach().double().numpy(), np.cumsum(lengths)[:-1])
+    for row, reference, length in zip(rows, said, lengths, strict=True):
+        assert with_gradient.requires_grad and np.array_equal(row, reference[:length])

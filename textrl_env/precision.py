@@ -12,7 +12,10 @@ from torch.overrides import TorchFunctionMode
 
 
 class _Float32Attention(TorchFunctionMode):
-    """Attention in float32: its bfloat16 backward pass takes two and a half times as long on a CPU."""
+    """Attention in float32: its bfloat16 backward pass takes two and a half times as long on a CPU.
+
+    Without gradient too, so that a reference says to the bit what the policy that starts from it says.
+    """
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
@@ -35,7 +38,7 @@ def bfloat16_products(device: torch.device, enabled: bool) -> Iterator[None]:
         enabled: False changes nothing.
     """
     with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
-        if enabled and device.type == "cpu" and torch.is_grad_enabled():
+        if enabled and device.type == "cpu":
             with _Float32Attention():
                 yield
         else:
