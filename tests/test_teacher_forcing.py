@@ -55,6 +55,16 @@ def test_log_probs_entropies_and_gradients_are_those_of_plain_passes(kind, tempe
     torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-3)
 
 
+def test_gradients_are_right_where_one_prompt_has_more_rows_than_another():
+    lm = make_lm("llama").clone()
+    lm.model.requires_grad_(True)
+    first, second = random_sequences([6, 4])
+    prompts, responses = [first, second, first, first], random_sequences([7, 7, 6, 5], seed=1)
+    mine = weight_gradient(lm, lm.evaluate(prompts, responses)[0].sum())
+    theirs = weight_gradient(lm, plain(lm, prompts, responses)[0].sum())
+    torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+
+
 def test_this_is_the_way_that_llamas_and_gpts_take():
     assert make_lm("llama").teacher_forcing_works()
     assert make_lm("gpt2").teacher_forcing_works()
