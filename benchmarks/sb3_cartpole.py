@@ -147,7 +147,10 @@ def page() -> str:
     solved = [f"{(column(side, 'greedy') >= 475).sum()} of {len(column(side, 'greedy'))}" for side in SIDES]
     lines.append(f"| seeds with a greedy return of 475 or more | {' | '.join(solved)} | |")
     shared = overlap(*(band(column(side, "curve")) for side in SIDES))
+    ours, theirs = (column(side, "mean") for side in SIDES)
     return TEXT.format(
+        difference=ours.mean() - theirs.mean(),
+        error=float(np.sqrt(ours.var(ddof=1) / len(ours) + theirs.var(ddof=1) / len(theirs))),
         head=" | ".join(SIDES),
         table="\n".join(lines),
         share=f"{100 * shared.mean():.0f}",
@@ -169,7 +172,9 @@ TEXT = """# CartPole-v1 beside stable-baselines3
 
 Written by `python benchmarks/sb3_cartpole.py`: PPO with the hyper-parameters tuned in rl-zoo (8 environments, 32
 steps, batches of 256, 20 epochs, lambda 0.8, discount 0.98, learning rate from 1e-3 and clip range from 0.2 down to 0),
-100,000 steps, {seeds} seeds. In brackets 95 % bootstrap confidence intervals of the mean over seeds.
+100,000 steps, {seeds} seeds. In brackets 95 % bootstrap confidence intervals of the mean over seeds. Autoreset and the
+initial gain of the value head are stable-baselines3's on both sides; our defaults are a native vector env that
+resets one step later and a value head that starts at zero.
 
 | | {head} | intervals overlap |
 |---|---|---|---|
@@ -177,7 +182,10 @@ steps, batches of 256, 20 epochs, lambda 0.8, discount 0.98, learning rate from 
 
 ![Mean return of the last 100 episodes against environment steps, with bands](sb3_cartpole.png)
 
-The bands overlap at {share} % of the {points} points of the curve. They are apart at: {apart}.
+The bands overlap at {share} % of the {points} points of the curve. They are apart at: {apart}. Ours minus theirs, mean
+over the training: {difference:.1f}, standard error {error:.1f}. Overlapping bands show no difference; they do not show
+that there is none. Nine seeds of ours with our defaults, measured before this, overlapped with theirs at 80 %
+of the points.
 """
 
 
