@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from textrl_env.shared_prompts import SharedPrompts
+from textrl_env.shared_prompts import SharedPrompts, added_to_scores
 
 
 class LlamaBody:
@@ -138,8 +138,7 @@ class _Look:
         if self.mask is None:
             return None
         if self.bias is None:
-            self.bias = torch.zeros(self.mask.shape, dtype=query.dtype, device=query.device)
-            self.bias.masked_fill_(~self.mask, -torch.inf)
+            self.bias = added_to_scores(self.mask, query.dtype)
         return self.bias
 
 

@@ -20,6 +20,11 @@ from transformers.modeling_utils import AttentionInterface
 _NAME = "textrl_shared_prompts"
 
 
+def added_to_scores(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bool mask, true where a token may look, as what is added to the scores: nothing or minus infinity."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+
+
 class SharedPrompts:
     """The prompts of a batch of responses.
 
@@ -47,8 +52,8 @@ class SharedPrompts:
         used = np.arange(counts.max()) < counts[:, None]  # [U, G]
         self._used = None if used.all() else torch.from_numpy(used).to(device)
         known = torch.from_numpy(lengths).to(device)[:, None, None, None]
-        unseen = torch.arange(keys[0].shape[2], device=device) >= known  # [U, 1, 1, P]
-        self._bias = torch.zeros(unseen.shape, device=device).masked_fill_(unseen, -torch.inf)
+        seen = torch.arange(keys[0].shape[2], device=device) < known  # [U, 1, 1, P]
+        self._bias = added_to_scores(seen, keys[0].dtype)
 
     def select(self, rows: np.ndarray) -> SharedPrompts:
         """The same prompts for some of the rows."""
@@ -74,8 +79,8 @@ class SharedPrompts:
         shared = key.shape[1]  # heads of keys and values, each for several heads of the query
         groups = heads // shared
         if bias is None and groups > 1:
-            ahead = torch.ones(width, width, dtype=torch.bool, device=query.device).triu(1)
-            bias = query.new_zeros(1, 1, width, width).masked_fill_(ahead, -torch.inf)
+            causal = torch.ones(1, 1, width, width, dtype=torch.bool, device=query.device).tril()
+            bias = added_to_scores(causal, query.dtype)
         if groups > 1:
             bias = bias.repeat(1, 1, groups, 1)  # heads of one key stand where further queries would
         query = query.reshape(count, shared, groups * width, size)
@@ -212,8 +217,7 @@ def _attention(
 ) -> tuple[Tensor, None]:
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if attention_mask.dtype == torch.bool:
-        blank = torch.zeros(attention_mask.shape, dtype=query.dtype, device=query.device)
-        attention_mask = blank.masked_fill_(~attention_mask, -torch.inf)
+        attention_mask = added_to_scores(attention_mask, query.dtype)
     return _active.attend(module.layer_idx, query, key, value, attention_mask, scaling), None
 
 
