@@ -13,44 +13,47 @@ from it does.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from textrl_env.lazy import lazy_names, moved_modules
 
 if TYPE_CHECKING:
+    from agents.algorithms.grpo import GRPO
+    from agents.algorithms.grpo_variants import CISPO, DAPO, GSPO, RLOO, DrGRPO, REINFORCEPlusPlus
+    from agents.algorithms.ppo import PPO
+    from agents.algorithms.ppo_ptx import PPOptx
+    from agents.algorithms.reinforce import REINFORCE
     from agents.base import Agent
-    from agents.exact_gap import ExactGapCallback
-    from agents.grpo import GRPO
-    from agents.kl_control import AdaptiveKL, AnnealKL
-    from agents.policies import CausalLMPolicy, Evaluation, MlpPolicy, Policy
-    from agents.ppo import PPO
-    from agents.ptx import PPOptx
-    from agents.reinforce import REINFORCE
-    from agents.rollout import Rollout
-    from agents.tabular import TabularPolicy
-    from agents.variants import CISPO, DAPO, GSPO, RLOO, DrGRPO, REINFORCEPlusPlus
+    from agents.callbacks.exact_gap import ExactGapCallback
+    from agents.callbacks.kl_control import AdaptiveKL, AnnealKL
+    from agents.policies.base import Evaluation, Policy
+    from agents.policies.causal_lm import CausalLMPolicy
+    from agents.policies.mlp import MlpPolicy
+    from agents.policies.tabular import TabularPolicy
+    from agents.rollouts.rollout import Rollout
 
 #: Public names, and the module each is in.
 _LAZY = {
-    "CISPO": "agents.variants",
-    "DAPO": "agents.variants",
-    "GRPO": "agents.grpo",
-    "GSPO": "agents.variants",
-    "PPO": "agents.ppo",
-    "REINFORCE": "agents.reinforce",
-    "RLOO": "agents.variants",
-    "AdaptiveKL": "agents.kl_control",
+    "CISPO": "agents.algorithms.grpo_variants",
+    "DAPO": "agents.algorithms.grpo_variants",
+    "GRPO": "agents.algorithms.grpo",
+    "GSPO": "agents.algorithms.grpo_variants",
+    "PPO": "agents.algorithms.ppo",
+    "REINFORCE": "agents.algorithms.reinforce",
+    "RLOO": "agents.algorithms.grpo_variants",
+    "AdaptiveKL": "agents.callbacks.kl_control",
     "Agent": "agents.base",
-    "AnnealKL": "agents.kl_control",
-    "CausalLMPolicy": "agents.policies",
-    "DrGRPO": "agents.variants",
-    "Evaluation": "agents.policies",
-    "ExactGapCallback": "agents.exact_gap",
-    "MlpPolicy": "agents.policies",
-    "PPOptx": "agents.ptx",
-    "Policy": "agents.policies",
-    "REINFORCEPlusPlus": "agents.variants",
-    "Rollout": "agents.rollout",
-    "TabularPolicy": "agents.tabular",
+    "AnnealKL": "agents.callbacks.kl_control",
+    "CausalLMPolicy": "agents.policies.causal_lm",
+    "DrGRPO": "agents.algorithms.grpo_variants",
+    "Evaluation": "agents.policies.base",
+    "ExactGapCallback": "agents.callbacks.exact_gap",
+    "MlpPolicy": "agents.policies.mlp",
+    "PPOptx": "agents.algorithms.ppo_ptx",
+    "Policy": "agents.policies.base",
+    "REINFORCEPlusPlus": "agents.algorithms.grpo_variants",
+    "Rollout": "agents.rollouts.rollout",
+    "TabularPolicy": "agents.policies.tabular",
 }
 
 __all__ = [
@@ -77,11 +80,40 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'agents' has no attribute {name!r}")
+__getattr__, __dir__ = lazy_names(__name__, _LAZY)
 
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+# Where things were in version 0.1.
+moved_modules(
+    {
+        "agents.causal_lm": "agents.policies.causal_lm",
+        "agents.checkpoint": "agents.runs.checkpoint",
+        "agents.collect": "agents.rollouts.collectors",
+        "agents.curves": "agents.evaluation.plots",
+        "agents.dpo": "agents.offline.dpo",
+        "agents.env_state": "agents.runs.env_state",
+        "agents.envs": "agents.rollouts.vector_envs",
+        "agents.episodes": "agents.rollouts.episode_log",
+        "agents.exact_gap": "agents.callbacks.exact_gap",
+        "agents.grpo": "agents.algorithms.grpo",
+        "agents.heatmap": "agents.evaluation.token_heatmap",
+        "agents.heatmap_image": "agents.evaluation.token_heatmap_image",
+        "agents.judges": "agents.preferences.judges",
+        "agents.kl_control": "agents.callbacks.kl_control",
+        "agents.locate": "agents.runs.registry",
+        "agents.lora": "agents.policies.lora",
+        "agents.maths": "agents.algorithms.maths",
+        "agents.mlp": "agents.policies.mlp",
+        "agents.offline_callbacks": "agents.offline.callbacks",
+        "agents.policy": "agents.policies.base",
+        "agents.ppo": "agents.algorithms.ppo",
+        "agents.preference_data": "agents.offline.preference_data",
+        "agents.preference_losses": "agents.offline.preference_losses",
+        "agents.progress": "agents.callbacks.progress",
+        "agents.ptx": "agents.algorithms.ppo_ptx",
+        "agents.reinforce": "agents.algorithms.reinforce",
+        "agents.rollout": "agents.rollouts.rollout",
+        "agents.sft": "agents.offline.sft",
+        "agents.tabular": "agents.policies.tabular",
+        "agents.variants": "agents.algorithms.grpo_variants",
+    }
+)

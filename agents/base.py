@@ -23,17 +23,18 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import configure_logger
 from torch import Tensor
 
-from agents import checkpoint, maths
-from agents.collect import collect_episodes, collect_fused, collect_steps
-from agents.envs import add_batch, bind_policy, fused_env, kl_envs, make_envs
-from agents.episodes import EpisodeLog
-from agents.flat_adam import FlatAdam
+from agents.algorithms import maths
+from agents.algorithms.flat_adam import FlatAdam
 from agents.memory import keep_freed_memory
-from agents.policies import Evaluation, Policy, make_policy
-from agents.rollout import Rollout
+from agents.policies.factory import Evaluation, Policy, make_policy
+from agents.rollouts.collectors import collect_episodes, collect_fused, collect_steps
+from agents.rollouts.episode_log import EpisodeLog
+from agents.rollouts.rollout import Rollout
+from agents.rollouts.vector_envs import add_batch, bind_policy, fused_env, kl_envs, make_envs
+from agents.runs import checkpoint
 from agents.threads import fitting_threads
 from textrl_env.errors import did_you_mean
-from textrl_env.language_model import choose_device
+from textrl_env.lm.causal_lm import choose_device
 
 #: A number, "linear:3e-4" (down to 0), or a function of the remaining progress (1 at the start, 0 at the end).
 Schedule = float | str | Callable[[float], float]
@@ -360,7 +361,7 @@ class Agent:
         callbacks = [] if callback is None else callback if isinstance(callback, list) else [callback]
         callbacks = [c if isinstance(c, BaseCallback) else ConvertCallback(c) for c in callbacks]
         if progress_bar:
-            from agents.progress import ProgressCallback
+            from agents.callbacks.progress import ProgressCallback
 
             callbacks.append(ProgressCallback())
         self.callback = CallbackList(callbacks)

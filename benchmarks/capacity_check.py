@@ -28,8 +28,8 @@ import agents.base
 from benchmarks.capacity_step import Device, Step
 from benchmarks.llama_costs import Shape, parameter_count
 from benchmarks.random_llama import count_even, make_lm, make_prompts
-from textrl_env.decoding import generate
-from textrl_env.text_rlhf import TextRLHFEnv
+from textrl_env.envs.text_rlhf import TextRLHFEnv
+from textrl_env.lm.decoding import generate
 
 
 class Case(NamedTuple):

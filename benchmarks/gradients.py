@@ -3,7 +3,7 @@
     python benchmarks/gradients.py [--batches 400]
 
 Agents collect in a small ``TokenTree-v0`` with a policy that is a table, so that
-:func:`textrl_env.exact.evaluate` knows the gradient of ``J = E[score] - kl_coef * KL``. Their own collecting,
+:func:`textrl_env.exact.solver.evaluate` knows the gradient of ``J = E[score] - kl_coef * KL``. Their own collecting,
 advantages, normalisation and losses are used; nothing is re-implemented here. Prints the tables and writes
 them to docs/gradients.md. What learning does with a biased gradient is left to benchmarks/optimality.py.
 """
@@ -18,15 +18,15 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from agents.algorithms.grpo import GRPO
+from agents.algorithms.grpo_variants import CISPO, DAPO, GSPO, RLOO, DrGRPO, REINFORCEPlusPlus
+from agents.algorithms.ppo import PPO
+from agents.algorithms.reinforce import REINFORCE
 from agents.base import Agent
-from agents.grpo import GRPO
-from agents.policies import Evaluation
-from agents.ppo import PPO
-from agents.reinforce import REINFORCE
-from agents.rollout import Rollout
-from agents.tabular import TabularPolicy
-from agents.variants import CISPO, DAPO, GSPO, RLOO, DrGRPO, REINFORCEPlusPlus
-from textrl_env import exact
+from agents.policies.factory import Evaluation
+from agents.policies.tabular import TabularPolicy
+from agents.rollouts.rollout import Rollout
+from textrl_env.exact import solver as exact
 
 #: All responses equally long, so that every mean over steps is the same up to a constant.
 TREE = {"vocab_size": 3, "horizon": 3, "num_prompts": 2, "eos": False, "kl_coef": 0.5}

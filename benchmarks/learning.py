@@ -131,8 +131,8 @@ def _weights_norm(agent: Any) -> float:
 
 def optimum_share(agent: Any) -> float:
     """``(J - J_ref) / (J* - J_ref)``, exact: 1 at the optimum, 0 at the reference, less for what is worse."""
-    from agents.exact_gap import policy_log_probs
-    from textrl_env.exact import evaluate, from_token_tree, solve
+    from agents.callbacks.exact_gap import policy_log_probs
+    from textrl_env.exact.solver import evaluate, from_token_tree, solve
 
     mdp = from_token_tree(agent.get_env())
     reference = evaluate(mdp, mdp.ref_log_probs).objective
@@ -170,10 +170,10 @@ def _text_result(agent: Any, seed: int) -> dict[str, Any]:
     """Gold score, KL and win rate over the initial policy on held-out prompts."""
     import torch
 
-    from agents.evaluation import win_rate
+    from agents.evaluation.evaluation import win_rate
     from textrl_env import embedded
-    from textrl_env.decoding import generate
-    from textrl_env.text_rlhf import TextRLHFEnv
+    from textrl_env.envs.text_rlhf import TextRLHFEnv
+    from textrl_env.lm.decoding import generate
 
     env = TextRLHFEnv(
         prompts=embedded.path("prompts_heldout"),

@@ -20,7 +20,7 @@ EIGHT_BIT_MOMENTS = 2 + 2 * 4 / 256
 #: Tensors ``[tokens, V]`` of float32 that live at once when the log-probabilities go backward.
 LOGIT_COPIES = 4
 #: How often a float32 logit is read or written beside the matrix products: for a log-probability and an entropy, when
-#: these go backward, and when a token is sampled. Counted in ``textrl_env/teacher_forcing.py`` and ``decoding.py``.
+#: these go backward, and when a token is sampled. Counted in ``textrl_env/lm/teacher_forcing.py`` and ``decoding.py``.
 LOGIT_TOUCHES = {"forward": 11, "backward": 18, "sample": 12}
 
 

@@ -36,7 +36,7 @@ def peak_mb(run: tuple[str, dict[str, Any]] | None) -> tuple[float, int]:
 
     import agents
     from textrl_env import embedded
-    from textrl_env.text_rlhf import TextRLHFEnv
+    from textrl_env.envs.text_rlhf import TextRLHFEnv
 
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(embedded.path("sft"))

@@ -49,13 +49,19 @@ class Bug(NamedTuple):
     tests: tuple[str, ...]
 
 
-KL, TEXT, CORE = "textrl_env/kl.py", "textrl_env/text_rlhf.py", "textrl_env/core.py"
-LM, DECODING, EXACT = "textrl_env/language_model.py", "textrl_env/decoding.py", "textrl_env/exact.py"
-MATHS, BASE, COLLECT = "agents/maths.py", "agents/base.py", "agents/collect.py"
-CHECKPOINT, CAUSAL, VARIANTS = "agents/checkpoint.py", "agents/causal_lm.py", "agents/variants.py"
-TEACHER, SHARED = "textrl_env/teacher_forcing.py", "textrl_env/shared_prompts.py"
-LLAMA = "textrl_env/llama.py"
-DPO, SFT, LORA = "agents/preference_losses.py", "agents/sft.py", "agents/lora.py"
+KL, TEXT, CORE = "textrl_env/kl.py", "textrl_env/envs/text_rlhf.py", "textrl_env/core.py"
+LM, DECODING, EXACT = "textrl_env/lm/causal_lm.py", "textrl_env/lm/decoding.py", "textrl_env/exact/solver.py"
+MATHS, BASE, COLLECT = "agents/algorithms/maths.py", "agents/base.py", "agents/rollouts/collectors.py"
+CHECKPOINT, CAUSAL, VARIANTS = (
+    "agents/runs/checkpoint.py",
+    "agents/policies/causal_lm.py",
+    "agents/algorithms/grpo_variants.py",
+)
+TEACHER, SHARED = "textrl_env/lm/teacher_forcing.py", "textrl_env/lm/shared_prompts.py"
+LLAMA = "textrl_env/lm/fused_llama.py"
+GRPO, PPO, REINFORCE = (f"agents/algorithms/{name}.py" for name in ("grpo", "ppo", "reinforce"))
+PTX, KL_CONTROL = "agents/algorithms/ppo_ptx.py", "agents/callbacks/kl_control.py"
+DPO, SFT, LORA = "agents/offline/preference_losses.py", "agents/offline/sft.py", "agents/policies/lora.py"
 
 # fmt: off
 BUGS = [
@@ -148,27 +154,27 @@ BUGS = [
     Bug("Dr. GRPO divides by the batch's own length", MATHS, "(max_length or mask.shape[1])", "mask.shape[1]",
         ("maths",)),
     # -- agents --------------------------------------------------------------------------------------------
-    Bug("KL counted twice with kl_in='loss'", "agents/grpo.py", "rewards = rewards + rollout.penalties", "pass",
+    Bug("KL counted twice with kl_in='loss'", GRPO, "rewards = rewards + rollout.penalties", "pass",
         ("pitfalls",)),
-    Bug("REINFORCE's baseline knows its own return", "agents/reinforce.py", "(returns.sum(0) - returns) / others",
+    Bug("REINFORCE's baseline knows its own return", REINFORCE, "(returns.sum(0) - returns) / others",
         "returns.sum(0) / mask.sum(0)", ("agents",)),
-    Bug("PPO's entropy bonus as a penalty", "agents/ppo.py", "- self.ent_coef * new.entropy",
+    Bug("PPO's entropy bonus as a penalty", PPO, "- self.ent_coef * new.entropy",
         "+ self.ent_coef * new.entropy", ("pitfalls",)),
-    Bug("GRPO's entropy bonus as a penalty", "agents/grpo.py", "- self.ent_coef * new.entropy",
+    Bug("GRPO's entropy bonus as a penalty", GRPO, "- self.ent_coef * new.entropy",
         "+ self.ent_coef * new.entropy", ("pitfalls",)),
-    Bug("weight of the value loss ignored", "agents/ppo.py", "self.vf_coef * value_loss", "value_loss", ("agents",)),
+    Bug("weight of the value loss ignored", PPO, "self.vf_coef * value_loss", "value_loss", ("agents",)),
     Bug("old log-probabilities renewed in every minibatch", BASE, "fresh = False\n", "pass\n", ("agents",)),
-    Bug("last minibatch dropped", "agents/rollout.py", "range(0, len(self), batch_size)",
+    Bug("last minibatch dropped", "agents/rollouts/rollout.py", "range(0, len(self), batch_size)",
         "range(0, len(self) - batch_size, batch_size)", ("agents",)),
     Bug("weights of the wrong rows in micro-batches", BASE, "(losses * weights[rows])",
         "(losses * weights[: len(losses)])", ("pitfalls",)),
     Bug("gradients not clipped", BASE, "self.policy.parameters(), self.max_grad_norm)",
         "self.policy.parameters(), math.inf)", ("pitfalls",)),
-    Bug("gradients not clipped, small networks", "agents/flat_adam.py", "if norm > max_norm:", "if False:",
+    Bug("gradients not clipped, small networks", "agents/algorithms/flat_adam.py", "if norm > max_norm:", "if False:",
         ("flat_adam", "agents")),
-    Bug("gradients not forgotten, small networks", "agents/flat_adam.py", "self.vector.grad.zero_()", "pass",
+    Bug("gradients not forgotten, small networks", "agents/algorithms/flat_adam.py", "self.vector.grad.zero_()", "pass",
         ("flat_adam", "agents")),
-    Bug("acting with the weights of another copy", "agents/mlp.py",
+    Bug("acting with the weights of another copy", "agents/policies/mlp.py",
         "self._arrays is None or self._arrays[0] != address", "self._arrays is None", ("policies",)),
     Bug("learning-rate schedule ignored", BASE, 'group["lr"] = learning_rate', "pass", ("pitfalls",)),
     Bug("reference trained along with the policy", LM, "twin.model = copy.deepcopy(self.model)",
@@ -211,9 +217,9 @@ BUGS = [
     Bug("gradient through CISPO's weight", VARIANTS, "ratio.detach().clamp(", "ratio.clamp(", ("variants",)),
     Bug("DAPO keeps the groups that teach nothing", VARIANTS, "differs = scores.amax(1) - scores.amin(1) > tolerance",
         "differs = scores.amax(1) - scores.amin(1) >= 0", ("variants",)),
-    Bug("adaptive KL steers the wrong way", "agents/kl_control.py", "kl / self.target - 1.0", "1.0 - kl / self.target",
+    Bug("adaptive KL steers the wrong way", KL_CONTROL, "kl / self.target - 1.0", "1.0 - kl / self.target",
         ("kl_control",)),
-    Bug("PPO-ptx's coefficient ignored", "agents/ptx.py", "return self.ptx_coef * loss", "return loss", ("ptx",)),
+    Bug("PPO-ptx's coefficient ignored", PTX, "return self.ptx_coef * loss", "return loss", ("ptx",)),
     # -- resume --------------------------------------------------------------------------------------------
     Bug("optimiser's state not restored", CHECKPOINT, "    _restore_optimizer(agent.optimizer, tensors)\n", "",
         ("checkpoint",)),

@@ -22,16 +22,16 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from agents.algorithms.grpo import GRPO
+from agents.algorithms.grpo_variants import CISPO, DAPO, GSPO, RLOO, DrGRPO, REINFORCEPlusPlus
+from agents.algorithms.ppo import PPO
+from agents.algorithms.reinforce import REINFORCE
 from agents.base import Agent
-from agents.exact_gap import ExactGapCallback
-from agents.grpo import GRPO
-from agents.kl_control import AnnealKL
-from agents.ppo import PPO
-from agents.reinforce import REINFORCE
-from agents.tabular import TabularPolicy
-from agents.variants import CISPO, DAPO, GSPO, RLOO, DrGRPO, REINFORCEPlusPlus
-from textrl_env.exact import evaluate, from_text_env, solve
-from textrl_env.language_model import CausalLM
+from agents.callbacks.exact_gap import ExactGapCallback
+from agents.callbacks.kl_control import AnnealKL
+from agents.policies.tabular import TabularPolicy
+from textrl_env.exact.solver import evaluate, from_text_env, solve
+from textrl_env.lm.causal_lm import CausalLM
 
 BETAS = (0.1, 0.3, 1.0)
 TREE_EPISODES, TEXT_EPISODES = 512, 128

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from benchmarks.llama_costs import Shape
-from textrl_env.language_model import CausalLM
+from textrl_env.lm.causal_lm import CausalLM
 
 
 def config_of(shape: Shape, max_length: int = 4096) -> LlamaConfig:

@@ -24,7 +24,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
-from agents.ppo import PPO
+from agents.algorithms.ppo import PPO
 
 STEPS, EVERY, N_ENVS = 100_000, 1_000, 8
 TUNED = {"n_steps": 32, "batch_size": 256, "gae_lambda": 0.8, "gamma": 0.98, "n_epochs": 20, "ent_coef": 0.0}

@@ -27,12 +27,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from agents.sft import sft
+from agents.offline.sft import sft
 from reward_models.bradley_terry import train_reward_model
 from reward_models.calibration import evaluate, score
-from textrl_env.decoding import generate
 from textrl_env.embedded import MAX_NEW_TOKENS, gold_score, raters, world
-from textrl_env.language_model import CausalLM
+from textrl_env.lm.causal_lm import CausalLM
+from textrl_env.lm.decoding import generate
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
 #: A conversation is its turns one after another; what the assistant says ends with the end token.

@@ -26,7 +26,7 @@ from typing import Any
 import make_embedded_world  # beside this file: how people answer in that world
 
 from textrl_env import embedded
-from textrl_env.prompts import load_prompts
+from textrl_env.data.prompts import load_prompts
 
 #: Weight of the KL in the reward of PPO and GRPO; DPO has its own, beta.
 KL_COEF = 0.15
@@ -39,7 +39,7 @@ SAMPLES = 8
 
 def fine_tune(folder: Path, seed: int) -> str:
     """base -> SFT: imitate 6 demonstrations of each training prompt, written by imperfect people."""
-    from agents.sft import sft
+    from agents.offline.sft import sft
     from textrl_env.embedded import world
 
     rng = random.Random(seed)
@@ -53,7 +53,7 @@ def fine_tune(folder: Path, seed: int) -> str:
 
 def compare(folder: Path, seed: int) -> str:
     """SFT -> preferences: simulated raters choose between pairs of its answers."""
-    from agents.preferences import collect_preferences
+    from agents.preferences.collection import collect_preferences
 
     output = folder / "preferences.jsonl"
     options = {"answers_per_prompt": 6, "seed": seed, "device": "cpu"}
@@ -96,7 +96,7 @@ def reinforce(folder: Path, seed: int, name: str, tokens: int) -> str:
 
 def prefer_directly(folder: Path, seed: int) -> str:
     """SFT and preferences -> policy: DPO, without the reward model."""
-    from agents.dpo import dpo
+    from agents.offline.dpo import dpo
 
     pairs = folder / "preferences.jsonl"
     result = dpo(folder / "sft", pairs, folder / "dpo", seed=seed, device="cpu", **DPO)
@@ -107,8 +107,8 @@ def evaluate(folder: Path, seed: int) -> dict[str, dict[str, float]]:
     """Every model on the held-out prompts: gold score, win rate over SFT, KL from SFT, distinct-2 of a prompt."""
     import numpy as np
 
-    from agents.episodes import distinct_n
-    from agents.evaluation import evaluate_policy, heldout_env, win_rate
+    from agents.evaluation.evaluation import evaluate_policy, heldout_env, win_rate
+    from agents.rollouts.episode_log import distinct_n
 
     models = {"base": embedded.path("base")} | {
         name: folder / name.lower() for name in ("SFT", "PPO", "GRPO", "DPO")

@@ -32,14 +32,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from transformers.utils import logging
 
 from agents import PPO
-from agents.evaluation import EvaluationResult, evaluate_policy, heldout_env, win_rate
-from agents.sft import encode_all, evaluate_sft, sft
+from agents.evaluation.evaluation import EvaluationResult, evaluate_policy, heldout_env, win_rate
+from agents.offline.sft import encode_all, evaluate_sft, sft
 from textrl_env import embedded
-from textrl_env.decoding import generate
+from textrl_env.data.prompts import load_prompts
 from textrl_env.embedded import MAX_NEW_TOKENS, gold_score, world
-from textrl_env.language_model import CausalLM
-from textrl_env.prompts import load_prompts
-from textrl_env.text_rlhf import TextRLHFEnv
+from textrl_env.envs.text_rlhf import TextRLHFEnv
+from textrl_env.lm.causal_lm import CausalLM
+from textrl_env.lm.decoding import generate
 
 #: Of the large model: few and wide layers are fast on a CPU.
 WIDTH, DEPTH, CONTEXT = 1024, 2, 64

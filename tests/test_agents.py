@@ -25,9 +25,10 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agents import GRPO, PPO, REINFORCE, Agent, Rollout, maths
-from agents.envs import bind_policy
-from agents.episodes import distinct_n
+from agents import GRPO, PPO, REINFORCE, Agent, Rollout
+from agents.algorithms import maths
+from agents.rollouts.episode_log import distinct_n
+from agents.rollouts.vector_envs import bind_policy
 from agents.threads import fitting_threads
 from tests.tiny import PROMPTS, count_a, id_sum, make_env
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agents import GRPO, PPO, REINFORCE, Agent
-from agents.checkpoint import decode_space, encode_space
+from agents.runs.checkpoint import decode_space, encode_space
 from tests.tiny import id_sum, make_env, make_lm
 
 AGENTS = {"PPO": PPO, "REINFORCE": REINFORCE, "GRPO": GRPO}

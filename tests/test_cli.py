@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from agents import GRPO, PPO, Agent, runs
+from agents import GRPO, PPO, Agent
 from agents.cli import main
 from agents.commands import VERBS, flags
-from agents.locate import find_agent
+from agents.runs import run_directory as runs
+from agents.runs.registry import find_agent
 from tests.tiny import make_model, make_tokenizer
 from textrl_env import embedded
 
@@ -158,7 +159,7 @@ def test_none_is_a_word_where_none_is_not_allowed():
         (["train", "--policy", "MlpPolic"], "Did you mean 'MlpPolicy'"),
         (["train", "--agent", "no_such_module:Agent"], "there is no module 'no_such_module'"),
         (["train", "--agent", "agents:Rollout"], "is not a subclass of agents.base.Agent"),
-        (["train", "--agent", "agents.ppo:PPOO"], "Did you mean 'PPO'"),
+        (["train", "--agent", "agents.algorithms.ppo:PPOO"], "Did you mean 'PPO'"),
         (["train", "--resume", "nowhere"], "is not a run directory"),
         (["envs", "GridWord-v0"], "Did you mean 'GridWorld-v0'"),
     ],

@@ -14,11 +14,11 @@ from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from transformers import AutoModelForCausalLM
 
 import textrl_env  # noqa: F401
-from agents.dpo import LOSSES, Objective, cached_log_probs, dpo, sequence_log_probs
-from agents.preference_data import encode_completion, load_preferences
-from agents.preference_losses import dpo_loss, ipo_loss, kto_kl, kto_loss, simpo_loss
+from agents.offline.dpo import LOSSES, Objective, cached_log_probs, dpo, sequence_log_probs
+from agents.offline.preference_data import encode_completion, load_preferences
+from agents.offline.preference_losses import dpo_loss, ipo_loss, kto_kl, kto_loss, simpo_loss
 from tests.tiny import EOS, WORDS, make_model, make_tokenizer
-from textrl_env import exact
+from textrl_env.exact import solver as exact
 
 PAIRS = [
     {"prompt": "a", "chosen": "b c", "rejected": "d"},
@@ -439,7 +439,7 @@ def test_an_unknown_loss_names_the_nearest(tokenizer):
 
 def test_cross_entropy_of_the_whole_completion_is_what_sft_minimises(tokenizer):
     """The same tokens count in SFT and in DPO."""
-    from agents.sft import sft_loss
+    from agents.offline.sft import sft_loss
 
     model = fresh()
     example = encode_completion("a b", "c", True, tokenizer)

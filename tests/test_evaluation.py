@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from agents import PPO, CausalLMPolicy
-from agents.curves import plot_learning_curve, smoothed
-from agents.evaluation import evaluate_policy, heldout_env, win_rate
+from agents.evaluation.evaluation import evaluate_policy, heldout_env, win_rate
+from agents.evaluation.plots import plot_learning_curve, smoothed
 from tests.tiny import PROMPTS, count_a, make_env, make_lm
 
 
@@ -123,7 +123,7 @@ def test_heldout_prompts_are_not_the_training_prompts_and_share_the_env_s_model(
 
 def make_training_prompts() -> set[str]:
     from textrl_env import embedded
-    from textrl_env.prompts import load_prompts
+    from textrl_env.data.prompts import load_prompts
 
     return set(load_prompts(embedded.path("prompts_train")).texts)
 

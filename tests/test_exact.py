@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import textrl_env  # noqa: F401 (registers the ids)
-from textrl_env.exact import (
+from textrl_env.exact.solver import (
     TokenMDP,
     best_of_n,
     evaluate,
@@ -432,7 +432,7 @@ def tiny_text_env():
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-    from textrl_env.text_rlhf import TextRLHFEnv
+    from textrl_env.envs.text_rlhf import TextRLHFEnv
 
     words = Tokenizer(models.WordLevel({"</s>": 0, "red": 1, "green": 2, "blue": 3}, unk_token="</s>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()

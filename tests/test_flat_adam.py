@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from agents.flat_adam import FlatAdam
+from agents.algorithms.flat_adam import FlatAdam
 
 
 def network() -> nn.Sequential:

@@ -13,9 +13,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM
 
 from agents.cli import main
-from agents.heatmap import TokenScore, colour, heatmap_html, score_tokens, summary, token_heatmap
-from agents.heatmap_image import heatmap_image, png
-from agents.sft import encode_all, evaluate_sft
+from agents.evaluation.token_heatmap import (
+    TokenScore,
+    colour,
+    heatmap_html,
+    score_tokens,
+    summary,
+    token_heatmap,
+)
+from agents.evaluation.token_heatmap_image import heatmap_image, png
+from agents.offline.sft import encode_all, evaluate_sft
 from tests.tiny import make_model, make_tokenizer
 
 RECORDS = [

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from agents import GRPO, PPO, REINFORCE, AdaptiveKL, AnnealKL
+from agents.callbacks.kl_control import episode_kl
 from agents.cli import main
-from agents.kl_control import episode_kl
-from agents.rollout import Rollout
+from agents.rollouts.rollout import Rollout
 from tests.tiny import make_env
 
 SETTINGS = {"n_episodes": 16, "seed": 0, "learning_rate": 3e-3}

@@ -8,10 +8,10 @@ import torch
 from transformers import GenerationConfig
 
 from tests.tiny import CONTEXT, EOS, WORDS, make_lm, make_model, make_tokenizer, random_sequences
-from textrl_env import decoding
-from textrl_env.decoding import SlotDecoder, gather_log_probs, generate, pack_sequences, sample_actions
-from textrl_env.language_model import CausalLM
-from textrl_env.shared_prompts import SharedPrompts
+from textrl_env.lm import decoding
+from textrl_env.lm.causal_lm import CausalLM
+from textrl_env.lm.decoding import SlotDecoder, gather_log_probs, generate, pack_sequences, sample_actions
+from textrl_env.lm.shared_prompts import SharedPrompts
 
 
 @torch.no_grad()

@@ -22,9 +22,9 @@ from transformers import (
 )
 
 from tests.tiny import WORDS, make_lm, make_model, make_tokenizer, random_sequences
-from textrl_env.decoding import generate
-from textrl_env.language_model import CausalLM
-from textrl_env.llama import LlamaBody
+from textrl_env.lm.causal_lm import CausalLM
+from textrl_env.lm.decoding import generate
+from textrl_env.lm.fused_llama import LlamaBody
 
 SIZES = {
     "vocab_size": len(WORDS),

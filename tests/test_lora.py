@@ -12,13 +12,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from agents import GRPO, PPO, REINFORCE, runs
-from agents.causal_lm import CausalLMPolicy
+from agents import GRPO, PPO, REINFORCE
 from agents.cli import main
-from agents.evaluation import evaluate_policy
+from agents.evaluation.evaluation import evaluate_policy
+from agents.policies.causal_lm import CausalLMPolicy
+from agents.runs import run_directory as runs
 from tests.test_checkpoint import assert_bitwise
 from tests.tiny import count_a, id_sum, make_env, make_lm, make_model, make_tokenizer, random_sequences
-from textrl_env.language_model import CausalLM
+from textrl_env.lm.causal_lm import CausalLM
 
 AGENTS = {"PPO": PPO, "REINFORCE": REINFORCE, "GRPO": GRPO}
 SEQUENCES = random_sequences([3, 5, 2, 4]), random_sequences([4, 6, 1, 3], seed=1)

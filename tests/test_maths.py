@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.buffers import RolloutBuffer
 
-from agents import maths
+from agents.algorithms import maths
 from textrl_env.kl import estimate_kl
 
 

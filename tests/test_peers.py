@@ -10,9 +10,9 @@ import copy
 import pytest
 import torch
 
-from agents.dpo import Objective
-from agents.preference_data import load_preferences
-from agents.sft import accumulate_gradients, encode
+from agents.offline.dpo import Objective
+from agents.offline.preference_data import load_preferences
+from agents.offline.sft import accumulate_gradients, encode
 from reward_models.bradley_terry import bradley_terry_loss, forward_scores
 from reward_models.bradley_terry import encode as encode_for_reward
 from tests.tiny import EOS, make_model, make_tokenizer

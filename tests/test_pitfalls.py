@@ -12,8 +12,8 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from agents import GRPO, PPO, REINFORCE, Agent
-from agents.policies import CausalLMPolicy
-from agents.rollout import Rollout
+from agents.policies.factory import CausalLMPolicy
+from agents.rollouts.rollout import Rollout
 from tests.tiny import EOS, WORDS, id_sum, make_env, make_lm
 
 AGENTS = {"PPO": PPO, "REINFORCE": REINFORCE, "GRPO": GRPO}

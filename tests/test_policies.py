@@ -11,10 +11,10 @@ import torch
 from gymnasium import spaces
 
 from agents import PPO, CausalLMPolicy, Evaluation, MlpPolicy, Policy, Rollout
-from agents.envs import make_envs
-from agents.policies import encode, feature_size, make_policy
+from agents.policies.factory import encode, feature_size, make_policy
+from agents.rollouts.vector_envs import make_envs
 from tests.tiny import make_env, make_lm
-from textrl_env.decoding import pack_sequences
+from textrl_env.lm.decoding import pack_sequences
 
 DISCRETE = spaces.Discrete(3)
 OBSERVATION_SPACES = {

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from agents.cli import main
-from agents.judges import RUBRIC, OpenAIJudge, load_judge, parse_verdict
-from agents.preferences import collect_preferences
+from agents.preferences.collection import collect_preferences
+from agents.preferences.judges import RUBRIC, OpenAIJudge, load_judge, parse_verdict
 from tests.tiny import PROMPTS, count_a, make_lm, make_tokenizer
 from textrl_env import embedded
 
@@ -131,7 +131,7 @@ def test_settings_that_make_no_sense_are_refused():
 
 
 def test_a_pair_of_records_trains_a_reward_model_and_dpo(tmp_path):
-    from agents.dpo import dpo
+    from agents.offline.dpo import dpo
     from reward_models.bradley_terry import load_comparisons
 
     path = tmp_path / "pairs.jsonl"

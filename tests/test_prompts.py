@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from textrl_env.prompts import PromptSet, RecordSet, load_prompts, load_records
+from textrl_env.data.prompts import PromptSet, RecordSet, load_prompts, load_records
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]
 ROWS = [{"prompt": "2 + 2 =", "answer": 4}, {"prompt": "Über 3?", "answer": None}]

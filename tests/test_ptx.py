@@ -9,7 +9,7 @@ import torch
 
 from agents import PPO, PPOptx
 from agents.commands.flags import hyper_parameters, parse_value
-from agents.sft import encode_all, evaluate_sft, pad_batch, sft_loss
+from agents.offline.sft import encode_all, evaluate_sft, pad_batch, sft_loss
 from tests.tiny import make_env
 
 DEMOS = [

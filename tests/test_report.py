@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from agents import runs
 from agents.cli import main
-from agents.curves import smoothed
-from agents.episodes import EpisodeLog, read_table
+from agents.evaluation.plots import smoothed
 from agents.report import read_run, write_report
 from agents.report.findings import examine
 from agents.report.metrics import write_number
 from agents.report.pictures import mean_and_band
 from agents.report.reading import settings
+from agents.rollouts.episode_log import EpisodeLog, read_table
+from agents.runs import run_directory as runs
 
 ROWS = 40
 STEPS = 500.0 * np.arange(1, ROWS + 1)

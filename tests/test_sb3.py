@@ -24,8 +24,8 @@ from transformers import AutoModelForCausalLM
 import textrl_env  # noqa: F401
 from tests.tiny import PROMPTS, make_env, make_lm, make_tokenizer
 from tests.vector_checker import bind_uniform
-from textrl_env.language_model import CausalLM
-from textrl_env.sb3 import (
+from textrl_env.lm.causal_lm import CausalLM
+from textrl_env.sb3.policy import (
     CausalLMActorCriticPolicy,
     GymVecEnv,
     SlotRolloutBuffer,

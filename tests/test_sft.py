@@ -17,7 +17,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from agents.sft import accumulate_gradients, encode, evaluate_sft, load_records, pad_batch, sft, sft_loss
+from agents.offline.sft import (
+    accumulate_gradients,
+    encode,
+    evaluate_sft,
+    load_records,
+    pad_batch,
+    sft,
+    sft_loss,
+)
 
 WORDS = [
     "<pad>",

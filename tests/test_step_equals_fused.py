@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.policies import CausalLMPolicy
+from agents.policies.factory import CausalLMPolicy
 from tests.tiny import EOS, WORDS, id_sum, make_env, make_lm
-from textrl_env.decoding import generate
+from textrl_env.lm.decoding import generate
 
 TOLERANCE = 1e-4
 

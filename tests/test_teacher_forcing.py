@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.tiny import make_lm, random_sequences
-from textrl_env import teacher_forcing
-from textrl_env.decoding import sample_actions
-from textrl_env.teacher_forcing import linear_log_probs, pack_rows, unique_rows
+from textrl_env.lm import teacher_forcing
+from textrl_env.lm.decoding import sample_actions
+from textrl_env.lm.teacher_forcing import linear_log_probs, pack_rows, unique_rows
 
 
 def plain(lm, prompts, responses):

@@ -18,7 +18,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import textrl_env  # noqa: F401  registers the ids
 from tests.tiny import EOS, PROMPTS, WORDS, count_a, id_sum, make_env, make_lm, make_model, make_tokenizer
-from textrl_env.text_rlhf import TextRLHFEnv
+from textrl_env.envs.text_rlhf import TextRLHFEnv
 
 UNIFORM = -np.log(len(WORDS))
 A, B = WORDS.index("a"), WORDS.index("b")

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from agents import CISPO, DAPO, GRPO, GSPO, RLOO, DrGRPO, REINFORCEPlusPlus, TabularPolicy
-from agents.maths import masked_mean
-from agents.policies import Evaluation
-from agents.rollout import Rollout, concatenate
+from agents.algorithms.maths import masked_mean
+from agents.policies.factory import Evaluation
+from agents.rollouts.rollout import Rollout, concatenate
 from tests.tiny import make_env, make_model, make_tokenizer
 
 VARIANTS = [RLOO, REINFORCEPlusPlus, DrGRPO, DAPO, GSPO, CISPO]

@@ -23,8 +23,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from textrl_env.language_model import CausalLM
-from textrl_env.text_rlhf import TextRLHFEnv, TextRLHFVectorEnv
+from textrl_env.envs.text_rlhf import TextRLHFEnv, TextRLHFVectorEnv
+from textrl_env.lm.causal_lm import CausalLM
 
 #: Token id = place in this list.
 WORDS = ["<eos>", "<unk>", "<pad>", "a", "b", "c", "d", "e", "f", "g", "h", "i"]

@@ -68,8 +68,8 @@ def _introduce(console: Any, total_timesteps: int) -> None:
 
 
 def _train(folder: Path, total_timesteps: int, seed: int) -> Any:
-    from agents import runs
-    from agents.progress import ProgressCallback
+    from agents.callbacks.progress import ProgressCallback
+    from agents.runs import run_directory as runs
 
     config = runs.new_config(
         agent="ppo",
@@ -99,7 +99,7 @@ def _train(folder: Path, total_timesteps: int, seed: int) -> Any:
 
 def _evaluate(agent: Any, seed: int) -> tuple[Any, Any]:
     """The initial model and the trained one on the held-out prompts, sampled from different streams."""
-    from agents.evaluation import evaluate_policy, heldout_env
+    from agents.evaluation.evaluation import evaluate_policy, heldout_env
 
     env = heldout_env(agent.text_env)
     before = evaluate_policy(env.lm, env, N_SAMPLES, seed=2 * seed)
@@ -107,10 +107,10 @@ def _evaluate(agent: Any, seed: int) -> tuple[Any, Any]:
 
 
 def _report(console: Any, folder: Path, before: Any, after: Any) -> None:
-    from agents import runs
     from agents.commands import terminal
-    from agents.curves import plot_learning_curve
-    from agents.evaluation import win_rate
+    from agents.evaluation.evaluation import win_rate
+    from agents.evaluation.plots import plot_learning_curve
+    from agents.runs import run_directory as runs
 
     rows = range(0, len(before.prompts), max(len(before.prompts) // _ROWS, 1))
     console.print(terminal.samples_table(before, after, rows, "Held-out questions, before and after"))

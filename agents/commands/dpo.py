@@ -82,12 +82,12 @@ def dpo(
     """
     from agents.commands import offline
     from agents.commands.terminal import quiet_transformers
-    from agents.dpo import LOSSES
-    from agents.dpo import dpo as train
-    from agents.offline import count_steps
+    from agents.offline.dpo import LOSSES
+    from agents.offline.dpo import dpo as train
+    from agents.offline.trainer import count_steps
     from textrl_env import embedded
+    from textrl_env.data.prompts import load_records
     from textrl_env.errors import check_choice
-    from textrl_env.prompts import load_records
 
     check_choice("--loss", loss, LOSSES)
     quiet_transformers()

@@ -40,11 +40,11 @@ def evaluate(
     from rich.console import Console
 
     from agents.commands.terminal import means_table, quiet_transformers
-    from agents.episodes import distinct_n
-    from agents.evaluation import evaluate_policy, heldout_env, win_rate
-    from agents.runs import write_json
-    from textrl_env.language_model import CausalLM
-    from textrl_env.text_rlhf import TextRLHFEnv
+    from agents.evaluation.evaluation import evaluate_policy, heldout_env, win_rate
+    from agents.rollouts.episode_log import distinct_n
+    from agents.runs.run_directory import write_json
+    from textrl_env.envs.text_rlhf import TextRLHFEnv
+    from textrl_env.lm.causal_lm import CausalLM
 
     quiet_transformers()
     if prompts is not None and (reward is None or against is None):

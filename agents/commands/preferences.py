@@ -102,10 +102,10 @@ def preferences(
     from agents.commands import offline
     from agents.commands.flags import parse_assignments
     from agents.commands.terminal import quiet_transformers
-    from agents.judges import RUBRIC, load_judge
-    from agents.preferences import collect_preferences
+    from agents.preferences.collection import collect_preferences
+    from agents.preferences.judges import RUBRIC, load_judge
     from textrl_env import embedded
-    from textrl_env.prompts import load_prompts
+    from textrl_env.data.prompts import load_prompts
 
     quiet_transformers()
     path = offline.check_output(output, overwrite)

@@ -61,7 +61,7 @@ def reward(
     """
     from agents.commands import offline
     from agents.commands.terminal import quiet_transformers
-    from agents.offline import count_steps
+    from agents.offline.trainer import count_steps
     from reward_models.bradley_terry import train_reward_model
     from textrl_env import embedded
 
@@ -104,7 +104,7 @@ def reward(
 
 def comparisons(source: str, model: str, skip_bad_rows: bool) -> tuple[list[dict[str, Any]], list[str]]:
     """Comparisons as texts, and what was wrong with the rows left out; the model's chat template lays messages out."""
-    from textrl_env.prompts import load_records
+    from textrl_env.data.prompts import load_records
 
     records = load_records(source, ("prompt", "chosen", "rejected"), (), skip_bad_rows)
     rows = list(records.rows())

@@ -63,10 +63,10 @@ def sft(
     """
     from agents.commands import offline
     from agents.commands.terminal import quiet_transformers
-    from agents.heatmap import score_tokens
-    from agents.offline import count_steps
-    from agents.sft import load_model
-    from agents.sft import sft as train
+    from agents.evaluation.token_heatmap import score_tokens
+    from agents.offline.sft import load_model
+    from agents.offline.sft import sft as train
+    from agents.offline.trainer import count_steps
     from textrl_env import embedded
 
     quiet_transformers()
@@ -122,8 +122,8 @@ def _show_tokens(scored: dict[str, Any], folder: Path, progress: Any, step: int)
     """How sure the model was and is of every token: a page beside the model, and a picture in TensorBoard."""
     from stable_baselines3.common.logger import TensorBoardOutputFormat
 
-    from agents.heatmap import heatmap_html
-    from agents.heatmap_image import heatmap_image
+    from agents.evaluation.token_heatmap import heatmap_html
+    from agents.evaluation.token_heatmap_image import heatmap_image
 
     title = "What fine-tuning has taught: how sure the model is of every token"
     (folder / PAGE).write_text(heatmap_html(scored, title), encoding="utf-8")
@@ -133,11 +133,11 @@ def _show_tokens(scored: dict[str, Any], folder: Path, progress: Any, step: int)
 
 
 def demonstrations(source: str, skip_bad_rows: bool) -> tuple[list[dict[str, Any]], list[str]]:
-    """Records in a form that :func:`agents.sft.sft` takes, and what was wrong with those left out.
+    """Records in a form that :func:`agents.offline.sft.sft` takes, and what was wrong with those left out.
 
     All rows of a file have one form, which the first row shows.
     """
-    from textrl_env.prompts import load_records
+    from textrl_env.data.prompts import load_records
 
     first = next(load_records(source, skip_bad_rows=True).rows())
     form = next((name for name in ("messages", "text") if first.get(name) is not None), None)

@@ -75,7 +75,7 @@ def samples_table(before: Any, after: Any, rows: Sequence[int], title: str) -> T
     """Answers before and after, side by side, each with its score.
 
     Args:
-        before: An :class:`~agents.evaluation.EvaluationResult`.
+        before: An :class:`~agents.evaluation.evaluation.EvaluationResult`.
         after: Another on the same prompts.
         rows: Which prompts; the first answer to each is shown.
         title: Of the table.

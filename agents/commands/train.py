@@ -28,7 +28,7 @@ _RUN, _ENV, _TEXT, _SAVING = "Run", "Environment and policy", "TextRLHF-v0", "Sa
 def train(ctx: typer.Context) -> None:
     """Train an agent; --help lists every hyper-parameter of the --agent that is named."""
     from agents.commands.terminal import quiet_transformers
-    from agents.locate import find_agent
+    from agents.runs.registry import find_agent
 
     quiet_transformers()
     spec = _peek(ctx.args, "--agent") or _agent_of_resumed(ctx.args) or "ppo"
@@ -270,7 +270,7 @@ def _agent_of_resumed(args: list[str]) -> str | None:
     folder = _peek(args, "--resume")
     if folder is None or "--help" in args:
         return None
-    from agents import runs
+    from agents.runs import run_directory as runs
 
     config = runs.read_config(Path(folder))
     _import_from(config)
@@ -289,7 +289,7 @@ def _import_from(config: dict[str, Any]) -> None:
 def _run(
     values: dict[str, Any], given: set[str], chosen: dict[str, Any], flags: list[hyper.Flag], line: str
 ) -> None:
-    from agents import runs
+    from agents.runs import run_directory as runs
 
     if values["resume"] is not None:
         folder, config, agent = _resume(values, given)
@@ -311,7 +311,7 @@ def _run(
 
 def _resume(values: dict[str, Any], given: set[str]) -> tuple[Path, dict[str, Any], Any]:
     """The run, its configuration, and its agent where it stopped (None if there is nothing left to do)."""
-    from agents import runs
+    from agents.runs import run_directory as runs
 
     for name in sorted(given - set(_WITH_RESUME)):
         option = "--" + name.replace("_", "-")
@@ -335,8 +335,8 @@ def _resume(values: dict[str, Any], given: set[str]) -> tuple[Path, dict[str, An
 
 
 def _learn(agent: Any, folder: Path, config: dict[str, Any], progress: bool) -> None:
-    from agents import runs
-    from agents.progress import ProgressCallback
+    from agents.callbacks.progress import ProgressCallback
+    from agents.runs import run_directory as runs
 
     bar = ProgressCallback()
     try:
@@ -363,7 +363,7 @@ def _summarise(agent: Any, folder: Path) -> None:
         (f"tensorboard --logdir {folder}", "the curves, and tables of samples"),
     ]
     if agent.text_env is not None:
-        from agents.evaluation import evaluate_policy
+        from agents.evaluation.evaluation import evaluate_policy
 
         env = agent.text_env
         rows = range(0, env.num_prompts, -(-env.num_prompts // 5))
@@ -384,7 +384,7 @@ def _summarise(agent: Any, folder: Path) -> None:
 def _config(
     values: dict[str, Any], chosen: dict[str, Any], flags: list[hyper.Flag], line: str
 ) -> dict[str, Any]:
-    from agents import runs
+    from agents.runs import run_directory as runs
 
     env_kwargs = _env_kwargs(values)
     names = (

@@ -17,10 +17,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from agents import runs as run_directories
 from agents.report import page
 from agents.report.findings import Finding, compare, examine
 from agents.report.reading import Group, Run, check_comparable, group_runs, read_run
+from agents.runs import run_directory as run_directories
 
 __all__ = ["Finding", "Group", "Report", "Run", "read_run", "write_report"]
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from agents.curves import smoothed
+from agents.evaluation.plots import smoothed
 from agents.report import metrics
 from agents.report.metrics import Metric, decimals, write_number
 from agents.report.reading import STEPS, Group, Run, all_settings, default_of, run_label
@@ -101,7 +101,7 @@ def _share(value: float) -> str:
 
 
 def standard_error(values: np.ndarray) -> float:
-    """Of a point at the end of :func:`agents.curves.smoothed`, from how ``values`` scatter around it."""
+    """Of a point at the end of :func:`agents.evaluation.plots.smoothed`, from how ``values`` scatter around it."""
     half = max(int(len(values) * 0.05), 1)
     return float(np.std(values - smoothed(values)) / np.sqrt(half + 1))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from agents.curves import smoothed
+from agents.evaluation.plots import smoothed
 from agents.report.reading import Run
 
 BLUE, GOLD, RED, TEAL, PURPLE, GREEN, GREY = (
@@ -114,7 +114,7 @@ EVALUATED = {
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:
-    """The running mean of :func:`agents.curves.smoothed`; a log of few rows is left as it is."""
+    """The running mean of :func:`agents.evaluation.plots.smoothed`; a log of few rows is left as it is."""
     return smoothed(values) if len(values) >= FEW_ROWS else values
 
 

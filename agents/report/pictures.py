@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.curves import draw_curve, style_axes
+from agents.evaluation.plots import draw_curve, style_axes
 from agents.report.metrics import (
     BLUE,
     GOLD,

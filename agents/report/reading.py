@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from agents import runs as run_directories
-from agents.locate import AGENTS, find_agent
 from agents.report.samples import Table, read_tables
+from agents.runs import run_directory as run_directories
+from agents.runs.registry import AGENTS, find_agent
 from textrl_env.errors import did_you_mean
 
 STEPS = "time/total_timesteps"

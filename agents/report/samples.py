@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from agents.episodes import read_table
+from agents.rollouts.episode_log import read_table
 
 _TAG = "samples/table/text_summary"
 

@@ -16,7 +16,7 @@ from benchmarks.llama_costs import Shape
 from benchmarks.random_llama import count_even, make_lm, make_prompts
 from reward_models.classifier import HFRewardModel
 from textrl_env import embedded
-from textrl_env.text_rlhf import Episodes, TextRLHFEnv
+from textrl_env.envs.text_rlhf import Episodes, TextRLHFEnv
 
 #: Largest difference of a reward that counts as agreement.
 TOLERANCE = 1e-3

@@ -15,15 +15,15 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from benchmarks.gpu.machine import attempt, median_seconds, peak_memory
 from benchmarks.llama_costs import Shape, read_bytes
-from textrl_env.decoding import generate
-from textrl_env.language_model import CausalLM
+from textrl_env.lm.causal_lm import CausalLM
+from textrl_env.lm.decoding import generate
 
 #: Writes so many tokens to each of the prompts.
 Engine = Callable[[list[np.ndarray], int], Any]
 
 
 def ours(lm: CausalLM) -> Engine:
-    """``textrl_env.decoding.generate``."""
+    """``textrl_env.lm.decoding.generate``."""
     generator = torch.Generator(lm.device).manual_seed(0)
     return lambda prompts, tokens: generate(lm, prompts, tokens, generator)
 

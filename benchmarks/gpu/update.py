@@ -14,8 +14,8 @@ from agents import GRPO
 from benchmarks.gpu.machine import attempt, median_seconds, peak_memory, synchronize
 from benchmarks.llama_costs import Shape, forward_flops
 from benchmarks.random_llama import count_even, make_prompts
-from textrl_env.language_model import CausalLM
-from textrl_env.text_rlhf import TextRLHFEnv
+from textrl_env.envs.text_rlhf import TextRLHFEnv
+from textrl_env.lm.causal_lm import CausalLM
 
 
 def make_agent(lm: CausalLM, episodes: int, group: int, prompt: int, tokens: int, micro: int) -> GRPO:

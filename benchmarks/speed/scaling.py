@@ -19,8 +19,8 @@ import numpy as np
 import torch
 import workloads
 
-from textrl_env.decoding import generate
-from textrl_env.language_model import CausalLM
+from textrl_env.lm.causal_lm import CausalLM
+from textrl_env.lm.decoding import generate
 
 BASE = workloads.Workload("base", 16, 32, prompts=8, group_size=8, hidden_size=64, layers=2)
 SIZES = {

@@ -1,0 +1,121 @@
+"""PPO: proximal policy optimisation with a clipped surrogate and a GAE critic (Schulman et al. 2017)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from agents.algorithms import maths
+from agents.base import Agent, Schedule, schedule_value
+from agents.policies.factory import Evaluation, Policy
+from agents.rollouts.rollout import Rollout
+
+
+class PPO(Agent):
+    """Clipped surrogate ``min(rho A, clip(rho, 1 - eps, 1 + eps) A)``, value loss and entropy bonus.
+
+    Args:
+        policy: "MlpPolicy", "CausalLMPolicy", "auto" or a policy class.
+        env: A Gymnasium id, an env or a vector env.
+        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress.
+        n_steps: Steps of each slot in a rollout.
+        batch_size: Rows of a minibatch: steps, on text episodes.
+        n_epochs: Passes over a rollout; None is 4 on text, where rollouts are small, and 10 elsewhere.
+        gamma: Discount; None is 1 on text, 0.99 elsewhere.
+        gae_lambda: Of the generalised advantage estimate.
+        clip_range: ``eps``; a number, "linear:0.2", or a function of the remaining progress.
+        clip_range_vf: Clips the change of the values too; None does not.
+        normalize_advantage: Whiten advantages in each minibatch.
+        ent_coef: Weight of the entropy bonus.
+        vf_coef: Weight of the value loss.
+        max_grad_norm: Gradients are clipped to this norm.
+        target_kl: Stop a rollout's passes when the approximate KL of the update exceeds 1.5 times this.
+        n_episodes: Episodes in a rollout, on text (64) or to learn from whole episodes elsewhere.
+        critic: "separate" (the default of MLPs), "shared", or "head" (the default of language models: reads the
+            policy's hidden states without shaping them).
+        **kwargs: See :class:`~agents.base.Agent`.
+    """
+
+    flatten: ClassVar[bool] = True
+    uses_critic: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        policy: str | type[Policy],
+        env: Any,
+        learning_rate: Schedule = 3e-4,
+        n_steps: int = 2048,
+        batch_size: int | None = 64,
+        n_epochs: int | None = None,
+        gamma: float | None = None,
+        gae_lambda: float = 0.95,
+        clip_range: Schedule = 0.2,
+        clip_range_vf: Schedule | None = None,
+        normalize_advantage: bool = True,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        target_kl: float | None = None,
+        n_episodes: int | None = None,
+        critic: str = "default",
+        **kwargs: Any,
+    ) -> None:
+        self.clip_range = clip_range
+        self.clip_range_vf = clip_range_vf
+        self.normalize_advantage = normalize_advantage
+        self.target_kl = target_kl
+        self.default_epochs = n_epochs is None
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            n_steps=n_steps,
+            n_episodes=n_episodes,
+            batch_size=batch_size,
+            n_epochs=1 if n_epochs is None else n_epochs,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            critic=critic,
+            **kwargs,
+        )
+
+    def _set_up_policy(self, spaces: Any = None) -> None:
+        super()._set_up_policy(spaces)
+        if self.default_epochs:
+            self.n_epochs = 4 if self.policy.whole_episodes else 10
+
+    def prepare_batch(self, batch: Rollout) -> Rollout:
+        if self.normalize_advantage:
+            batch.advantages = maths.masked_whiten(batch.advantages, batch.mask)
+        return batch
+
+    def loss(self, batch: Rollout, new: Evaluation) -> tuple[Tensor, dict[str, Tensor]]:
+        clip = schedule_value(self.clip_range, self._progress_remaining)
+        ratio = (new.log_probs - batch.log_probs).exp()
+        now = ratio.detach()
+        policy_loss = maths.ppo_clip_loss(ratio, batch.advantages, clip)
+        clip_vf = self.clip_range_vf
+        clip_vf = None if clip_vf is None else schedule_value(clip_vf, self._progress_remaining)
+        value_loss = maths.value_loss(new.values, batch.returns, batch.values, clip_vf)
+        losses = policy_loss + self.vf_coef * value_loss
+        if self.ent_coef:
+            losses = losses - self.ent_coef * new.entropy
+        return losses, {
+            "policy_gradient_loss": policy_loss,
+            "value_loss": value_loss,
+            "approx_kl": maths.approx_kl(now),
+            "clip_fraction": maths.clip_fraction(now, clip),
+            "value_clip_fraction": maths.value_clip_fraction(new.values, batch.values, clip_vf),
+            "ratio": now,
+        }
+
+    def should_stop(self, record: dict[str, float]) -> bool:
+        return self.target_kl is not None and record["approx_kl"] > 1.5 * self.target_kl
+
+    def _log_training(self, rollout: Rollout, records: list[dict[str, float]], learning_rate: float) -> None:
+        super()._log_training(rollout, records, learning_rate)
+        self.logger.record("train/clip_range", schedule_value(self.clip_range, self._progress_remaining))

@@ -1,0 +1,1 @@
+"""Callbacks of a run, in stable-baselines3's form."""

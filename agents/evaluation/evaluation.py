@@ -1,0 +1,189 @@
+"""How good a text policy is: its score, gold score and KL on given prompts, and its win rate over another.
+
+    env = heldout_env()
+    before, after = evaluate_policy(env.lm, env), evaluate_policy(agent, env)
+    rate, low, high = win_rate(after.gold, before.gold)
+
+Answers are sampled as in training, not decoded greedily, and the KL is against the env's own model. Left out:
+judges that compare two answers directly, and environments that are not text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+
+from textrl_env import embedded
+from textrl_env.envs.text_rlhf import Episodes, TextRLHFEnv
+from textrl_env.lm.causal_lm import CausalLM
+from textrl_env.lm.decoding import generate
+
+#: Responses that are generated at once.
+_BATCH = 512
+_RESAMPLES = 2000
+
+
+@dataclasses.dataclass
+class EvaluationResult:
+    """``n_samples`` answers to each of ``P`` prompts, one row for each prompt.
+
+    Attributes:
+        prompts: ``P`` texts.
+        responses: ``P`` lists of ``n_samples`` texts.
+        score: float64 ``[P, n_samples]``, what the policy was trained on, before the KL.
+        gold: float64 ``[P, n_samples]``, the gold judge's; None where the env has none.
+        parts: Each of several rewards by name, float64 ``[P, n_samples]``.
+        kl: float64 ``[P, n_samples]``, ``log pi - log pi_ref`` summed over the response, in nats.
+        length: int64 ``[P, n_samples]``, tokens, the end token included.
+        ended: bool ``[P, n_samples]``, true where the response ended within the budget.
+    """
+
+    prompts: list[str]
+    responses: list[list[str]]
+    score: np.ndarray
+    gold: np.ndarray | None
+    parts: dict[str, np.ndarray]
+    kl: np.ndarray
+    length: np.ndarray
+    ended: np.ndarray
+
+    def summary(self) -> dict[str, float]:
+        """Means over all answers, JSON-able."""
+        means = {
+            "score": self.score.mean(),
+            "kl": self.kl.mean(),
+            "length": self.length.mean(),
+            "ended": self.ended.mean(),
+        }
+        if self.gold is not None:
+            means["gold"] = np.nanmean(self.gold)
+        means |= {f"rewards/{name}": part.mean() for name, part in self.parts.items()}
+        return {name: float(value) for name, value in means.items()}
+
+
+def evaluate_policy(
+    policy_or_lm: Any,
+    env: Any,
+    n_samples: int = 4,
+    seed: int = 0,
+    deterministic: bool = False,
+    prompt_ids: Any = None,
+) -> EvaluationResult:
+    """Sample answers to the env's prompts and score them.
+
+    Args:
+        policy_or_lm: An agent, a :class:`~agents.policies.factory.CausalLMPolicy`, a
+            :class:`~textrl_env.lm.causal_lm.CausalLM`, or the folder of one.
+        env: A ``TextRLHF-v0`` env with the prompts to answer, wrapped or not. Only its reward, gold judge and
+            reference are used; its episode and its random stream are left alone.
+        n_samples: Answers to each prompt.
+        seed: Of the sampling.
+        deterministic: Take the most likely token instead of sampling.
+        prompt_ids: Which prompts; None takes all, in their order.
+
+    Raises:
+        TypeError: ``env`` is no text environment, or ``policy_or_lm`` no language model.
+    """
+    env = getattr(env, "unwrapped", env)
+    if not hasattr(env, "run_episodes"):
+        raise TypeError(f"evaluate_policy wants a TextRLHF-v0 env, got {type(env).__name__}")
+    if n_samples < 1:
+        raise ValueError(f"n_samples must be at least 1, got {n_samples}")
+    lm = _language_model(policy_or_lm, env.lm.temperature)
+    generator = torch.Generator(lm.device).manual_seed(seed)
+
+    def sample(prompts: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        return generate(lm, prompts, env.max_new_tokens, generator, deterministic)
+
+    ids = np.arange(env.num_prompts) if prompt_ids is None else np.asarray(prompt_ids)
+    ids = np.repeat(ids, n_samples)  # the answers to one prompt are neighbours
+    chunks = [env.run_episodes(sample, ids[i : i + _BATCH]) for i in range(0, len(ids), _BATCH)]
+    return _result(chunks, n_samples)
+
+
+def _language_model(policy_or_lm: Any, temperature: float) -> CausalLM:
+    policy = getattr(policy_or_lm, "policy", policy_or_lm)  # of an agent
+    lm = getattr(policy, "lm", policy)  # of a policy
+    if isinstance(lm, CausalLM):
+        return lm
+    if isinstance(lm, str) or hasattr(lm, "__fspath__"):
+        return CausalLM.load(lm, temperature=temperature)
+    raise TypeError(
+        "evaluate_policy wants an agent or policy with a language model, a CausalLM or its folder, "
+        f"got {type(policy_or_lm).__name__}"
+    )
+
+
+def _result(chunks: list[Episodes], n_samples: int) -> EvaluationResult:
+    def rows(values: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate(values).reshape(-1, n_samples)  # [P, n_samples]
+
+    names = chunks[0].parts
+    parts = {name: rows([chunk.parts[name] for chunk in chunks]) for name in names}
+    responses = [text for chunk in chunks for text in chunk.responses]
+    prompts = [text for chunk in chunks for text in chunk.prompts]
+    return EvaluationResult(
+        prompts=prompts[::n_samples],
+        responses=[responses[i : i + n_samples] for i in range(0, len(responses), n_samples)],
+        score=rows([chunk.score for chunk in chunks]),
+        gold=parts.pop("gold", None),
+        parts=parts,
+        kl=rows([((c.log_prob - c.ref_logprob) * c.mask).sum(1) for c in chunks]),
+        length=rows([chunk.mask.sum(1) for chunk in chunks]),
+        ended=rows([np.array([reason == "eos" for reason in chunk.stop_reason]) for chunk in chunks]),
+    )
+
+
+def win_rate(
+    gold_a: np.ndarray, gold_b: np.ndarray, confidence: float = 0.95, seed: int = 0
+) -> tuple[float, float, float]:
+    """How often ``a`` beats ``b``, ties counting half, with a bootstrap confidence interval over prompts.
+
+    Answers to one prompt are not independent of each other, so prompts are resampled, not answers
+    (percentile bootstrap, 2,000 resamples).
+
+    Args:
+        gold_a: Scores ``[P]``, or ``[P, n]`` for several answers to each prompt.
+        gold_b: Scores of the other side, ``[P]`` or ``[P, m]``, the same prompts in the same order. Every
+            answer of ``a`` is compared with every answer of ``b`` to the same prompt.
+        confidence: Of the interval.
+        seed: Of the resampling.
+
+    Returns:
+        The win rate in [0, 1] and the lower and upper end of its interval.
+
+    Raises:
+        ValueError: The prompts differ in number, or a score is NaN.
+    """
+    a, b = (np.asarray(x, dtype=np.float64) for x in (gold_a, gold_b))
+    a, b = (x[:, None] if x.ndim == 1 else x for x in (a, b))
+    if a.ndim != 2 or b.ndim != 2 or len(a) != len(b) or not a.size or not b.size:
+        raise ValueError(
+            f"win_rate wants [P] or [P, n] scores of the same P prompts, got {np.shape(gold_a)} and {np.shape(gold_b)}"
+        )
+    if np.isnan(a).any() or np.isnan(b).any():
+        raise ValueError("win_rate cannot compare scores that are NaN")
+    difference = a[:, :, None] - b[:, None, :]  # [P, n, m]
+    wins = ((difference > 0) + 0.5 * (difference == 0)).mean((1, 2))  # [P]
+    draws = np.random.default_rng(seed).integers(len(wins), size=(_RESAMPLES, len(wins)))
+    tail = 100 * (1 - confidence) / 2
+    low, high = np.percentile(wins[draws].mean(1), [tail, 100 - tail])
+    return float(wins.mean()), float(low), float(high)
+
+
+def heldout_env(env: Any = None, **kwargs: Any) -> TextRLHFEnv:
+    """The embedded world's held-out prompts, with the gold judge.
+
+    Args:
+        env: A text env whose model, reward and budget are used; None takes the embedded world's.
+        **kwargs: More arguments of ``TextRLHF-v0``.
+    """
+    if env is not None:
+        dynamics = getattr(env, "unwrapped", env).dynamics
+        names = ("reward", "max_new_tokens", "missing_eos_penalty", "kl_coef", "kl_estimator")
+        kwargs = {"model": dynamics.lm} | {name: getattr(dynamics, name) for name in names} | kwargs
+    kwargs = {"prompts": embedded.path("prompts_heldout"), "gold": embedded.gold_score} | kwargs
+    return TextRLHFEnv(**kwargs)

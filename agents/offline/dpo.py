@@ -1,0 +1,309 @@
+"""Direct preference optimisation and its family: learn from comparisons without a reward model.
+
+    loss = -log sigmoid(beta (log pi/pi_ref(chosen) - log pi/pi_ref(rejected)))
+
+Records are ``{"prompt", "chosen", "rejected"}``, or for KTO ``{"prompt", "completion", "label"}`` (pairs do as well:
+a chosen completion is desirable, a rejected one is not). Texts or message lists; a completion that was cut off at its
+budget says so with ``chosen_ended`` / ``rejected_ended`` / ``ended`` false and gets no end token. Run it::
+
+    from agents.offline.dpo import dpo
+
+    dpo("my-sft", "preferences.jsonl", output="my-dpo", beta=0.1, learning_rate=1e-5)
+
+The reference is the model as it was at the start; its log-probabilities are computed once, so only one model is in
+memory while training. Dropout is off. Left out: a temperature other than 1, precision below float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from agents.offline.callbacks import StepCallback, StepCallbacks
+from agents.offline.preference_data import Item, completion_length, load_preferences
+from agents.offline.preference_losses import dpo_loss, ipo_loss, kto_kl, kto_loss, simpo_loss
+from agents.offline.sft import IGNORE, Example, load_model, pad_batch
+from agents.offline.trainer import optimise, tail_mean
+from textrl_env.errors import check_choice
+
+#: Names as in TRL; "sigmoid_norm" is DPO normalised by length, as in Tulu 3.
+LOSSES = ("sigmoid", "sigmoid_norm", "ipo", "kto", "simpo")
+
+
+def dpo(
+    model: str | Path | PreTrainedModel,
+    data: str | Path | Iterable[dict[str, Any]],
+    output: str | Path | None = None,
+    *,
+    loss: str = "sigmoid",
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+    gamma: float = 0.5,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+    reference: str | Path | PreTrainedModel | None = None,
+    tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+    eval_data: str | Path | Iterable[dict[str, Any]] | None = None,
+    epochs: float = 1.0,
+    learning_rate: float = 1e-5,
+    batch_size: int = 32,
+    micro_batch_size: int | None = None,
+    max_length: int | None = None,
+    warmup_ratio: float = 0.1,
+    weight_decay: float = 0.0,
+    max_grad_norm: float = 1.0,
+    skip_bad_rows: bool = False,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    logger: Any = None,
+    log_interval: int = 10,
+    callback: StepCallback | None = None,
+) -> dict[str, float]:
+    """Fine-tune a causal language model on preferences.
+
+    Args:
+        model: Folder, hub id, or a live model, which is trained in place.
+        data: Records, or a file of them; see the module's docstring.
+        output: Folder for the trained model and its tokenizer, an ordinary Hugging Face folder.
+        loss: "sigmoid" (DPO), "sigmoid_norm" (normalised by length), "ipo", "kto" or "simpo" (no reference).
+        beta: Weight of the KL. "sigmoid_norm" wants about 5, "simpo" 2 to 2.5, as they look at means over tokens.
+        label_smoothing: The share of labels taken to be flipped, for "sigmoid", "sigmoid_norm" and "simpo".
+        gamma: The margin of "simpo".
+        desirable_weight: Of desirable completions, for "kto".
+        undesirable_weight: Of the others, for "kto".
+        reference: None is the model as it is at the start (of a PEFT model: whatever it says at the start).
+        tokenizer: None takes the one that lies beside the model.
+        eval_data: Held-out records, scored at the end.
+        epochs: Passes over the data; may be a fraction.
+        learning_rate: Peak of Adam's learning rate; linear warm-up, then a cosine to zero. A model of billions of
+            weights wants 5e-7 to 5e-6, one of a hundred thousand a hundred times that.
+        batch_size: Pairs (or for KTO completions) per optimiser step.
+        micro_batch_size: Of these, per forward pass; None is all of the batch. Changes memory, not the result.
+        max_length: Longer sequences are cut here, in tokens; None is the length the model can hold.
+        warmup_ratio: Share of the steps spent warming up.
+        weight_decay: Decoupled weight decay, on matrices only.
+        max_grad_norm: The gradient's norm is clipped here.
+        skip_bad_rows: Leave rows out that cannot be read, instead of stopping at the first.
+        seed: Of data order, and of which completions KTO's baseline puts to which prompts.
+        device: ``"auto"`` or any torch device.
+        logger: A stable-baselines3 ``Logger``; gets ``train/loss``, ``rewards/chosen``, ``rewards/rejected``,
+            ``rewards/margins``, ``rewards/accuracies``, ``logps/chosen``, ``logps/rejected`` and for KTO ``kl``.
+        log_interval: Optimiser steps between logged rows.
+        callback: stable-baselines3 callbacks (a timestep is an optimiser step), or a function of the step's number
+            and its metrics, which stops the training by returning False.
+
+    Returns:
+        ``loss``, ``margin`` and (of pairs) ``accuracy`` over the last tenth of the steps, ``steps``, ``records``
+        learned from, ``skipped`` rows and sequences too long to hold a completion, and with ``eval_data``
+        ``eval_loss``, ``eval_margin`` and ``eval_accuracy``.
+
+    Raises:
+        ValueError: An unknown loss, a bad row (its place is named), or nothing to learn from.
+    """
+    check_choice("loss", loss, LOSSES)
+    if not beta > 0:
+        raise ValueError(f"beta must be > 0, got {beta}")
+    model, tokenizer = load_model(model, tokenizer, device)
+    limit = max_length or getattr(model.config, "max_position_embeddings", None)
+    paired = loss != "kto"
+
+    def prepare(source: Any) -> tuple[list[Item], int]:
+        return load_preferences(source, tokenizer, paired, limit, skip_bad_rows, seed)
+
+    items, skipped = prepare(data)
+    eval_items = [] if eval_data is None else prepare(eval_data)[0]
+    teacher = model if reference is None else load_model(reference, tokenizer, device)[0]
+    objective = Objective(
+        loss, beta, label_smoothing, gamma, desirable_weight, undesirable_weight, _pad_id(tokenizer)
+    )
+    known = objective.reference(teacher, [*items, *eval_items])  # [N + M, 2]
+    del teacher
+
+    def accumulate(indices: list[int]) -> dict[str, float]:
+        rows = torch.tensor(indices, device=known.device)
+        return objective.backward(model, [items[i] for i in indices], known[rows], micro_batch_size)
+
+    with StepCallbacks(callback, model, tokenizer, logger) as on_step:
+        history = optimise(
+            model,
+            [max(len(item.first.input_ids), len(item.second.input_ids)) for item in items],
+            accumulate,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            warmup_ratio=warmup_ratio,
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
+            dropout=False,
+            seed=seed,
+            logger=logger,
+            log_interval=log_interval,
+            callback=on_step,
+        )
+    result = _summary({name: tail_mean(history, name) for name in _SUMMARY})
+    result |= {"steps": float(len(history)), "records": float(len(items)), "skipped": float(skipped)}
+    if eval_items:
+        metrics = objective.evaluate(model, eval_items, known[len(items) :], micro_batch_size or batch_size)
+        result |= {f"eval_{name}": value for name, value in _summary(metrics).items()}
+    if output is not None:
+        model.save_pretrained(output)
+        tokenizer.save_pretrained(output)
+    return result
+
+
+#: What is returned, of what is logged.
+_SUMMARY = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
+
+
+class Objective(NamedTuple):
+    """One of the losses with its settings, over batches of items and the reference's log-probabilities of them."""
+
+    loss: str
+    beta: float
+    label_smoothing: float
+    gamma: float
+    desirable_weight: float
+    undesirable_weight: float
+    pad_id: int
+
+    def reference(self, model: PreTrainedModel, items: Sequence[Item]) -> Tensor:
+        """Log-probabilities ``[N, 2]`` of both sequences of each item, without gradient; zeros for SimPO."""
+        if self.loss == "simpo":
+            return torch.zeros(len(items), 2, device=model.device)
+        sequences = [sequence for item in items for sequence in (item.first, item.second)]
+        return cached_log_probs(model, sequences, self.pad_id).view(-1, 2)
+
+    def backward(
+        self, model: PreTrainedModel, batch: Sequence[Item], known: Tensor, micro_batch_size: int | None
+    ) -> dict[str, float]:
+        """Back-propagate a batch's mean loss in parts; the gradient does not depend on the parts."""
+        return self._work(model, batch, known, micro_batch_size or len(batch), learn=True)
+
+    @torch.no_grad()
+    def evaluate(
+        self, model: PreTrainedModel, items: Sequence[Item], known: Tensor, batch_size: int
+    ) -> dict[str, float]:
+        """The metrics of all items together."""
+        return self._work(model, items, known, batch_size, learn=False)
+
+    def _work(
+        self, model: PreTrainedModel, batch: Sequence[Item], known: Tensor, size: int, learn: bool
+    ) -> dict[str, float]:
+        kl = self._baseline(model, batch, known, size)
+        loss, rewards, log_probs = 0.0, [], []
+        for start in range(0, len(batch), size):
+            part, ref = batch[start : start + size], known[start : start + size]
+            said, lengths = self._say(model, part)  # [b, 2], or [b, 1] for KTO
+            losses = self._losses(part, said, lengths, ref, kl)  # [b]
+            mean = losses.sum() / len(batch)
+            if learn:
+                mean.backward()
+            loss += mean.item()
+            log_probs.append(said.detach())
+            rewards.append(self._rewards(said.detach(), lengths, ref))
+        metrics = {"loss": loss} | _metrics(batch, torch.cat(rewards), torch.cat(log_probs))
+        return metrics | {"kl": float(kl)} if self.loss == "kto" else metrics
+
+    def _say(self, model: PreTrainedModel, part: Sequence[Item]) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and lengths of what the loss looks at, ``[b, 2]`` (``[b, 1]`` for KTO)."""
+        sides = 1 if self.loss == "kto" else 2
+        sequences = [sequence for item in part for sequence in item[:sides]]
+        lengths = torch.tensor([completion_length(s) for s in sequences], device=model.device)
+        return sequence_log_probs(model, sequences, self.pad_id).view(-1, sides), lengths.view(-1, sides)
+
+    def _losses(
+        self, part: Sequence[Item], said: Tensor, lengths: Tensor, ref: Tensor, kl: Tensor | float
+    ) -> Tensor:
+        if self.loss == "kto":
+            labels = torch.tensor([item.label for item in part], device=said.device)
+            weights = (self.desirable_weight, self.undesirable_weight)
+            return kto_loss(said[:, 0], ref[:, 0], labels, kl, self.beta, *weights)
+        pair = (said[:, 0], said[:, 1])
+        if self.loss == "simpo":
+            return simpo_loss(*pair, *lengths.unbind(1), self.beta, self.gamma, self.label_smoothing)
+        if self.loss == "ipo":
+            return ipo_loss(*pair, *ref.unbind(1), self.beta, *lengths.unbind(1))
+        counted = lengths.unbind(1) if self.loss == "sigmoid_norm" else ()
+        return dpo_loss(*pair, *ref.unbind(1), self.beta, self.label_smoothing, *counted)
+
+    def _rewards(self, said: Tensor, lengths: Tensor, ref: Tensor) -> Tensor:
+        """The implicit rewards ``beta log pi/pi_ref`` (of SimPO: ``beta log pi / |y|``), shaped like ``said``."""
+        if self.loss == "simpo":
+            return self.beta * said / lengths.clamp(min=1)
+        return self.beta * (said - ref[:, : said.shape[1]])
+
+    @torch.no_grad()
+    def _baseline(
+        self, model: PreTrainedModel, batch: Sequence[Item], known: Tensor, size: int
+    ) -> Tensor | float:
+        """KTO's KL over the whole batch; 0 for the other losses."""
+        if self.loss != "kto":
+            return 0.0
+        mismatched = cached_log_probs(model, [item.second for item in batch], self.pad_id, size)
+        return kto_kl(mismatched, known[:, 1])
+
+
+def sequence_log_probs(model: PreTrainedModel, examples: Sequence[Example], pad_id: int) -> Tensor:
+    """``log p(completion | prompt)`` of each example, summed over its labelled tokens: float32 ``[B]``."""
+    ids, mask, labels = (t.to(model.device) for t in pad_batch(examples, pad_id))
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits  # [B, T, V]
+    targets = labels[:, 1:]  # the logits at t predict the token at t + 1
+    keep = targets != IGNORE
+    # Only labelled rows are made float32: with a large vocabulary the rest would be the memory peak.
+    picked = -F.cross_entropy(logits[:, :-1][keep].float(), targets[keep], reduction="none")
+    rows = keep.nonzero()[:, 0]
+    return picked.new_zeros(len(examples)).index_add(0, rows, picked)
+
+
+@torch.no_grad()
+def cached_log_probs(
+    model: PreTrainedModel, examples: Sequence[Example], pad_id: int, batch_size: int = 64
+) -> Tensor:
+    """:func:`sequence_log_probs` of any number of examples, without gradient and with dropout off: ``[N]``."""
+    model.eval()
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids))
+    result = torch.zeros(len(examples), device=model.device)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        result[rows] = sequence_log_probs(model, [examples[i] for i in rows], pad_id)
+    return result
+
+
+# -- metrics ------------------------------------------------------------------------------------------------
+
+
+def _metrics(batch: Sequence[Item], rewards: Tensor, log_probs: Tensor) -> dict[str, float]:
+    """The logged means; what a batch does not have (no undesirable completion) is left out."""
+    if rewards.shape[1] == 2:
+        sides = {"chosen": (rewards[:, 0], log_probs[:, 0]), "rejected": (rewards[:, 1], log_probs[:, 1])}
+    else:
+        labels = torch.tensor([item.label for item in batch], device=rewards.device)
+        sides = {
+            name: (rewards[rows, 0], log_probs[rows, 0])
+            for name, rows in (("chosen", labels), ("rejected", ~labels))
+            if rows.any()
+        }
+    means = {f"rewards/{name}": reward.mean().item() for name, (reward, _) in sides.items()}
+    means |= {f"logps/{name}": log_prob.mean().item() for name, (_, log_prob) in sides.items()}
+    if len(sides) == 2:
+        means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
+    if rewards.shape[1] == 2:
+        means["rewards/accuracies"] = (rewards[:, 0] > rewards[:, 1]).float().mean().item()
+    return means
+
+
+def _summary(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics under their short names; those that do not exist are left out."""
+    named = {short: metrics.get(name, math.nan) for name, short in _SUMMARY.items()}
+    return {name: value for name, value in named.items() if not math.isnan(value)}
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id

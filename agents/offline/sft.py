@@ -1,0 +1,354 @@
+"""Supervised fine-tuning: teach a causal language model to continue as the data does.
+
+    loss = mean over response tokens of -log p(y_t | x, y_<t)
+
+Prompt tokens carry no loss, the end token does. Records are ``{"prompt", "completion"}``, chat records
+``{"messages": [{"role", "content"}, ...]}`` (loss on what the assistant says, in every turn), or ``{"text"}``
+(loss on everything: pre-training). Run it::
+
+    from agents.offline.sft import sft
+
+    sft("path-or-hub-id", "demonstrations.jsonl", output="my-sft", epochs=3, learning_rate=1e-4)
+
+Left out: packing several records into one row, sharding over processes, adapters (wrap the model in PEFT and pass
+it in).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from agents.offline.callbacks import StepCallback, StepCallbacks
+from agents.offline.trainer import optimise, tail_mean
+from textrl_env.errors import did_you_mean
+from textrl_env.lm.causal_lm import check_model_path, choose_device
+
+IGNORE = -100
+
+
+class Example(NamedTuple):
+    """One record as token ids; ``labels`` repeats them where they carry loss and is -100 elsewhere."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+def sft_loss(logits: Tensor, labels: Tensor, num_tokens: int | Tensor | None = None) -> Tensor:
+    """Mean of ``-log p`` over labelled tokens; the logits at t predict the token at t + 1.
+
+    Args:
+        logits: ``[B, T, V]``.
+        labels: ``[B, T]``, -100 where there is no loss. The first column is never predicted.
+        num_tokens: Divide the sum by this many tokens instead of by the labelled tokens here: the count of the
+            whole batch, when it is worked through in parts. The parts then add up to the batch's loss.
+
+    Returns:
+        A scalar; 0 when nothing is labelled.
+    """
+    if logits.dim() != 3 or logits.shape[:2] != labels.shape:
+        raise ValueError(
+            f"expected logits [B, T, V] and labels [B, T], got {tuple(logits.shape)} and {tuple(labels.shape)}"
+        )
+    targets = labels[:, 1:]  # [B, T-1]
+    keep = targets != IGNORE
+    # Only labelled rows are made float32: with a large vocabulary the rest would be the memory peak.
+    total = F.cross_entropy(logits[:, :-1][keep].float(), targets[keep], reduction="sum")
+    count = keep.sum() if num_tokens is None else num_tokens
+    return total / max(int(count), 1)
+
+
+def encode(record: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Example:
+    """Turn one record into token ids and labels.
+
+    A prompt is tokenized on its own, exactly as at generation time, and the completion after it, so that no
+    token straddles the border; then comes the tokenizer's end token.
+
+    Raises:
+        ValueError: For a record of none of the known forms, or a chat template whose turns do not nest.
+    """
+    if "messages" in record:
+        return _encode_chat(record["messages"], tokenizer)
+    if "prompt" in record and "completion" in record:
+        prompt = encode_prompt(record["prompt"], tokenizer)
+        answer = tokenizer(record["completion"], add_special_tokens=False)["input_ids"]
+        answer = [*answer, tokenizer.eos_token_id]
+        return Example([*prompt, *answer], [IGNORE] * len(prompt) + answer)
+    if "text" in record:
+        ids = [*_without_end(tokenizer(record["text"])["input_ids"], tokenizer), tokenizer.eos_token_id]
+        return Example(ids, list(ids))
+    hint = " ".join(did_you_mean(k, ("prompt", "completion", "messages", "text")) for k in list(record)[:1])
+    raise ValueError(
+        "a record needs 'prompt' and 'completion', or 'messages', or 'text'; "
+        f"got a record with the keys {sorted(record)}. {hint}"
+    )
+
+
+def encode_prompt(prompt: str | Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a prompt on its own, exactly as at generation time; a message list goes by the chat template."""
+    if isinstance(prompt, str):
+        return _without_end(tokenizer(prompt)["input_ids"], tokenizer)
+    _check_template(tokenizer)
+    return _render(prompt, tokenizer, add_generation_prompt=True)
+
+
+def _without_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Drop an end token that the tokenizer adds of its own accord: the text goes on."""
+    return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
+
+
+def _encode_chat(messages: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> Example:
+    """Label what the assistant says: in each of its turns, from the generation prompt to the end token."""
+    _check_template(tokenizer)
+    ids = _render(messages, tokenizer)
+    labels = [IGNORE] * len(ids)
+    ends = {tokenizer.eos_token_id}
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = _render(messages[:i], tokenizer, add_generation_prompt=True)
+        after = _render(messages[: i + 1], tokenizer)
+        if after[: len(before)] != before or ids[: len(after)] != after:
+            raise ValueError(
+                f"the chat template of {tokenizer.name_or_path!r} lays turn {i} out differently when more turns "
+                "follow, so its tokens cannot be told apart; split the conversation into single-turn records"
+            )
+        stop = len(after)
+        # Templates put a line break after the end token; nobody generates it, so it carries no loss.
+        last_end = max((k for k in range(len(before), stop) if ids[k] in ends), default=stop - 1)
+        labels[len(before) : last_end + 1] = ids[len(before) : last_end + 1]
+    spoken = messages and messages[-1]["role"] == "assistant"
+    if spoken and not set(ids[-8:]) & set(tokenizer.all_special_ids):
+        # A template of plain text: without this the model would never learn to stop.
+        ids, labels = [*ids, tokenizer.eos_token_id], [*labels, tokenizer.eos_token_id]
+    return Example(ids, labels)
+
+
+def _check_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no chat template, so 'messages' cannot be laid out; "
+            "set tokenizer.chat_template, or use 'prompt' and 'completion'"
+        )
+
+
+def _render(messages: Sequence[dict], tokenizer: PreTrainedTokenizerBase, **kwargs: Any) -> list[int]:
+    return tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=False, **kwargs)
+
+
+def load_records(data: str | Path | Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Records from a ``.jsonl`` file, a list of dicts, or anything that iterates over dicts (a Dataset)."""
+    if not isinstance(data, (str, Path)):
+        return list(data)
+    if not Path(data).is_file():
+        raise FileNotFoundError(
+            f"data={str(data)!r}: there is no such file; expected a .jsonl file of records"
+        )
+    records = []
+    with open(data, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    records.append(json.loads(line))
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{data}, line {number} is not JSON: {error}") from None
+    return records
+
+
+def pad_batch(examples: Sequence[Example], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``input_ids``, ``attention_mask`` and ``labels``, each int64 ``[B, T]``, padded on the right.
+
+    The mask comes from lengths, never from the pad id, which may equal the end token.
+    """
+    width = max(len(e.input_ids) for e in examples)
+    ids = torch.full((len(examples), width), pad_id)
+    labels = torch.full((len(examples), width), IGNORE)
+    mask = torch.zeros((len(examples), width), dtype=torch.long)
+    for row, example in enumerate(examples):
+        n = len(example.input_ids)
+        ids[row, :n], mask[row, :n] = torch.tensor(example.input_ids), 1
+        labels[row, :n] = torch.tensor(example.labels)
+    return ids, mask, labels
+
+
+def accumulate_gradients(
+    model: PreTrainedModel, examples: Sequence[Example], pad_id: int, micro_batch_size: int | None = None
+) -> float:
+    """Back-propagate the loss of one batch in parts of ``micro_batch_size`` records; returns the loss.
+
+    Every part divides by the token count of the whole batch, so the gradient does not depend on the parts.
+    """
+    num_tokens = sum(label != IGNORE for e in examples for label in e.labels[1:])
+    step = micro_batch_size or len(examples)
+    loss = 0.0
+    for start in range(0, len(examples), step):
+        ids, mask, labels = (t.to(model.device) for t in pad_batch(examples[start : start + step], pad_id))
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        part = sft_loss(logits, labels, num_tokens)
+        part.backward()
+        loss += part.item()
+    return loss
+
+
+@torch.no_grad()
+def evaluate_sft(
+    model: PreTrainedModel, examples: Sequence[Example], pad_id: int, batch_size: int = 64
+) -> dict[str, float]:
+    """``loss`` (mean over all labelled tokens), ``perplexity`` and token ``accuracy``; dropout off."""
+    was_training = model.training
+    model.eval()
+    total, right, count = 0.0, 0, 0
+    for start in range(0, len(examples), batch_size):
+        ids, mask, labels = (
+            t.to(model.device) for t in pad_batch(examples[start : start + batch_size], pad_id)
+        )
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        total += sft_loss(logits, labels, 1).item()
+        keep = labels[:, 1:] != IGNORE
+        right += int((logits[:, :-1].argmax(-1) == labels[:, 1:])[keep].sum())
+        count += int(keep.sum())
+    model.train(was_training)
+    loss = total / max(count, 1)
+    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "accuracy": right / max(count, 1)}
+
+
+def sft(
+    model: str | Path | PreTrainedModel,
+    data: str | Path | Iterable[dict[str, Any]],
+    output: str | Path | None = None,
+    *,
+    tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+    eval_data: str | Path | Iterable[dict[str, Any]] | None = None,
+    epochs: float = 1.0,
+    learning_rate: float = 1e-4,
+    batch_size: int = 32,
+    micro_batch_size: int | None = None,
+    max_length: int | None = None,
+    warmup_ratio: float = 0.05,
+    weight_decay: float = 0.0,
+    max_grad_norm: float = 1.0,
+    dropout: bool = False,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    logger: Any = None,
+    log_interval: int = 10,
+    callback: StepCallback | None = None,
+) -> dict[str, float]:
+    """Fine-tune a causal language model on demonstrations (or pre-train it on texts).
+
+    Args:
+        model: Folder, hub id, or a live model, which is trained in place.
+        data: Records, or a ``.jsonl`` file of them; see the module's docstring for the three forms.
+        output: Folder for the trained model and its tokenizer, an ordinary Hugging Face folder.
+        tokenizer: None takes the one that lies beside the model.
+        eval_data: Held-out records, scored at the end.
+        epochs: Passes over the data; may be a fraction.
+        learning_rate: Peak of Adam's learning rate; linear warm-up, then a cosine to zero.
+        batch_size: Records per optimiser step.
+        micro_batch_size: Records per forward pass; None is all of the batch. Changes memory, not the result.
+        max_length: Longer records are cut here, in tokens; None is the length the model can hold.
+        warmup_ratio: Share of the steps spent warming up.
+        weight_decay: Decoupled weight decay, on matrices only.
+        max_grad_norm: The gradient's norm is clipped here.
+        dropout: Whether the model's dropout is active.
+        seed: Of data order and dropout.
+        device: ``"auto"`` or any torch device.
+        logger: A stable-baselines3 ``Logger``; gets ``train/loss``, ``train/learning_rate``, ``train/grad_norm``.
+        log_interval: Optimiser steps between logged rows.
+        callback: stable-baselines3 callbacks (a timestep is an optimiser step), or a function of the step's number
+            and its metrics, which stops the training by returning False.
+
+    Returns:
+        ``loss`` (mean over the last tenth of the steps), ``steps``, ``tokens`` that carried loss, and with
+        ``eval_data`` ``eval_loss``, ``eval_perplexity``, ``eval_accuracy``.
+
+    Raises:
+        ValueError: When no record has a token to learn from, or a record has none of the known forms.
+    """
+    model, tokenizer = load_model(model, tokenizer, device)
+    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    limit = max_length or getattr(model.config, "max_position_embeddings", None)
+    examples = encode_all(data, tokenizer, limit)
+    tokens = 0
+
+    def accumulate(indices: list[int]) -> dict[str, float]:
+        nonlocal tokens
+        batch = [examples[i] for i in indices]
+        tokens += sum(label != IGNORE for e in batch for label in e.labels[1:])
+        return {"loss": accumulate_gradients(model, batch, pad_id, micro_batch_size)}
+
+    with StepCallbacks(callback, model, tokenizer, logger) as on_step:
+        history = optimise(
+            model,
+            [len(e.input_ids) for e in examples],
+            accumulate,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            warmup_ratio=warmup_ratio,
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
+            dropout=dropout,
+            seed=seed,
+            logger=logger,
+            log_interval=log_interval,
+            callback=on_step,
+        )
+    result = {
+        "loss": tail_mean(history, "loss"),
+        "steps": float(len(history)),
+        "tokens": float(tokens),
+    }
+    if eval_data is not None:
+        scored = evaluate_sft(model, encode_all(eval_data, tokenizer, limit), pad_id)
+        result |= {f"eval_{name}": value for name, value in scored.items()}
+    if output is not None:
+        model.save_pretrained(output)
+        tokenizer.save_pretrained(output)
+    return result
+
+
+def load_model(
+    model: str | Path | PreTrainedModel,
+    tokenizer: str | Path | PreTrainedTokenizerBase | None,
+    device: str | torch.device,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model in float32 on its device, and its tokenizer; either may come as a path or live."""
+    if isinstance(model, (str, Path)):
+        check_model_path(model)
+        tokenizer = model if tokenizer is None else tokenizer
+        model = AutoModelForCausalLM.from_pretrained(str(model), dtype=torch.float32)
+    if tokenizer is None:
+        raise ValueError("a live model needs its tokenizer: pass tokenizer=...")
+    if isinstance(tokenizer, (str, Path)):
+        tokenizer = AutoTokenizer.from_pretrained(str(tokenizer))
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            "the tokenizer has no EOS token, so the model could not learn to stop; set eos_token"
+        )
+    return model.to(choose_device(device)), tokenizer
+
+
+def encode_all(data: Any, tokenizer: PreTrainedTokenizerBase, limit: int | None = None) -> list[Example]:
+    """Every record of ``data`` that has a token to learn from within ``limit`` tokens, cut there.
+
+    Raises:
+        ValueError: None has.
+    """
+    examples = [encode(record, tokenizer) for record in load_records(data)]
+    cut = [Example(e.input_ids[:limit], e.labels[:limit]) for e in examples]
+    kept = [e for e in cut if any(label != IGNORE for label in e.labels[1:])]
+    if not kept:
+        raise ValueError(
+            f"none of the {len(examples)} records has a token to learn from"
+            + (f" within max_length={limit} tokens" if examples else "; the data is empty")
+        )
+    return kept

@@ -1,0 +1,105 @@
+"""The interface of a policy: what acts, and what says log-probabilities, values and entropies again."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from agents.rollouts.rollout import Rollout
+
+
+class Evaluation(NamedTuple):
+    """What a policy says of a rollout: log_probs, values (None without a critic), entropy, each ``[B, T]``."""
+
+    log_probs: Tensor
+    values: Tensor | None
+    entropy: Tensor
+
+
+class Policy(nn.Module):
+    """The interface of a policy; subclass it to plug in another architecture.
+
+    Attributes:
+        whole_episodes: Whether it can only evaluate whole episodes (sequence models).
+        has_critic: Whether ``values`` mean anything.
+        autocast: Whether evaluation runs in bfloat16.
+        flat: Whether the parameters are few and of one kind, so that the optimiser may keep them as one vector.
+    """
+
+    whole_episodes = False
+    autocast = False
+    flat = False
+
+    def __init__(
+        self, observation_space: spaces.Space, action_space: spaces.Space, critic: str | None
+    ) -> None:
+        super().__init__()
+        self.observation_space, self.action_space = observation_space, action_space
+        self.has_critic = critic is not None
+        self.generator: torch.Generator | None = None
+        self._last: tuple[Any, np.ndarray, np.ndarray] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def act(self, observation: Any, deterministic: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Choose actions for a batch of observations.
+
+        Returns:
+            actions ``[N]`` (or ``[N, A]``), log_probs float64 ``[N]``, values float64 ``[N]``.
+        """
+        raise NotImplementedError
+
+    def evaluate(self, rollout: Rollout) -> Evaluation:
+        """Log-probabilities, values and entropies of what was done, with gradient."""
+        raise NotImplementedError
+
+    def stack(self, observations: list[Any], actions: np.ndarray, mask: np.ndarray) -> dict[str, Tensor]:
+        """``Rollout.inputs`` from ``T`` batches of observations and the actions ``[N, T]``."""
+        raise NotImplementedError
+
+    def predict_values(self, observation: Any) -> np.ndarray:
+        """The critic's values of a batch of observations, float64 ``[N]``."""
+        raise NotImplementedError
+
+    def log_prob(self, observation: Any, action: np.ndarray) -> np.ndarray:
+        """Log-probabilities ``[N]`` of given actions; what :meth:`act` has just said is not computed twice."""
+        if self._last is not None and _equal(self._last[0], observation) and _equal(self._last[1], action):
+            return self._last[2]
+        return self._log_prob(observation, action)
+
+    def _log_prob(self, observation: Any, action: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+    def to_env(self, actions: np.ndarray) -> np.ndarray:
+        """Actions as the environment takes them (continuous ones clipped to the space)."""
+        if isinstance(self.action_space, spaces.Box):
+            return np.clip(actions, self.action_space.low, self.action_space.high)
+        return actions
+
+    def weights_changed(self) -> None:
+        """Called after every update; forget what was computed with the old weights."""
+        self._last = None
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return all(np.array_equal(a[name], b[name]) for name in a)
+    return np.array_equal(a, b)
+
+
+def make_linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
+    """A linear layer with an orthogonal weight of the given gain (0: zeros) and no bias to begin with."""
+    layer = nn.Linear(inputs, outputs)
+    if gain == 0.0:
+        nn.init.zeros_(layer.weight)
+    else:
+        nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer

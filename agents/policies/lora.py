@@ -1,0 +1,205 @@
+"""LoRA: a language model that is another one plus low-rank adapters (Hu et al., 2021, arXiv:2106.09685).
+
+    y = W x + (alpha / rank) B A x        B starts at zero
+
+:class:`LoraLM` shares the frozen weights ``W`` with the model that it starts from, tensor for tensor, in a module
+tree of its own. The model without the adapter therefore stays what it was, the reference of the KL costs no memory
+of its own, and no switch has to be thrown between the two. Needs peft: ``pip install 'textrl-env[lora]'``.
+
+Left out: adapters on embeddings and output heads, dropout inside the adapter, quantised weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from textrl_env.errors import did_you_mean
+from textrl_env.lm.causal_lm import CausalLM
+
+#: Elements of each tensor that tell one model from another.
+_SAMPLED = 64
+
+
+def share(model: PreTrainedModel) -> PreTrainedModel:
+    """A module tree of its own over the very weights of ``model``, frozen in the new tree only."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    memo |= {id(buffer): buffer for buffer in model.buffers()}
+    return copy.deepcopy(model, memo)
+
+
+def add_adapter(
+    model: PreTrainedModel, rank: int, alpha: float | None = None, targets: str | Sequence[str] = "all-linear"
+) -> PreTrainedModel:
+    """``model`` with float32 adapters, as a new tree that shares its weights; ``model`` itself is left alone.
+
+    Args:
+        model: A transformers model.
+        rank: Of the adapter's matrices.
+        alpha: The adapter's output is scaled by ``alpha / rank``; None is ``2 * rank``.
+        targets: Names of linear layers of the body ("q_proj"), or "all-linear" for all of them.
+
+    Raises:
+        ImportError: peft is not installed.
+        ValueError: A setting out of range, a layer that is not there, or a model that has adapters already.
+    """
+    if rank < 1:
+        raise ValueError(f"lora_rank must be at least 1, got {rank}")
+    alpha = 2 * rank if alpha is None else alpha
+    if not alpha > 0:
+        raise ValueError(f"lora_alpha must be > 0, got {alpha}")
+    check_no_adapter(model)
+    names, transposed = _targets(model, targets)
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ImportError("lora_rank needs peft, the extra lora: pip install 'textrl-env[lora]'") from error
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=model.name_or_path or None,
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=names,
+        fan_in_fan_out=transposed,
+    )
+    adapted = inject_adapter_in_model(config, share(model)).eval()
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:  # steps of 1e-6 are lost in bfloat16 weights
+            parameter.data = parameter.data.float()
+    return adapted
+
+
+def check_no_adapter(model: nn.Module) -> None:
+    """Raise a ValueError for a model that carries peft adapters."""
+    if getattr(model, "peft_config", None) or getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            f"a policy starts from a plain language model, got {type(model).__name__} with adapters of its own; "
+            'merge them with model.merge_and_unload(), and train new ones with policy_kwargs={"lora_rank": 16}'
+        )
+
+
+def _targets(model: PreTrainedModel, targets: str | Sequence[str]) -> tuple[list[str], bool]:
+    """Names of the layers to adapt, and whether they keep their weights transposed (GPT-2's do)."""
+    linear = {
+        name.rpartition(".")[2]: layer
+        for name, layer in model.base_model.named_modules()
+        if isinstance(layer, (nn.Linear, Conv1D))
+    }
+    names = sorted(linear) if targets == "all-linear" else targets
+    if isinstance(names, str):
+        raise ValueError(f'lora_targets is "all-linear" or a list of names, got {names!r}; try [{names!r}]')
+    for name in names:
+        if name not in linear:
+            raise ValueError(
+                f"lora_targets names {name!r}, which is no linear layer of the body of "
+                f"{type(model).__name__}. {did_you_mean(name, linear)}"
+            )
+    if not names:
+        raise ValueError(
+            f"lora_targets={targets!r} leaves no linear layer of {type(model).__name__} to adapt"
+        )
+    return list(names), any(isinstance(linear[name], Conv1D) for name in names)
+
+
+class LoraLM(CausalLM):
+    """A :class:`~textrl_env.lm.causal_lm.CausalLM` that is another one plus an adapter.
+
+    Args:
+        reference: The model without the adapter; its weights are shared and never written.
+        rank: As for :func:`add_adapter`.
+        alpha: As for :func:`add_adapter`.
+        targets: As for :func:`add_adapter`.
+
+    Attributes:
+        model: The transformers model with the adapter in it; nothing else in it takes a gradient.
+        reference: See above.
+    """
+
+    def __init__(
+        self,
+        reference: CausalLM,
+        rank: int,
+        alpha: float | None = None,
+        targets: str | Sequence[str] = "all-linear",
+    ) -> None:
+        # Tokenizer, end tokens, temperature, and what has been measured: all as the reference has it.
+        vars(self).update(vars(reference))
+        self.reference = reference
+        self._settings = (rank, alpha, targets)
+        self.model = add_adapter(reference.model, *self._settings)
+        self._bfloat16 = None
+
+    def another_body(self) -> PreTrainedModel:
+        """A second body over the same weights with an adapter of its own, a critic's for example."""
+        return add_adapter(self.reference.model, *self._settings).base_model
+
+    @torch.no_grad()
+    def for_decoding(self) -> CausalLM:
+        """What to decode with: itself, or under autocast the bfloat16 copy with the adapter merged into it."""
+        if not self.autocast or self.model.dtype != torch.float32:
+            return self
+        if self._bfloat16 is None:
+            self._bfloat16 = self.reference.in_bfloat16()
+            self._bfloat16.model.to(self.device)
+        for name, weight in self._merged():
+            self._bfloat16.model.get_parameter(name).copy_(weight)
+        return self._bfloat16
+
+    @torch.no_grad()
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the merged model as an ordinary Hugging Face folder, and the adapter alone into ``adapter/``.
+
+        Writing takes a merged copy of the adapted layers in the CPU's memory; this model stays as it is.
+        """
+        merged = {name: weight.cpu() for name, weight in self._merged()}
+        plain = self.reference.model
+        plain.save_pretrained(str(folder), state_dict=plain.state_dict() | merged)
+        self.tokenizer.save_pretrained(str(folder))
+        alone = Path(folder) / "adapter"
+        self.model.peft_config["default"].save_pretrained(str(alone))
+        learned = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+        weights = {
+            f"base_model.model.{n.replace('.default.weight', '.weight')}": p.cpu().contiguous()
+            for n, p in learned
+        }
+        save_file(weights, alone / "adapter_model.safetensors", metadata={"format": "pt"})
+
+    @torch.no_grad()
+    def take_out_of_base(self) -> None:
+        """Subtract the adapter from weights that had it merged into them, to within rounding."""
+        for _, layer in self._layers():
+            weight = layer.get_base_layer().weight
+            weight.sub_(layer.get_delta_weight("default").to(weight.dtype))
+
+    @torch.no_grad()
+    def base_digest(self) -> str:
+        """A fingerprint of the weights under the adapter, from a few elements of every tensor."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.reference.model.state_dict().items()):
+            every = max(1, tensor.numel() // _SAMPLED)
+            digest.update(name.encode())
+            digest.update(tensor.flatten()[::every].float().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _layers(self) -> Iterator[tuple[str, Any]]:
+        from peft.tuners.lora import LoraLayer
+
+        return ((n, layer) for n, layer in self.model.named_modules() if isinstance(layer, LoraLayer))
+
+    def _merged(self) -> Iterator[tuple[str, Tensor]]:
+        """The weights of the adapted layers with the adapter added, by their names in the plain model."""
+        for name, layer in self._layers():
+            weight = layer.get_base_layer().weight
+            yield (
+                f"{name}.weight",
+                (weight.float() + layer.get_delta_weight("default").float()).to(weight.dtype),
+            )

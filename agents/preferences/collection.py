@@ -1,0 +1,309 @@
+"""Collect preferences: sample answers from a model, let a judge compare them, write the comparisons down.
+
+    from agents.preferences.collection import collect_preferences
+
+    collect_preferences("my-sft", "prompts.jsonl", judge="gold", output="preferences.jsonl")
+
+A judge that scores (the gold rubric, a reward model, a function) prefers the answer of higher score. With
+``rater_scale`` it is asked through simulated raters instead, who prefer by Bradley-Terry and so err and disagree:
+``P(a preferred to b) = sigmoid(rater_scale * (score_a - score_b))``. A judge that compares (a language model behind an
+endpoint) is taken at its word.
+
+Each line of the output has ``prompt``, ``chosen``, ``rejected``, ``chosen_ended`` and ``rejected_ended`` (false for an
+answer that was cut off at the budget), ``rater``, and from a judge that scores ``chosen_score`` and
+``rejected_score``. Left out: choosing the pairs that would teach most.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from agents.offline.sft import encode_prompt
+from agents.preferences.judges import load_judge
+from reward_models import Reward
+from textrl_env import embedded
+from textrl_env.data.prompts import PromptSet, load_prompts
+from textrl_env.errors import check_choice
+from textrl_env.lm.causal_lm import CausalLM
+from textrl_env.lm.decoding import generate
+
+
+class Answer(NamedTuple):
+    """One sampled answer: its text, its token ids, whether it ended by itself, and its score if there is one."""
+
+    text: str
+    tokens: np.ndarray
+    ended: bool
+    score: float | None = None
+
+
+class Collected(NamedTuple):
+    """The comparisons, and how the collecting went; see :func:`collect_preferences`."""
+
+    records: list[dict[str, Any]]
+    statistics: dict[str, float]
+
+
+def collect_preferences(
+    model: str | Path | CausalLM,
+    prompts: Any,
+    judge: Any,
+    output: str | Path | None = None,
+    *,
+    answers_per_prompt: int = 2,
+    pairs_per_prompt: int | None = None,
+    raters: int = 1,
+    rater_scale: float | None = None,
+    ties: str = "skip",
+    temperature: float = 1.0,
+    max_new_tokens: int = embedded.MAX_NEW_TOKENS,
+    tokenizer: Any = None,
+    batch_size: int = 64,
+    skip_bad_rows: bool = False,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    callback: Callable[[int, int], None] | None = None,
+) -> Collected:
+    """Sample answers, have them compared, and write the comparisons.
+
+    Args:
+        model: Folder or hub id of the causal LM that answers, or a :class:`CausalLM` (with its own temperature).
+        prompts: A file, a list, or a ``datasets.Dataset``.
+        judge: "gold" or "reward" of the embedded world, a reward of any form, an
+            :class:`~agents.preferences.judges.OpenAIJudge`, or any object with its ``compare``.
+        output: A ``.jsonl`` file, written while collecting, so that what was judged is not lost; None writes none.
+        answers_per_prompt: Answers to sample for each prompt; all pairs of different ones are compared.
+        pairs_per_prompt: At most so many pairs of each prompt, drawn at random; None takes all.
+        raters: Raters for each pair; each gives a record of its own.
+        rater_scale: Log-odds per unit of score. None is the embedded world's for the gold rubric, and no noise for
+            any other judge; ``math.inf`` is no noise.
+        ties: What becomes of a pair that the judge cannot tell apart: "skip" it, or flip a "coin".
+        temperature: Of sampling.
+        max_new_tokens: Budget of an answer.
+        tokenizer: None takes the one that lies beside the model.
+        batch_size: Prompts that are answered and judged together.
+        skip_bad_rows: Leave prompts out that cannot be read, instead of stopping at the first.
+        seed: Of the answers, the pairs and the raters, each rater being a different person.
+        device: ``"auto"`` or any torch device.
+        callback: Called after each batch with the prompts done and the number of all.
+
+    Returns:
+        The records, and statistics: ``prompts``, ``answers``, ``pairs`` that were judged, ``records``, ``identical``
+        pairs (skipped: the same text twice), ``ties``, ``skipped`` prompts, ``cut_off`` answers (share),
+        ``agreement`` of two raters (measured if there are several), ``expected_agreement`` and
+        ``rater_accuracy`` (both under the raters' model, where the judge scores), and ``unclear`` verdicts of a
+        language model.
+
+    Raises:
+        ValueError: A bad prompt (its place is named), or a setting out of range.
+    """
+    check_choice("ties", ties, ("skip", "coin"))
+    for name, value, least in (("answers_per_prompt", answers_per_prompt, 2), ("raters", raters, 1)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    is_gold = isinstance(judge, str) and judge == "gold"
+    judge = load_judge(judge)
+    scores = isinstance(judge, Reward)
+    if rater_scale is None:
+        rater_scale = embedded.raters.SCALE if is_gold else math.inf
+    if not scores and (raters > 1 or math.isfinite(rater_scale)):
+        raise ValueError(
+            "simulated raters need a judge that scores; one that compares is asked once for each pair"
+        )
+    questions = load_prompts(prompts, skip_bad_rows=skip_bad_rows)
+    lm = CausalLM.load(model, tokenizer, temperature, device)
+    if scores:
+        judge.use_ids(lm.tokenizer)
+    panel = Panel(raters, rater_scale, ties, seed)
+    tally: Counter[str] = Counter(prompts=len(questions), skipped=len(questions.skipped))
+    records: list[dict[str, Any]] = []
+    sampling = torch.Generator(lm.device).manual_seed(seed)
+    drawing = np.random.default_rng([seed, 0])
+    with _writer(output) as write:
+        for start in range(0, len(questions), batch_size):
+            rows = range(start, min(start + batch_size, len(questions)))
+            groups = _answer(lm, questions, rows, answers_per_prompt, max_new_tokens, sampling)
+            if scores:
+                groups = _score(judge, lm, questions, rows, groups)
+            tally["answers"] += sum(len(group) for group in groups)
+            tally["cut_off"] += sum(not answer.ended for group in groups for answer in group)
+            pairs = []
+            for row, group in zip(rows, groups, strict=True):
+                drawn = list(_pairs(group, pairs_per_prompt, drawing))
+                tally["identical"] += sum(a.text == b.text for a, b in drawn)
+                pairs += [(row, a, b) for a, b in drawn if a.text != b.text]
+            texts = [[questions.texts[row], a.text, b.text] for row, a, b in pairs]
+            verdicts = None if scores or not pairs else judge.compare(*map(list, zip(*texts, strict=True)))
+            for k, (row, a, b) in enumerate(pairs):
+                verdict = None if verdicts is None else verdicts[k]
+                fresh = [_record(questions, row, *side) for side in panel.judge(a, b, verdict)]
+                records += fresh
+                write(fresh)
+            if callback is not None:
+                callback(rows[-1] + 1, len(questions))
+    statistics = _statistics(tally, panel, records)
+    if hasattr(judge, "unclear"):
+        statistics["unclear"] = float(judge.unclear)
+    return Collected(records, statistics)
+
+
+class Panel:
+    """Raters who choose between answers: without noise, or by Bradley-Terry from the answers' scores.
+
+    Args:
+        raters: How many of them, each with a random stream of its own.
+        scale: Log-odds per unit of score; infinite is no noise.
+        ties: "skip" or "coin".
+        seed: Of their choices.
+
+    Attributes:
+        pairs: Pairs judged.
+        ties: Pairs that could not be told apart.
+        agreed: Pairs of raters who chose alike, and of how many.
+        expected_agreement: Of two raters, for each pair under the model.
+        accuracy: The chance that a rater prefers the answer of higher score, for each pair under the model.
+    """
+
+    def __init__(self, raters: int, scale: float, ties: str, seed: int) -> None:
+        self.scale, self.coin = scale, ties == "coin"
+        self.streams = [np.random.default_rng([seed, 1 + rater]) for rater in range(raters)]
+        self.pairs, self.ties = 0, 0
+        self.agreed = np.zeros(2)
+        self.expected_agreement: list[float] = []
+        self.accuracy: list[float] = []
+
+    def judge(self, a: Answer, b: Answer, verdict: float | None) -> Iterator[tuple[int, Answer, Answer]]:
+        """``(rater, chosen, rejected)`` for each rater who can decide.
+
+        Args:
+            a: An answer.
+            b: Another answer.
+            verdict: 1, 0 or 0.5 from a judge that compares; None goes by the scores.
+        """
+        self.pairs += 1
+        chance = self._chance(a, b) if verdict is None else verdict
+        # A rater with noise has no ties: equal scores are an even chance.
+        certain = verdict is not None or math.isinf(self.scale)
+        if certain and chance == 0.5:
+            self.ties += 1
+            if not self.coin:
+                return
+        if verdict is None:
+            self.expected_agreement.append(chance**2 + (1 - chance) ** 2)
+            self.accuracy.append(max(chance, 1 - chance))
+        choices = [stream.random() < chance for stream in self.streams]
+        first = sum(choices)
+        second = len(choices) - first
+        self.agreed += [math.comb(first, 2) + math.comb(second, 2), math.comb(len(choices), 2)]
+        for rater, choice in enumerate(choices):
+            yield (rater, a, b) if choice else (rater, b, a)
+
+    def _chance(self, a: Answer, b: Answer) -> float:
+        if math.isinf(self.scale):
+            return 0.5 if a.score == b.score else float(a.score > b.score)
+        return embedded.raters.prefer_probability(a.score, b.score, self.scale)
+
+
+def _answer(
+    lm: CausalLM,
+    questions: PromptSet,
+    rows: Sequence[int],
+    count: int,
+    max_new_tokens: int,
+    generator: torch.Generator,
+) -> list[list[Answer]]:
+    """``count`` answers to each of the prompts in ``rows``."""
+    prompts = [
+        np.array(_prompt_ids(lm, questions, row), dtype=np.int64) for row in rows for _ in range(count)
+    ]
+    responses, _ = generate(lm, prompts, max_new_tokens, generator)
+    answers = []
+    for tokens in responses:
+        ended = bool(np.isin(tokens[-1], lm.eos_ids))
+        body = tokens[:-1] if ended else tokens
+        answers.append(Answer(lm.tokenizer.decode(body, skip_special_tokens=True), tokens, ended))
+    return [answers[k : k + count] for k in range(0, len(answers), count)]
+
+
+def _prompt_ids(lm: CausalLM, questions: PromptSet, row: int) -> list[int]:
+    messages = None if questions.messages is None else questions.messages[row]
+    return encode_prompt(questions.texts[row] if messages is None else messages, lm.tokenizer)
+
+
+def _score(
+    judge: Reward, lm: CausalLM, questions: PromptSet, rows: Sequence[int], groups: list[list[Answer]]
+) -> list[list[Answer]]:
+    """The same answers with their scores; the judge sees the tokens that were sampled, not a new tokenization."""
+    flat = [(row, answer) for row, group in zip(rows, groups, strict=True) for answer in group]
+    result = judge.score(
+        [questions.texts[row] for row, _ in flat],
+        [answer.text for _, answer in flat],
+        prompt_ids=[_prompt_ids(lm, questions, row) for row, _ in flat],
+        completion_ids=[answer.tokens.tolist() for _, answer in flat],
+        columns={name: [values[row] for row, _ in flat] for name, values in questions.columns.items()},
+    )
+    scored = iter(result.total.tolist())
+    return [[answer._replace(score=next(scored)) for answer in group] for group in groups]
+
+
+def _pairs(
+    group: Sequence[Answer], limit: int | None, generator: np.random.Generator
+) -> Iterator[tuple[Answer, Answer]]:
+    """Pairs of a prompt's answers, at most ``limit`` of them, the first of each pair drawn by a coin."""
+    found = list(itertools.combinations(group, 2))
+    if limit is not None and limit < len(found):
+        found = [found[k] for k in sorted(generator.permutation(len(found))[:limit])]
+    for a, b in found:
+        yield (a, b) if generator.random() < 0.5 else (b, a)
+
+
+def _record(questions: PromptSet, row: int, rater: int, chosen: Answer, rejected: Answer) -> dict[str, Any]:
+    messages = None if questions.messages is None else questions.messages[row]
+    record: dict[str, Any] = {"prompt": questions.texts[row] if messages is None else messages}
+    for name, answer in (("chosen", chosen), ("rejected", rejected)):
+        record[name] = answer.text if messages is None else [{"role": "assistant", "content": answer.text}]
+    record |= {"chosen_ended": chosen.ended, "rejected_ended": rejected.ended, "rater": rater}
+    if chosen.score is not None:
+        record |= {"chosen_score": chosen.score, "rejected_score": rejected.score}
+    return record
+
+
+@contextlib.contextmanager
+def _writer(path: str | Path | None) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
+    """A function that appends records to a new ``.jsonl`` file, or to nothing."""
+    if path is None:
+        yield lambda records: None
+        return
+    if Path(path).suffix != ".jsonl":
+        raise ValueError(f"output={str(path)!r} must end in .jsonl: a comparison is a line")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+
+        def write(records: list[dict[str, Any]]) -> None:
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            file.flush()
+
+        yield write
+
+
+def _statistics(tally: Counter[str], panel: Panel, records: list[dict[str, Any]]) -> dict[str, float]:
+    result = {name: float(tally[name]) for name in ("prompts", "skipped", "answers", "identical")}
+    result["cut_off"] = tally["cut_off"] / max(tally["answers"], 1)
+    result |= {"pairs": float(panel.pairs), "ties": float(panel.ties), "records": float(len(records))}
+    if panel.agreed[1]:
+        result["agreement"] = float(panel.agreed[0] / panel.agreed[1])
+    for name in ("expected_agreement", "accuracy"):
+        values = getattr(panel, name)
+        if values:
+            result["rater_accuracy" if name == "accuracy" else name] = sum(values) / len(values)
+    return result

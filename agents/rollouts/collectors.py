@@ -1,0 +1,269 @@
+"""The three ways of collecting a rollout; which one it was makes no difference afterwards.
+
+Segments of ``n_steps`` (:func:`collect_steps`), whole episodes stepped through any Gymnasium vector env
+(:func:`collect_episodes`), or whole episodes from an environment that can run them at once
+(:func:`collect_fused`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from torch import Tensor
+
+from agents.algorithms import maths
+from agents.policies.base import Evaluation
+from agents.rollouts.rollout import Rollout, concatenate
+from agents.rollouts.vector_envs import start_option
+from textrl_env.lm.decoding import pack_sequences
+
+if TYPE_CHECKING:
+    from agents.base import Agent
+
+
+def _float(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+
+
+class _StepBuffer:
+    """Lists of per-step arrays ``[N]``, stacked to ``[N, T]`` at the end."""
+
+    def __init__(self) -> None:
+        self.columns: dict[str, list[np.ndarray]] = {}
+        self.observations: list[Any] = []
+
+    def add(self, observation: Any, **columns: np.ndarray) -> None:
+        self.observations.append(observation)
+        for name, value in columns.items():
+            self.columns.setdefault(name, []).append(value)
+
+    def stack(self, name: str) -> np.ndarray:
+        return np.stack(self.columns[name], axis=1)  # [N, T, ...]
+
+
+def _final_observations(infos: dict, wanted: np.ndarray, like: Any) -> Any:
+    """The final observations of the wanted slots as a batch shaped like ``like``; other rows are zero."""
+    rows = np.flatnonzero(wanted)
+    if isinstance(like, dict):
+        batch = {name: np.zeros_like(value) for name, value in like.items()}
+        for row in rows:
+            for name in batch:
+                batch[name][row] = infos["final_obs"][row][name]
+        return batch
+    batch = np.zeros_like(like)
+    for row in rows:
+        batch[row] = infos["final_obs"][row]
+    return batch
+
+
+def _step(agent: Agent, observation: Any, alive: np.ndarray, buffer: _StepBuffer):
+    """One step of every slot, recorded; returns the next observation, done and the infos."""
+    envs, policy = agent.env, agent.policy
+    actions, log_probs, values = policy.act(observation)
+    following, rewards, terminated, truncated, infos = envs.step(policy.to_env(actions))
+    bootstrap = np.zeros(len(alive))
+    same_step = agent.autoreset_mode is AutoresetMode.SAME_STEP
+    cut = truncated & ~terminated & alive
+    if policy.has_critic and cut.any():
+        final = _final_observations(infos, cut, following) if same_step else following
+        bootstrap = np.where(cut, policy.predict_values(final), 0.0)
+    done = terminated | truncated
+    ends = infos.get("final_info", {}) if same_step else infos
+    columns = {"ref_logprob": 0.0, "kl": 0.0}
+    for name in columns:
+        if name in infos or name in ends:
+            running = np.asarray(infos.get(name, np.zeros(len(alive))))
+            columns[name] = np.where(done, ends[name], running) if name in ends else running
+    buffer.add(
+        observation,
+        actions=actions,
+        log_probs=log_probs,
+        values=values,
+        rewards=rewards,
+        terminated=terminated,
+        truncated=truncated,
+        bootstrap=bootstrap,
+        mask=alive.copy(),
+        **{n: v for n, v in columns.items() if not np.isscalar(v)},
+    )
+    agent.episodes.step(rewards, alive, done, ends)
+    return following, done, infos
+
+
+def _assemble(agent: Agent, buffer: _StepBuffer, last_values: np.ndarray) -> Rollout:
+    stack = buffer.stack
+    mask, terminated, truncated = stack("mask"), stack("terminated"), stack("truncated")
+    values = stack("values")
+    next_values = maths.shift_values(values, last_values, mask, terminated | truncated)
+    next_values = next_values + stack("bootstrap")
+    actions = stack("actions")
+    has_reference = "ref_logprob" in buffer.columns
+    return Rollout(
+        inputs=agent.policy.stack(buffer.observations, actions, mask),
+        actions=torch.from_numpy(actions),
+        rewards=_float(stack("rewards") * mask),
+        log_probs=_float(stack("log_probs") * mask),
+        values=_float(values * mask),
+        next_values=_float(next_values * mask),
+        mask=torch.from_numpy(mask),
+        done=torch.from_numpy((terminated | truncated) & mask),
+        ref_log_probs=_float(stack("ref_logprob") * mask) if has_reference else None,
+        penalties=_float((agent.kl_coef or 0.0) * stack("kl") * mask) if has_reference else None,
+    )
+
+
+def collect_steps(agent: Agent, n_steps: int) -> Rollout:
+    """Step every slot ``n_steps`` times, going on where the last rollout stopped."""
+    buffer = _StepBuffer()
+    observation, waiting = agent.last_obs, agent.waiting
+    for _ in range(n_steps):
+        # Under NEXT_STEP autoreset the step after an end is a reset in disguise: action ignored, reward 0.
+        alive = ~waiting
+        observation, done, _ = _step(agent, observation, alive, buffer)
+        if agent.autoreset_mode is AutoresetMode.NEXT_STEP:
+            waiting = done & alive
+        elif agent.autoreset_mode is AutoresetMode.DISABLED and done.any():
+            observation, _ = agent.env.reset(options={"reset_mask": done})
+        if not agent.count_steps(int(alive.sum()), done & alive):
+            break
+    agent.last_obs, agent.waiting = observation, waiting
+    last = agent.policy.predict_values(observation) if agent.policy.has_critic else np.zeros(len(waiting))
+    return _assemble(agent, buffer, last)
+
+
+def collect_episodes(agent: Agent, n_episodes: int, group_size: int = 1) -> Rollout:
+    """Run whole episodes through the step interface, in waves of ``num_envs``.
+
+    Every episode that is started is run to its end, so short ones are not over-represented. The
+    ``group_size`` answers of a group are neighbours and share their start: the env's own start option where
+    it has one, the same reset seed anywhere else.
+    """
+    # A group of one needs no common start, so nothing is asked of the env but a reset.
+    starts = _draw_starts(agent, n_episodes // group_size) if group_size > 1 else [None] * n_episodes
+    starts = [start for start in starts for _ in range(group_size)]
+    waves = []
+    for first in range(0, n_episodes, agent.num_envs):
+        waves.append(_run_wave(agent, starts[first : first + agent.num_envs]))
+        if agent.stopped:
+            break
+    rollout = concatenate(waves)
+    rollout.group = torch.arange(len(rollout)) // group_size
+    return rollout
+
+
+def _draw_starts(agent: Agent, count: int) -> list[Any]:
+    """``count`` start states: values of the env's start option, or reset seeds."""
+    option = start_option(agent.env)
+    if option is None:
+        return agent.rng.integers(0, 2**31 - 1, size=count).tolist()
+    starts: list[Any] = []
+    while len(starts) < count:
+        _, infos = agent.env.reset()
+        starts += np.asarray(infos[option]).tolist()
+    return starts[:count]
+
+
+def _reset_to(agent: Agent, starts: list[Any]) -> Any:
+    """Reset every slot to its start; slots beyond the last start run along and are not recorded."""
+    option = start_option(agent.env)
+    if starts[0] is None:
+        return agent.env.reset()[0]
+    padded = starts + starts[:1] * (agent.num_envs - len(starts))
+    if option is not None:
+        return agent.env.reset(options={option: padded})[0]
+    try:
+        return agent.env.reset(seed=padded)[0]
+    except (gym.error.Error, TypeError) as error:
+        raise ValueError(
+            f"groups of {agent.group_size} need episodes with a common start, but {agent.env} takes neither a "
+            'start option nor one seed for each slot; make it with vectorization_mode="sync"'
+        ) from error
+
+
+def _run_wave(agent: Agent, starts: list[Any]) -> Rollout:
+    observation = _reset_to(agent, starts)
+    alive = np.arange(agent.num_envs) < len(starts)
+    buffer = _StepBuffer()
+    while alive.any():
+        observation, done, _ = _step(agent, observation, alive, buffer)
+        proceed = agent.count_steps(int(alive.sum()), done & alive)
+        alive = alive & ~done
+        if agent.autoreset_mode is AutoresetMode.DISABLED and done.any() and alive.any():
+            observation, _ = agent.env.reset(options={"reset_mask": done})
+        if not proceed:
+            agent.stopped = True
+    rollout = _assemble(agent, buffer, np.zeros(agent.num_envs))
+    return rollout[torch.arange(len(starts))]
+
+
+def collect_fused(agent: Agent, n_episodes: int, group_size: int = 1) -> Rollout:
+    """Whole episodes at once from an environment that has ``run_episodes``."""
+    env, policy = agent.text_env, agent.policy
+    prompt_ids = np.repeat(env.draw_prompts(n_episodes // group_size), group_size)
+    evaluation = None
+
+    def generate(prompts: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        nonlocal evaluation
+        responses, log_probs = policy.generate(prompts, env.max_new_tokens)
+        if policy.has_critic or policy.autocast:
+            # One pass for the values also says the log-probabilities as the update will.
+            log_prob, *evaluation = _evaluate_responses(agent, prompts, responses)
+            log_probs = [row[: len(r)] for row, r in zip(log_prob, responses, strict=True)]
+        return responses, log_probs
+
+    episodes = env.run_episodes(generate, prompt_ids)
+    agent.record_text_episodes(episodes)
+    input_ids, attention_mask, _ = pack_sequences(
+        episodes.prompt_tokens, [t[m] for t, m in zip(episodes.tokens, episodes.mask, strict=True)]
+    )
+    mask = episodes.mask
+    done = np.zeros_like(mask)
+    done[np.arange(len(mask)), mask.sum(1) - 1] = True
+    values, said = (np.zeros(mask.shape), None) if evaluation is None else evaluation
+    values = values * mask
+    rollout = Rollout(
+        inputs={"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(attention_mask)},
+        actions=torch.from_numpy(episodes.tokens),
+        rewards=_float(episodes.rewards),
+        log_probs=_float(episodes.log_prob),
+        values=_float(values),
+        next_values=_float(maths.shift_values(values, np.zeros(len(mask)), mask, done) * mask),
+        mask=torch.from_numpy(mask),
+        done=torch.from_numpy(done),
+        ref_log_probs=_float(episodes.ref_logprob),
+        penalties=_float(env.kl_coef * episodes.kl),
+        group=torch.from_numpy(np.arange(len(mask)) // group_size),
+    )
+    rollout.evaluation = said
+    for t in range(mask.shape[1]):
+        if not agent.count_steps(int(mask[:, t].sum()), done[:, t]):
+            agent.stopped = True
+    return rollout
+
+
+def _evaluate_responses(
+    agent: Agent, prompts: list[np.ndarray], responses: list[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, Evaluation | None]:
+    """Log-probabilities and values ``[B, T]`` of given responses, by the policy's own evaluation.
+
+    Where the first update will ask for just this again, what was said comes along with its gradient.
+    """
+    input_ids, attention_mask, steps = pack_sequences(prompts, responses)
+    mask = torch.from_numpy(attention_mask[:, -steps:].astype(bool))
+    inputs = {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(attention_mask)}
+    zeros = torch.zeros(mask.shape)
+    batch = Rollout(inputs, inputs["input_ids"][:, -steps:], zeros, zeros, zeros, zeros, mask, mask)
+    log_probs, values = torch.zeros(mask.shape), torch.zeros(mask.shape)
+    sizes = (agent.batch_size, agent.micro_batch_size)
+    at_once = all(size is None or size >= len(batch) for size in sizes)
+    with torch.set_grad_enabled(at_once):
+        for micro, rows in batch.to(agent.device).micro_batches(agent.micro_batch_size):
+            new = agent.policy.evaluate(micro)
+            log_probs[rows.cpu()] = new.log_probs.detach().float().cpu()
+            if new.values is not None:
+                values[rows.cpu()] = new.values.detach().float().cpu()
+    return log_probs.double().numpy(), values.double().numpy(), new if at_once else None

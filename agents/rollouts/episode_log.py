@@ -1,0 +1,194 @@
+"""What finished episodes looked like: returns, lengths, scores and texts, kept for the log."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from agents.rollouts.rollout import Rollout
+
+#: Rows of the table of samples.
+_TABLE_ROWS = 8
+
+
+class EpisodeLog:
+    """Collects episodes between two lines of the log.
+
+    Args:
+        window: Episodes that ``rollout/ep_rew_mean`` averages over (at least all since the last line).
+    """
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+        self.returns: deque[float] = deque(maxlen=window)
+        self.lengths: deque[int] = deque(maxlen=window)
+        self.successes: deque[bool] = deque(maxlen=window)
+        self.text: dict[str, list[Any]] = {}
+        self.score_seconds = 0.0
+        self._running_return = np.zeros(1)
+        self._running_length = np.zeros(1, dtype=np.int64)
+
+    def begin(self, num_envs: int) -> None:
+        """Start counting anew in ``num_envs`` slots."""
+        self._running_return = np.zeros(num_envs)
+        self._running_length = np.zeros(num_envs, dtype=np.int64)
+
+    def get_state(self) -> dict[str, list]:
+        """What a resumed run needs, JSON-able."""
+        return {
+            "returns": list(self.returns),
+            "lengths": list(self.lengths),
+            "successes": list(self.successes),
+            "running_return": self._running_return.tolist(),
+            "running_length": self._running_length.tolist(),
+        }
+
+    def set_state(self, state: dict[str, list]) -> None:
+        """Go on from what :meth:`get_state` returned."""
+        for name in ("returns", "lengths", "successes"):
+            setattr(self, name, deque(state[name], maxlen=max(self.window, len(state[name]))))
+        self._running_return = np.array(state["running_return"], dtype=np.float64)
+        self._running_length = np.array(state["running_length"], dtype=np.int64)
+
+    def step(self, rewards: np.ndarray, alive: np.ndarray, done: np.ndarray, ends: dict[str, Any]) -> None:
+        """Note one step of every slot.
+
+        Args:
+            rewards: ``[N]``.
+            alive: bool ``[N]``, slots whose step counts.
+            done: bool ``[N]``.
+            ends: The info of episodes that ended in this step, ``[N]`` arrays.
+        """
+        self._running_return += rewards * alive
+        self._running_length += alive
+        if not done.any():
+            return
+        for slot in np.flatnonzero(done & alive):
+            self.add(self._running_return[slot], self._running_length[slot])
+            if "is_success" in ends:
+                self.successes.append(bool(ends["is_success"][slot]))
+            if "score" in ends:
+                self._add_text_end(ends, slot)
+        self._running_return[done] = 0.0
+        self._running_length[done] = 0
+
+    def add(self, episode_return: float, length: int) -> None:
+        """Note one finished episode."""
+        self.returns.append(float(episode_return))
+        self.lengths.append(int(length))
+
+    def _add_text_end(self, ends: dict[str, Any], slot: int) -> None:
+        for name in ("score", "stop_reason", "response", "response_length", "kl_sum"):
+            self.text.setdefault(name, []).append(ends[name][slot])
+        for name in ends:
+            if name.startswith("score/"):
+                self.text.setdefault(name, []).append(float(ends[name][slot]))
+
+    def add_text(self, episodes: Any) -> None:
+        """Note whole :class:`~textrl_env.envs.text_rlhf.Episodes`."""
+        if len(episodes) > self.returns.maxlen:
+            self.returns = deque(self.returns, maxlen=len(episodes))
+            self.lengths = deque(self.lengths, maxlen=len(episodes))
+        lengths = episodes.mask.sum(1)
+        for total, length in zip(episodes.rewards.sum(1), lengths, strict=True):
+            self.add(total, length)
+        columns = {
+            "score": episodes.score,
+            "stop_reason": episodes.stop_reason,
+            "prompt": episodes.prompts,
+            "response": episodes.responses,
+            "response_length": lengths,
+            "kl_sum": episodes.kl.sum(1),
+        } | {f"score/{name}": part for name, part in episodes.parts.items()}
+        for name, values in columns.items():
+            self.text.setdefault(name, []).extend(values)
+        self.score_seconds += episodes.score_seconds
+
+    def log(self, record: Callable[..., None], rollout: Rollout, is_text: bool) -> None:
+        """Record everything under its name and forget the texts."""
+        if self.returns:
+            record("rollout/ep_rew_mean", float(np.mean(self.returns)))
+            record("rollout/ep_len_mean", float(np.mean(self.lengths)))
+        if self.successes:
+            record("rollout/success_rate", float(np.mean(self.successes)))
+        if "score" in self.text:
+            self._log_scores(record)
+        if rollout.ref_log_probs is not None:
+            _log_objective(record, rollout)
+        if is_text and self.text.get("response"):
+            self._log_completions(record)
+            record("time/score_seconds", self.score_seconds)
+        self.text = {}
+        self.score_seconds = 0.0
+
+    def _log_scores(self, record: Callable[..., None]) -> None:
+        record("objective/scores", float(np.mean(self.text["score"])))
+        for name, values in self.text.items():
+            if name == "score/gold":
+                record("objective/gold_scores", _mean_of_numbers(values))
+            elif name.startswith("score/"):
+                # NaN where one of several rewards did not apply.
+                record(f"rewards/{name.removeprefix('score/')}", _mean_of_numbers(values))
+
+    def _log_completions(self, record: Callable[..., None]) -> None:
+        lengths = np.array(self.text["response_length"])
+        record("completions/mean_length", float(lengths.mean()))
+        record("completions/min_length", int(lengths.min()))
+        record("completions/max_length", int(lengths.max()))
+        cut = [reason == "length" for reason in self.text["stop_reason"]]
+        record("completions/clipped_ratio", float(np.mean(cut)))
+        record("completions/distinct_2", distinct_n(self.text["response"], 2))
+        record("samples/table", self.table(), exclude=("stdout", "log", "csv", "json"))
+
+    def table(self) -> str:
+        """A Markdown table of some prompts, responses, scores and KLs."""
+        names = [n for n in ("prompt", "response", "score", "score/gold", "kl_sum") if n in self.text]
+        rows = [names, ["---"] * len(names)]
+        for i in range(min(_TABLE_ROWS, len(self.text["response"]))):
+            cells = [self.text[name][i] for name in names]
+            rows.append([f"{c:.2f}" if isinstance(c, (float, np.floating)) else _cell(str(c)) for c in cells])
+        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _mean_of_numbers(values: list[float]) -> float:
+    """Mean without the NaNs; NaN if there is nothing else."""
+    numbers = [value for value in values if not np.isnan(value)]
+    return float(np.mean(numbers)) if numbers else float("nan")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def read_table(table: str) -> list[dict[str, str]]:
+    """The rows of what :meth:`EpisodeLog.table` wrote, cells by the names in its first row."""
+    # A bar inside a cell comes after a backslash, so only those between cells have a space before them.
+    names, _, *rows = [line[2:-2].split(" | ") for line in table.split("\n")]
+    return [dict(zip(names, (cell.replace("\\|", "|") for cell in row), strict=True)) for row in rows]
+
+
+def _log_objective(record: Callable[..., None], rollout: Rollout) -> None:
+    """Sums over an episode, averaged over the episodes of the rollout; real steps only."""
+    mask, episodes = rollout.mask, max(int(rollout.done.sum()), 1)
+
+    def mean(per_step: Tensor) -> float:
+        return float((per_step * mask).sum()) / episodes
+
+    record("objective/kl", mean(rollout.log_probs - rollout.ref_log_probs))
+    record("objective/entropy", -mean(rollout.log_probs))
+    record("objective/non_score_reward", -mean(rollout.penalties))
+    record("objective/rlhf_reward", mean(rollout.rewards))
+
+
+def distinct_n(texts: list[str], n: int) -> float:
+    """Distinct n-grams of words divided by all of them, over all texts (Li et al. 2016); 0 if there are none."""
+    grams: Counter[tuple[str, ...]] = Counter()
+    for text in texts:
+        words = text.split()
+        grams.update(zip(*(words[i:] for i in range(n)), strict=False))
+    total = sum(grams.values())
+    return len(grams) / total if total else 0.0

@@ -1,0 +1,305 @@
+"""Agents on disk: an ordinary Hugging Face folder for a language model, safetensors and JSON for the rest.
+
+A checkpoint holds everything that a resumed run needs to end with bitwise the weights of one that was never
+stopped: weights, optimiser, schedules, every random stream, the environment's state. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import logger
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from agents.runs import env_state
+from agents.policies.lora import LoraLM
+from agents.runs.registry import name_of, resolve
+from textrl_env.lm.causal_lm import CausalLM
+
+if TYPE_CHECKING:
+    from agents.base import Agent
+
+FORMAT = 1
+#: Arguments that say where to run and what to log, not what is learned.
+_LOCAL = ("env", "policy", "device", "verbose", "tensorboard_log")
+
+
+def save(agent: Agent, path: Path) -> None:
+    """Write ``agent`` into the folder ``path``."""
+    path.mkdir(parents=True, exist_ok=True)
+    policy = agent.policy
+    if hasattr(policy, "save_pretrained"):
+        policy.save_pretrained(path)
+    tensors = {f"policy.{name}": w for name, w in _own_weights(policy).items()}
+    tensors |= _optimizer_tensors(agent.optimizer)
+    tensors["rng.policy"] = policy.generator.get_state()
+    tensors["rng.torch"] = torch.get_rng_state()
+    # Shared and strided tensors are written as copies of their own.
+    save_file(
+        {n: t.detach().cpu().clone().contiguous() for n, t in tensors.items()}, path / "agent.safetensors"
+    )
+    document = _document(agent)
+    arrays: dict[str, np.ndarray] = {}
+    if agent.env is not None:
+        document["env_state"], arrays = env_state.capture(agent.env)
+        if agent.text_env is not None and agent.text_env is not agent.env.unwrapped:
+            document["text_env_state"], more = env_state.capture(agent.text_env)
+            arrays |= {f"text.{name}": array for name, array in more.items()}
+        observation = agent.last_obs if isinstance(agent.last_obs, dict) else {"": agent.last_obs}
+        if agent.last_obs is not None:
+            arrays |= {f"last_obs.{name}": np.asarray(value) for name, value in observation.items()}
+        arrays["waiting"] = agent.waiting
+    # safetensors wants contiguous arrays of at least one dimension; scalars are restored by env_state.
+    shaped = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    save_arrays(shaped, path / "env.safetensors")
+    (path / "agent.json").write_text(json.dumps(document, indent=2) + "\n")
+
+
+def _own_weights(policy: Any) -> dict[str, Tensor]:
+    """The weights that the Hugging Face folder beside them does not hold."""
+    weights = policy.state_dict()
+    if _has_adapter(policy):  # what is frozen belongs to the model that the policy started from
+        learned = {name for name, p in policy.named_parameters() if p.requires_grad}
+        return {name: w for name, w in weights.items() if name in learned}
+    if hasattr(policy, "save_pretrained"):
+        return {name: w for name, w in weights.items() if not name.startswith("model.")}
+    return dict(weights)
+
+
+def _has_adapter(policy: Any) -> bool:
+    return isinstance(getattr(policy, "lm", None), LoraLM)
+
+
+def _document(agent: Agent) -> dict[str, Any]:
+    cls = type(agent)
+    spaces = agent.policy.observation_space, agent.policy.action_space
+    kwargs = {}
+    for name, value in agent.init_kwargs.items():
+        if name in _LOCAL:
+            continue
+        if name == "policy_kwargs" and value:
+            # Full weights are in the checkpoint; an adapter comes back to the model that it belongs to.
+            named = _has_adapter(agent.policy) and isinstance(value.get("model"), (str, Path))
+            value = {k: v for k, v in value.items() if k != "model" or named}
+        encoded = encode_argument(value)
+        if encoded is _UNNAMED:
+            logger.warn(
+                f"{name}={value!r} cannot be written to {FORMAT=}; pass it again to load(..., {name}=...)"
+            )
+        else:
+            kwargs[name] = encoded
+    return {
+        "format": FORMAT,
+        "agent": name_of(cls),
+        "policy": agent.policy_name if isinstance(agent.policy_name, str) else name_of(agent.policy_name),
+        "kwargs": kwargs | {"seed": agent.seed},
+        "env": agent.env_id,
+        "num_envs": agent.num_envs if agent.env is not None else None,
+        "observation_space": encode_space(spaces[0]),
+        "action_space": encode_space(spaces[1]),
+        "adapter_base": agent.policy.lm.base_digest() if _has_adapter(agent.policy) else None,
+        "temperature": agent.policy.lm.temperature if hasattr(agent.policy, "lm") else None,
+        "num_timesteps": agent.num_timesteps,
+        "total_timesteps": getattr(agent, "_total_timesteps", None),
+        "n_updates": agent.n_updates,
+        "n_episodes": agent.n_episodes,
+        "kl_coef": agent.kl_coef,
+        "rng": agent.rng.bit_generator.state,
+        "episodes": agent.episodes.get_state(),
+    }
+
+
+def load(cls: type[Agent], path: Path, env: Any, overrides: dict[str, Any]) -> Agent:
+    """Read what :func:`save` wrote; see :meth:`agents.base.Agent.load`."""
+    document = read_document(path)
+    saved = resolve(document["agent"])
+    if not issubclass(saved, cls):
+        raise ValueError(
+            f"{path} holds a {saved.__name__}, not a {cls.__name__}; load it with {saved.__name__}.load(...)"
+        )
+    kwargs = {name: decode_argument(value) for name, value in document["kwargs"].items()} | overrides
+    name = document["policy"]
+    policy_kwargs = dict(kwargs.get("policy_kwargs") or {})
+    # An adapter goes onto the model of the env; without one, the merged model stands in for it.
+    if (path / "config.json").is_file() and (env is None or policy_kwargs.get("lora_rank") is None):
+        lm = CausalLM.load(path, temperature=document["temperature"], device=kwargs.get("device", "auto"))
+        kwargs["policy_kwargs"] = policy_kwargs | {"model": lm}
+    if isinstance(env, str) and document["num_envs"] is not None:
+        kwargs.setdefault("n_envs", document["num_envs"])
+    agent = saved(resolve(name) if ":" in name else name, env, **kwargs)
+    if env is None:
+        agent._set_up_policy(_Spaces(document))
+    _restore(agent, document, path)
+    return agent
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """The JSON of a checkpoint.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint at ``path``.
+    """
+    file = path / "agent.json"
+    if not file.is_file():
+        nearby = (
+            sorted(p.parent.name for p in path.parent.glob("*/agent.json")) if path.parent.is_dir() else []
+        )
+        hint = f" Checkpoints beside it: {nearby}." if nearby else ""
+        raise FileNotFoundError(f"{path} is not a checkpoint: it has no agent.json.{hint}")
+    document = json.loads(file.read_text())
+    if document.get("format") != FORMAT:
+        raise ValueError(f"{file} has format {document.get('format')!r}; this version reads {FORMAT}")
+    return document
+
+
+def _restore(agent: Agent, document: dict[str, Any], path: Path) -> None:
+    tensors = load_file(path / "agent.safetensors")
+    weights = {n.removeprefix("policy."): t for n, t in tensors.items() if n.startswith("policy.")}
+    if agent.env is not None and _has_adapter(agent.policy):
+        _check_base(agent, document, path)
+    own = _own_weights(agent.policy)
+    missing, unexpected = agent.policy.load_state_dict(weights, strict=False)
+    missing = [name for name in missing if name in own]
+    if missing or unexpected:
+        raise ValueError(f"{path} does not fit this policy: missing {missing}, unexpected {unexpected}")
+    if agent.env is None and _has_adapter(agent.policy):
+        agent.policy.lm.take_out_of_base()
+    _restore_optimizer(agent.optimizer, tensors)
+    agent.policy.generator.set_state(tensors["rng.policy"])
+    torch.set_rng_state(tensors["rng.torch"])
+    agent.rng.bit_generator.state = document["rng"]
+    agent.num_timesteps = document["num_timesteps"]
+    agent.n_updates = document["n_updates"]
+    agent.episodes.set_state(document["episodes"])
+    if agent.env is None or agent.num_envs != document["num_envs"] or "env_state" not in document:
+        return
+    arrays = load_arrays(path / "env.safetensors")
+    try:
+        env_state.restore(agent.env, document["env_state"], arrays)
+    except (ValueError, KeyError) as error:
+        logger.warn(f"the environment starts a new episode, its saved state does not fit: {error}")
+        return
+    if "text_env_state" in document and agent.text_env is not None:
+        text = {n.removeprefix("text."): a for n, a in arrays.items() if n.startswith("text.")}
+        env_state.restore(agent.text_env, document["text_env_state"], text)
+    if document["kl_coef"] is not None:
+        agent.kl_coef = document["kl_coef"]
+    observation = {n.removeprefix("last_obs."): a for n, a in arrays.items() if n.startswith("last_obs.")}
+    agent.last_obs = observation.get("", observation) if observation else None
+    agent.waiting = arrays["waiting"]
+
+
+def _check_base(agent: Agent, document: dict[str, Any], path: Path) -> None:
+    """Raise a ValueError where the adapter of a checkpoint would go onto other weights than its own."""
+    if document.get("adapter_base") not in (None, agent.policy.lm.base_digest()):
+        raise ValueError(
+            f"{path} holds an adapter for another model than the one that it would go onto now; load it with the env "
+            'it was trained in, name its model with policy_kwargs={"model": ..., "lora_rank": ...}, or start a new '
+            f"agent from the merged model: policy_kwargs={{'model': {str(path)!r}}}"
+        )
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {
+        f"optimizer.{index}.{name}": torch.as_tensor(value)
+        for index, entries in state.items()
+        for name, value in entries.items()
+    }
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+class _Spaces:
+    """Stands in for an environment where only its spaces are known."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self.single_observation_space = decode_space(document["observation_space"])
+        self.single_action_space = decode_space(document["action_space"])
+
+    @property
+    def unwrapped(self) -> _Spaces:
+        return self
+
+
+# -- arguments and spaces as JSON ---------------------------------------------------------------------------
+
+_UNNAMED = object()
+
+
+def encode_argument(value: Any) -> Any:
+    """A constructor argument as JSON; functions by name; ``_UNNAMED`` where it cannot be."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        items = [encode_argument(item) for item in value]
+        return _UNNAMED if any(item is _UNNAMED for item in items) else items
+    if isinstance(value, dict):
+        items = {str(key): encode_argument(item) for key, item in value.items()}
+        return _UNNAMED if any(item is _UNNAMED for item in items.values()) else items
+    if callable(value) and "<" not in getattr(value, "__qualname__", "<"):
+        return {"__function__": name_of(value)}
+    return _UNNAMED
+
+
+def decode_argument(value: Any) -> Any:
+    """The inverse of :func:`encode_argument`."""
+    if isinstance(value, dict):
+        if "__function__" in value:
+            return resolve(value["__function__"])
+        return {key: decode_argument(item) for key, item in value.items()}
+    return [decode_argument(item) for item in value] if isinstance(value, list) else value
+
+
+def encode_space(space: gym.Space) -> dict[str, Any]:
+    """A Gymnasium space as JSON."""
+    spaces = gym.spaces
+    if isinstance(space, spaces.Dict):
+        return {"Dict": {name: encode_space(child) for name, child in space.spaces.items()}}
+    if isinstance(space, spaces.Discrete):
+        return {"Discrete": {"n": int(space.n), "start": int(space.start)}}
+    if isinstance(space, spaces.MultiDiscrete):
+        return {"MultiDiscrete": {"nvec": space.nvec.tolist()}}
+    if isinstance(space, spaces.MultiBinary):
+        n = space.n
+        return {"MultiBinary": {"n": int(n) if isinstance(n, (int, np.integer)) else [int(k) for k in n]}}
+    if isinstance(space, spaces.Box):
+        bounds = {"low": space.low.tolist(), "high": space.high.tolist()}
+        if (
+            space.low.size
+            and (space.low == space.low.flat[0]).all()
+            and (space.high == space.high.flat[0]).all()
+        ):
+            bounds = {"low": space.low.flat[0].item(), "high": space.high.flat[0].item()}
+        return {"Box": bounds | {"shape": list(space.shape), "dtype": space.dtype.name}}
+    raise ValueError(f"cannot write the space {space} to a checkpoint")
+
+
+def decode_space(document: dict[str, Any]) -> gym.Space:
+    """The inverse of :func:`encode_space`."""
+    (kind, value), *_ = document.items()
+    if kind == "Dict":
+        return gym.spaces.Dict({name: decode_space(child) for name, child in value.items()})
+    if kind == "Box":
+        dtype = np.dtype(value["dtype"])
+        low, high = (np.asarray(value[name], dtype=dtype) for name in ("low", "high"))
+        shape = tuple(value["shape"])
+        return gym.spaces.Box(np.broadcast_to(low, shape), np.broadcast_to(high, shape), dtype=dtype.type)
+    return getattr(gym.spaces, kind)(**value)

@@ -1,0 +1,389 @@
+"""Run directories: what a training run leaves behind, and how it is taken up again.
+
+    runs/first/
+        config.json              everything needed to run it again: see :func:`new_config`
+        progress.csv             one row for each line of the log
+        events.out.tfevents.*    the same for TensorBoard, with the tables of samples
+        checkpoint-<timesteps>/  what ``Agent.save`` writes, between two updates
+        final/                   the same at the end: a Hugging Face folder for a language model
+        report.html              what ``textrl report`` makes of it
+
+A run that was interrupted and resumed ends with bitwise the weights of one that was not. Left out: remote
+storage and several processes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
+from torch.utils.tensorboard import SummaryWriter
+
+from agents.base import Agent
+from agents.callbacks.exact_gap import cheap_gap_callback
+from agents.callbacks.kl_control import AdaptiveKL, AnnealKL
+from agents.runs.registry import find_agent, find_policy
+
+FORMAT = 1
+CONFIG, PROGRESS, FINAL, CHECKPOINT = "config.json", "progress.csv", "final", "checkpoint-"
+EVALUATION, REPORT = "evaluation.json", "report.html"
+_PACKAGES = ("textrl-env", "torch", "transformers", "gymnasium", "stable-baselines3", "numpy")
+
+
+class TrainingInterrupted(Exception):
+    """Training stopped between two updates because it was asked to; a checkpoint has been written."""
+
+
+# -- the directory ----------------------------------------------------------------------------------------
+
+
+def check_directory(folder: Path, overwrite: bool = False) -> None:
+    """Raise a FileExistsError unless a new run may be made in ``folder``.
+
+    Args:
+        folder: Where.
+        overwrite: Whether an earlier run there may be deleted (never anything else).
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if (
+        folder.is_dir()
+        and (folder / CONFIG).is_file()
+        and "agent" in json.loads((folder / CONFIG).read_text())
+    ):
+        if overwrite:
+            return
+        ways = f"go on with --resume {folder}, or start anew with --overwrite"
+        raise FileExistsError(f"{folder} already holds a run; {ways}")
+    raise FileExistsError(f"{folder} is there and is not a run directory; choose another")
+
+
+def prepare_directory(folder: Path, overwrite: bool = False) -> None:
+    """Make a run directory, deleting what an earlier run left there if ``overwrite``.
+
+    Raises:
+        FileExistsError: See :func:`check_directory`.
+    """
+    check_directory(folder, overwrite)
+    folder.mkdir(parents=True, exist_ok=True)
+    _delete_run(folder)
+
+
+def _delete_run(folder: Path) -> None:
+    for path in [folder / FINAL, *folder.glob(f"{CHECKPOINT}*"), *folder.glob(f".{CHECKPOINT}*")]:
+        if (path / "agent.json").is_file() or path.name.startswith("."):
+            shutil.rmtree(path)
+    for path in [
+        folder / EVALUATION,
+        folder / REPORT,
+        folder / PROGRESS,
+        folder / CONFIG,
+        *folder.glob("events.out.tfevents.*"),
+        *folder.glob("*.png"),
+    ]:
+        path.unlink(missing_ok=True)
+
+
+def new_config(
+    *,
+    agent: str,
+    env: str,
+    total_timesteps: int,
+    seed: int,
+    policy: str = "auto",
+    agent_kwargs: dict[str, Any] | None = None,
+    policy_kwargs: dict[str, Any] | None = None,
+    env_kwargs: dict[str, Any] | None = None,
+    n_envs: int | None = None,
+    device: str = "auto",
+    save_every: int | None = None,
+    keep: int = 2,
+    log_interval: int = 1,
+    adaptive_kl: dict[str, float] | None = None,
+    anneal_kl: dict[str, float] | None = None,
+    command: str = "",
+    defaults: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What ``config.json`` holds: JSON-able, and with :func:`make_agent` enough to run it again.
+
+    Args:
+        agent: "ppo", "grpo", "reinforce", ``"module:Class"`` or ``"file.py:Class"``.
+        env: A Gymnasium id.
+        total_timesteps: When to stop.
+        seed: Of everything.
+        policy: As for :class:`~agents.base.Agent`, or ``"module:Class"``.
+        agent_kwargs: Hyper-parameters that differ from the defaults.
+        policy_kwargs: For the policy.
+        env_kwargs: For ``gym.make_vec``.
+        n_envs: Slots of the vector env.
+        device: "auto" or a torch device.
+        save_every: Timesteps between checkpoints; None is a tenth of ``total_timesteps``.
+        keep: Checkpoints to keep.
+        log_interval: Updates between two lines of the log.
+        adaptive_kl: Arguments of :class:`~agents.callbacks.kl_control.AdaptiveKL`; None does not steer the KL coefficient.
+        anneal_kl: Arguments of :class:`~agents.callbacks.kl_control.AnnealKL`; None does not let it fall.
+        command: The command line that says the same.
+        defaults: The hyper-parameters left alone, for the reader.
+    """
+    return {
+        "format": FORMAT,
+        "command": command,
+        "agent": agent,
+        "agent_kwargs": agent_kwargs or {},
+        "agent_defaults": defaults or {},
+        "policy": policy,
+        "policy_kwargs": policy_kwargs or {},
+        "env": env,
+        "env_kwargs": env_kwargs or {},
+        "n_envs": n_envs,
+        "total_timesteps": total_timesteps,
+        "seed": seed,
+        "device": device,
+        "save_every": save_every or max(total_timesteps // 10, 1),
+        "keep": keep,
+        "log_interval": log_interval,
+        "adaptive_kl": adaptive_kl,
+        "anneal_kl": anneal_kl,
+        "working_directory": str(Path.cwd()),
+        "versions": {"python": platform.python_version()}
+        | {name: metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """Write ``config.json``."""
+    write_json(folder / CONFIG, config)
+
+
+def write_json(file: Path, document: dict[str, Any]) -> None:
+    """Write JSON that people can read."""
+    file.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read ``config.json``.
+
+    Raises:
+        FileNotFoundError: ``folder`` is not a run directory.
+        ValueError: It is one of another version.
+    """
+    file = folder / CONFIG
+    if not file.is_file():
+        beside = (
+            sorted(p.parent.name for p in folder.parent.glob(f"*/{CONFIG}")) if folder.parent.is_dir() else []
+        )
+        hint = f" Runs beside it: {', '.join(beside)}." if beside else ""
+        raise FileNotFoundError(f"{folder} is not a run directory: it has no {CONFIG}.{hint}")
+    config = json.loads(file.read_text())
+    if config.get("format") != FORMAT or "agent" not in config:
+        raise ValueError(
+            f"{file} is not the configuration of a run (format {FORMAT}); the folder of a model perhaps? "
+            "A run directory holds checkpoint-*/ and final/"
+        )
+    return config
+
+
+def checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Every whole checkpoint of a run with its timesteps, oldest first; ``final`` is one too."""
+    found = []
+    for path in [*folder.glob(f"{CHECKPOINT}*"), folder / FINAL]:
+        if (path / "agent.json").is_file():
+            found.append((json.loads((path / "agent.json").read_text())["num_timesteps"], path))
+    return sorted(found)
+
+
+# -- agents from configurations -----------------------------------------------------------------------------
+
+
+def make_agent(config: dict[str, Any]) -> Agent:
+    """The agent, with its environment, that a configuration describes."""
+    cls = find_agent(config["agent"])
+    # Only what was said, so that an agent of one's own need not take the rest.
+    names = ("n_envs", "env_kwargs", "policy_kwargs", "device")
+    said = {name: config[name] for name in names if config[name] not in (None, {}, "auto")}
+    return cls(
+        find_policy(config["policy"]), config["env"], seed=config["seed"], **said, **config["agent_kwargs"]
+    )
+
+
+def load_agent(config: dict[str, Any], checkpoint: Path) -> Agent:
+    """The agent of a checkpoint, in its environment, exactly where it stopped."""
+    cls = find_agent(config["agent"])
+    find_policy(config["policy"])  # so that a policy of one's own can be found again
+    device = {} if config["device"] == "auto" else {"device": config["device"]}
+    return cls.load(checkpoint, config["env"], **device)
+
+
+# -- logs -------------------------------------------------------------------------------------------------
+
+
+class _CSV(CSVOutputFormat):
+    """stable-baselines3's CSV, going on after the rows that are there."""
+
+    def __init__(self, file: Path, resume_at: int) -> None:
+        rows = _rows_until(file, resume_at)
+        self.keys = list(rows[0]) if rows else []
+        self.separator, self.quotechar = ",", '"'
+        text = io.StringIO(newline="")
+        if rows:
+            writer = csv.DictWriter(text, self.keys, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        scratch = file.with_suffix(".tmp")
+        scratch.write_text(text.getvalue())
+        os.replace(scratch, file)
+        self.file = open(file, "r+")  # noqa: SIM115 -- close() closes it
+        self.file.seek(0, os.SEEK_END)
+
+
+def _rows_until(file: Path, timesteps: int) -> list[dict[str, str]]:
+    """The rows logged up to a checkpoint; what came after it will be logged again."""
+    if not file.is_file():
+        return []
+    with file.open(newline="") as lines:
+        return [row for row in csv.DictReader(lines) if float(row["time/total_timesteps"] or 0) <= timesteps]
+
+
+class _TensorBoard(TensorBoardOutputFormat):
+    """stable-baselines3's TensorBoard events, hiding those after the checkpoint that a run resumes from."""
+
+    def __init__(self, folder: Path, resume_at: int) -> None:
+        purge_step = resume_at + 1 if resume_at else None
+        self.writer = SummaryWriter(log_dir=str(folder), purge_step=purge_step)
+        self._is_closed = False
+
+
+def open_logger(folder: Path, resume_at: int = 0) -> Logger:
+    """stable-baselines3's logger into a run directory: progress.csv and TensorBoard events.
+
+    Args:
+        folder: The run directory.
+        resume_at: Timesteps of the checkpoint that the run goes on from; later rows are dropped.
+    """
+    return Logger(str(folder), [_CSV(folder / PROGRESS, resume_at), _TensorBoard(folder, resume_at)])
+
+
+def read_progress(folder: Path) -> dict[str, list[float]]:
+    """The columns of progress.csv as numbers, NaN where a row has none."""
+    with (folder / PROGRESS).open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    names = rows[0].keys() if rows else ()
+    return {name: [float(row[name]) if row[name] else float("nan") for row in rows] for name in names}
+
+
+# -- training -----------------------------------------------------------------------------------------------
+
+
+class CheckpointCallback(BaseCallback):
+    """Saves between updates, every ``save_every`` timesteps and when asked to stop.
+
+    Args:
+        folder: The run directory.
+        save_every: Timesteps between checkpoints.
+        keep: Checkpoints to keep, the latest ones.
+    """
+
+    def __init__(self, folder: Path, save_every: int, keep: int = 2) -> None:
+        super().__init__()
+        self.folder, self.save_every, self.keep = folder, save_every, keep
+        self.stop_requested = False
+
+    def _on_training_start(self) -> None:
+        self._next = self._following_multiple()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        if self.stop_requested:
+            self.save()
+            raise TrainingInterrupted
+        if self.model.num_timesteps >= self._next:
+            self.save()
+            self._next = self._following_multiple()
+
+    def _following_multiple(self) -> int:
+        return (self.model.num_timesteps // self.save_every + 1) * self.save_every
+
+    def save(self) -> None:
+        """Write ``checkpoint-<timesteps>``, whole or not at all, and delete those too many."""
+        name = f"{CHECKPOINT}{self.model.num_timesteps}"
+        save_whole(self.model, self.folder / name)
+        numbered = [path for _, path in checkpoints(self.folder) if path.name != FINAL]
+        for old in numbered[: -self.keep]:
+            shutil.rmtree(old)
+
+
+def save_whole(agent: Agent, folder: Path) -> None:
+    """``agent.save(folder)`` that leaves either the whole new folder or the old one."""
+    scratch = folder.with_name(f".{folder.name}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    agent.save(scratch)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(scratch, folder)
+
+
+def train(
+    agent: Agent, folder: Path, config: dict[str, Any], callbacks: list[BaseCallback] | None = None
+) -> None:
+    """Train an agent to the end of its run, logging and saving into the run directory.
+
+    Where the optimum is cheap to know, the distance from it is logged too (``exact/gap``).
+
+    Args:
+        agent: From :func:`make_agent` or :func:`load_agent`.
+        folder: The run directory, ``config.json`` written.
+        config: What is in it.
+        callbacks: More callbacks, for example a progress bar.
+
+    Raises:
+        TrainingInterrupted: SIGINT or SIGTERM came; the update under way was finished and a checkpoint saved.
+        KeyboardInterrupt: It came twice.
+    """
+    saver = CheckpointCallback(folder, config["save_every"], config["keep"])
+    controls = {"adaptive_kl": AdaptiveKL, "anneal_kl": AnnealKL}
+    control = [cls(**config[name]) for name, cls in controls.items() if config.get(name) is not None]
+    gap = cheap_gap_callback(agent.get_env())
+    measured = [] if gap is None else [gap]
+    logger = open_logger(folder, agent.num_timesteps)
+    agent.set_logger(logger)
+    try:
+        with _stop_on_signals(saver):
+            agent.learn(
+                config["total_timesteps"] - agent.num_timesteps,
+                [*(callbacks or []), *control, *measured, saver],
+                log_interval=config["log_interval"],
+                reset_num_timesteps=agent.num_timesteps == 0,
+            )
+            save_whole(agent, folder / FINAL)
+    finally:
+        logger.close()
+
+
+@contextmanager
+def _stop_on_signals(saver: CheckpointCallback) -> Iterator[None]:
+    """The first SIGINT or SIGTERM asks for a stop between updates, the second interrupts at once."""
+
+    def handle(number: int, frame: Any) -> None:
+        if saver.stop_requested:
+            raise KeyboardInterrupt
+        saver.stop_requested = True
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""Prompts and records from files and data sets."""

@@ -1,0 +1,1 @@
+"""The environments, a file each; importing this package registers none (:mod:`textrl_env` does)."""

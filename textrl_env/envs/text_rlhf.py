@@ -1,0 +1,483 @@
+"""TextRLHF-v0: token generation as a Markov decision process.
+
+Two ways through one environment, provably the same: ``step(token)``, for any agent that speaks Gymnasium,
+and :meth:`TextRLHFEnv.run_episodes`, which takes whole responses from any generator, scores them with one
+teacher-forced pass of the reference and one call of the reward, and hands out the same rewards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from gymnasium import logger, spaces
+
+from reward_models import load_reward
+from textrl_env import embedded
+from textrl_env.data.prompts import load_prompts
+from textrl_env.kl import KLDynamics, KLEnv, KLVectorEnv, estimate_kl
+from textrl_env.lm.causal_lm import CausalLM
+from textrl_env.lm.decoding import SlotDecoder, gather_log_probs
+
+#: Whole responses for given prompts: token ids in, token ids and behaviour log-probabilities out.
+Generate = Callable[[Sequence[np.ndarray]], tuple[list[np.ndarray], list[np.ndarray]]]
+
+
+@dataclasses.dataclass
+class Episodes:
+    """Whole episodes as arrays; ``B`` episodes, ``T`` the longest response, 0 after the end of a response.
+
+    Attributes:
+        prompt_id: int64 ``[B]``.
+        prompts: ``B`` texts.
+        prompt_tokens: ``B`` int64 arrays.
+        tokens: int64 ``[B, T]``, the actions.
+        mask: bool ``[B, T]``, true on real actions (the end token included).
+        log_prob: float64 ``[B, T]``, acting policy.
+        ref_logprob: float64 ``[B, T]``, reference.
+        kl: float64 ``[B, T]``, the estimate that is charged.
+        rewards: float64 ``[B, T]``, what ``step`` would have returned.
+        score: float64 ``[B]``, before the KL.
+        parts: Each reward by name, float64 ``[B]``.
+        responses: ``B`` texts.
+        stop_reason: ``B`` times "eos" or "length".
+        score_seconds: Time spent in the reference and the reward.
+    """
+
+    prompt_id: np.ndarray
+    prompts: list[str]
+    prompt_tokens: list[np.ndarray]
+    tokens: np.ndarray
+    mask: np.ndarray
+    log_prob: np.ndarray
+    ref_logprob: np.ndarray
+    kl: np.ndarray
+    rewards: np.ndarray
+    score: np.ndarray
+    parts: dict[str, np.ndarray]
+    responses: list[str]
+    stop_reason: list[str]
+    score_seconds: float
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+class TextRLHFDynamics(KLDynamics):
+    """``N`` responses being written, as arrays; see :class:`TextRLHFEnv`."""
+
+    start_option: ClassVar[str] = "prompt_id"
+    extra_start_options: ClassVar[tuple[str, ...]] = ("prompt",)
+    state_names: ClassVar[tuple[str, ...]] = ("prompt_id", "tokens", "length", "prompt_length", "kl_sum")
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 4}
+
+    def __init__(
+        self,
+        num_slots: int,
+        model: Any = None,
+        reward: Any = None,
+        prompts: Any = None,
+        kl_coef: float = 0.05,
+        kl_estimator: str = "k1",
+        max_new_tokens: int = 24,
+        max_prompt_length: int | None = None,
+        temperature: float = 1.0,
+        missing_eos_penalty: float = 0.0,
+        gold: Any = None,
+        tokenizer: Any = None,
+        device: str = "auto",
+        dtype: str = "float32",
+        autocast: bool | None = None,
+    ) -> None:
+        super().__init__(num_slots, kl_coef, kl_estimator)
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        self.max_new_tokens = max_new_tokens
+        self.missing_eos_penalty = missing_eos_penalty
+        at_home = prompts is None
+        if model is not None and (reward is None or prompts is None):
+            missing = [name for name, value in (("reward", reward), ("prompts", prompts)) if value is None]
+            logger.warn(
+                f"model={model!r} came without {' and '.join(missing)}: the embedded world's are used"
+            )
+        self.lm = CausalLM.load(
+            embedded.path("sft") if model is None else model, tokenizer, temperature, device, dtype, autocast
+        )
+        self.reward = load_reward(embedded.path("reward") if reward is None else reward)
+        self.reward.use_ids(self.lm.tokenizer)
+        if gold is None and at_home:
+            gold = embedded.gold_score
+        self.gold = None if gold is None else load_reward(gold)
+        self.prompts = load_prompts(embedded.path("prompts_train") if prompts is None else prompts)
+        self.prompt_texts, self.prompt_tokens = self._tokenize_all()
+        longest = max(len(tokens) for tokens in self.prompt_tokens)
+        self.max_prompt_length = longest if max_prompt_length is None else max_prompt_length
+        for k, tokens in enumerate(self.prompt_tokens):
+            self._check_prompt_length(tokens, f"prompt {k}")
+        self._check_context()
+        self.max_length = self.max_prompt_length + max_new_tokens
+
+        vocab = self.lm.vocab_size
+        high = max(vocab, self.lm.pad_id + 1) - 1
+        self.action_space = spaces.Discrete(vocab)
+        self.observation_space = spaces.Dict(
+            {
+                "input_ids": spaces.Box(0, high, (self.max_length,), dtype=np.int64),
+                "attention_mask": spaces.Box(0, 1, (self.max_length,), dtype=np.int64),
+            }
+        )
+        self.prompt_id = np.zeros(num_slots, dtype=np.int64)
+        self.tokens = np.full((num_slots, self.max_length), self.lm.pad_id, dtype=np.int64)
+        self.length = np.ones(num_slots, dtype=np.int64)
+        self.prompt_length = np.ones(num_slots, dtype=np.int64)
+        self.kl_sum = np.zeros(num_slots)
+        self.custom_prompt: list[str | None] = [None] * num_slots
+        self._reference: SlotDecoder | None = None
+
+    # -- the step way -----------------------------------------------------------------------------------
+
+    def reset(self, slots: np.ndarray, starts: list[Any] | None) -> dict[str, np.ndarray]:
+        ids = self.rng.integers(len(self.prompt_tokens), slots)
+        texts = np.full(len(slots), None, dtype=object)
+        for i, slot in enumerate(slots):
+            start = None if starts is None else starts[i]
+            self.custom_prompt[slot] = None
+            if isinstance(start, str):
+                ids[i], self.custom_prompt[slot] = -1, start
+                tokens = self._tokenize(start)
+                self._check_prompt_length(tokens, f"options['prompt']={start!r}")
+            else:
+                ids[i] = ids[i] if start is None else self._check_prompt_id(start)
+                tokens = self.prompt_tokens[ids[i]]
+            self.tokens[slot] = self.lm.pad_id
+            self.tokens[slot, : len(tokens)] = tokens
+            self.prompt_length[slot] = len(tokens)
+            texts[i] = self._prompt_text(slot, ids[i])
+        self.prompt_id[slots] = ids
+        self.length[slots] = self.prompt_length[slots]
+        self.kl_sum[slots] = 0.0
+        return {"prompt": texts, "prompt_id": ids}
+
+    def observe(self) -> dict[str, np.ndarray]:
+        column = np.arange(self.max_length) - (self.max_length - self.length)[:, None]  # [N, L]
+        mask = column >= 0
+        shifted = np.take_along_axis(self.tokens, np.maximum(column, 0), axis=1)
+        return {"input_ids": np.where(mask, shifted, self.lm.pad_id), "attention_mask": mask.astype(np.int64)}
+
+    def step(self, actions: np.ndarray, active: np.ndarray):
+        slots = np.flatnonzero(active)
+        log_prob = self.acting_log_prob(actions)
+        ref_logprob = np.zeros(self.num_slots)
+        ref_logprob[slots] = self._reference_log_prob(slots, actions[slots])
+        kl = np.where(active, estimate_kl(log_prob - ref_logprob, self.kl_estimator), 0.0)
+        self.tokens[slots, self.length[slots]] = actions[slots]
+        self.length[slots] += 1
+        self.kl_sum += kl
+        is_eos = np.isin(actions, self.lm.eos_ids)
+        terminated = active & (is_eos | (self.length - self.prompt_length >= self.max_new_tokens))
+        rewards = -self.kl_coef * kl
+        final: dict[str, np.ndarray] = {}
+        if terminated.any():
+            final = self._final_info(np.flatnonzero(terminated), is_eos)
+            rewards[terminated] += final["score"]
+        return rewards, terminated, {"ref_logprob": ref_logprob, "kl": kl}, final
+
+    def render(self, slot: int, mode: str) -> str:
+        written = self.tokens[slot, self.prompt_length[slot] : self.length[slot]]
+        text = self.lm.tokenizer.decode(written, skip_special_tokens=False)
+        return f"[prompt] {self._prompt_text(slot, self.prompt_id[slot])}\n[{len(written)} tokens] {text}"
+
+    def set_state(self, state: dict[str, np.ndarray]) -> None:
+        super().set_state(state)
+        for slot in np.flatnonzero(self.prompt_id < 0):
+            ids = self.tokens[slot, : self.prompt_length[slot]]
+            self.custom_prompt[slot] = self.lm.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def _reference_log_prob(self, slots: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        import torch
+
+        if self._reference is None:
+            self._reference = SlotDecoder(self.lm.for_decoding(), self.num_slots, self.max_length)
+        logits = self._reference.next_logits(self.tokens, self.length, slots)
+        chosen = torch.from_numpy(np.ascontiguousarray(actions, dtype=np.int64)).to(logits.device)
+        return gather_log_probs(logits, chosen).double().cpu().numpy()
+
+    def _final_info(self, slots: np.ndarray, is_eos: np.ndarray) -> dict[str, np.ndarray]:
+        prompts = [self.tokens[s, : self.prompt_length[s]] for s in slots]
+        responses = [self.tokens[s, self.prompt_length[s] : self.length[s]] for s in slots]
+        texts = [self._prompt_text(s, self.prompt_id[s]) for s in slots]
+        scored = self._score(texts, prompts, responses, self.prompt_id[slots], is_eos[slots])
+        info = {
+            "response": np.array(scored["responses"], dtype=object),
+            "score": scored["score"],
+            "kl_sum": self.kl_sum[slots].copy(),
+            "response_length": self.length[slots] - self.prompt_length[slots],
+            "stop_reason": np.array(["eos" if e else "length" for e in is_eos[slots]], dtype=object),
+        }
+        return info | {f"score/{name}": part for name, part in scored["parts"].items()}
+
+    # -- the fused way ----------------------------------------------------------------------------------
+
+    def draw_prompts(self, num_episodes: int) -> np.ndarray:
+        """Draw prompt ids ``[num_episodes]`` from the slots' own streams."""
+        waves = -(-num_episodes // self.num_slots)
+        return np.concatenate([self.rng.integers(len(self.prompt_tokens)) for _ in range(waves)])[
+            :num_episodes
+        ]
+
+    def run_episodes(self, generate: Generate, prompt_ids: np.ndarray) -> Episodes:
+        """Whole episodes from ``prompt_ids`` (int ``[B]``); see :meth:`TextRLHFEnv.run_episodes`."""
+        prompt_ids = np.array([self._check_prompt_id(k) for k in prompt_ids], dtype=np.int64)
+        prompts = [self.prompt_tokens[k] for k in prompt_ids]
+        responses, log_probs = generate(prompts)
+        self._check_generated(prompts, responses, log_probs)
+        started = time.perf_counter()
+        width = max(len(r) for r in responses)
+        mask = np.arange(width) < np.array([len(r) for r in responses])[:, None]  # [B, T]
+        tokens = np.zeros((len(responses), width), dtype=np.int64)
+        log_prob = np.zeros(mask.shape)
+        tokens[mask] = np.concatenate(responses)
+        log_prob[mask] = np.concatenate(log_probs)
+        ref_logprob = self.lm.response_log_probs(prompts, responses)
+        kl = np.where(mask, estimate_kl(log_prob - ref_logprob, self.kl_estimator), 0.0)
+        is_eos = np.array([bool(np.isin(r[-1], self.lm.eos_ids)) for r in responses])
+        texts = [self.prompt_texts[k] for k in prompt_ids]
+        scored = self._score(texts, prompts, responses, prompt_ids, is_eos)
+        rewards = -self.kl_coef * kl
+        rewards[np.arange(len(mask)), mask.sum(1) - 1] += scored["score"]
+        return Episodes(
+            prompt_id=prompt_ids,
+            prompts=texts,
+            prompt_tokens=prompts,
+            tokens=tokens,
+            mask=mask,
+            log_prob=log_prob,
+            ref_logprob=ref_logprob,
+            kl=kl,
+            rewards=rewards,
+            stop_reason=["eos" if e else "length" for e in is_eos],
+            score_seconds=time.perf_counter() - started,
+            **scored,
+        )
+
+    def _check_generated(self, prompts: list, responses: list, log_probs: list) -> None:
+        if not len(prompts) == len(responses) == len(log_probs):
+            raise ValueError(
+                f"generate() got {len(prompts)} prompts and returned {len(responses)} responses "
+                f"and {len(log_probs)} log-probability arrays"
+            )
+        for i, (response, log_prob) in enumerate(zip(responses, log_probs, strict=True)):
+            if not 1 <= len(response) <= self.max_new_tokens or len(log_prob) != len(response):
+                raise ValueError(
+                    f"generate() returned {len(response)} tokens and {len(log_prob)} log-probabilities for "
+                    f"episode {i}; expected equally many, between 1 and max_new_tokens={self.max_new_tokens}"
+                )
+
+    # -- scoring, shared by both ways -------------------------------------------------------------------
+
+    def _score(
+        self,
+        texts: list[str],
+        prompts: list[np.ndarray],
+        responses: list[np.ndarray],
+        prompt_ids: np.ndarray,
+        is_eos: np.ndarray,
+    ) -> dict[str, Any]:
+        """Responses as text, their score (missing-EOS penalty taken off) and its parts by name."""
+        bodies = [r[:-1] if e else r for r, e in zip(responses, is_eos, strict=True)]
+        completions = self.lm.tokenizer.batch_decode(bodies, skip_special_tokens=True)
+        columns = {
+            name: [values[k] if k >= 0 else None for k in prompt_ids]
+            for name, values in self.prompts.columns.items()
+        }
+        ids = {"prompt_ids": [p.tolist() for p in prompts], "completion_ids": [r.tolist() for r in responses]}
+        result = self.reward.score(texts, completions, columns=columns, **ids)
+        parts = dict(result.parts) if len(result.parts) > 1 else {}
+        if self.gold is not None:
+            parts["gold"] = self._gold_score(prompt_ids >= 0, texts, completions, columns, ids)
+        score = result.total - self.missing_eos_penalty * ~is_eos
+        return {"responses": completions, "score": score, "parts": parts}
+
+    def _gold_score(
+        self, known: np.ndarray, texts: list[str], completions: list[str], columns: dict, ids: dict
+    ) -> np.ndarray:
+        """The gold judge's score where the prompt is one of ours, NaN elsewhere."""
+        gold = np.full(len(known), np.nan)
+        rows = np.flatnonzero(known)
+        if len(rows):
+            columns, ids = ({n: [v[i] for i in rows] for n, v in d.items()} for d in (columns, ids))
+            chosen = [texts[i] for i in rows], [completions[i] for i in rows]
+            gold[rows] = self.gold.score(*chosen, columns=columns, **ids).total
+        return gold
+
+    # -- prompts ----------------------------------------------------------------------------------------
+
+    def _tokenize_all(self) -> tuple[list[str], list[np.ndarray]]:
+        tokenizer = self.lm.tokenizer
+        texts, tokens = [], []
+        for k, text in enumerate(self.prompts.texts):
+            messages = self.prompts.messages[k] if self.prompts.messages else None
+            if messages is not None:
+                text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+                ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+                tokens.append(np.array(ids, dtype=np.int64))
+            else:
+                tokens.append(self._tokenize(text))
+            texts.append(text)
+        return texts, tokens
+
+    def _tokenize(self, text: str) -> np.ndarray:
+        ids = np.array(self.lm.tokenizer(text)["input_ids"], dtype=np.int64)
+        # Some tokenizers end what they encode; a prompt that is over cannot be answered.
+        while len(ids) > 1 and ids[-1] in self.lm.eos_ids:
+            ids = ids[:-1]
+        if len(ids) == 0:
+            raise ValueError(f"the prompt {text!r} has no tokens under this tokenizer")
+        return ids
+
+    def _prompt_text(self, slot: int, prompt_id: int) -> str:
+        return self.custom_prompt[slot] if prompt_id < 0 else self.prompt_texts[prompt_id]
+
+    def _check_prompt_id(self, prompt_id: Any) -> int:
+        count = len(self.prompt_tokens)
+        if not isinstance(prompt_id, (int, np.integer)) or not 0 <= prompt_id < count:
+            raise ValueError(f"prompt_id must be an integer in [0, {count - 1}], got {prompt_id!r}")
+        return int(prompt_id)
+
+    def _check_prompt_length(self, tokens: np.ndarray, what: str) -> None:
+        if len(tokens) > self.max_prompt_length:
+            raise ValueError(
+                f"{what} has {len(tokens)} tokens, more than max_prompt_length={self.max_prompt_length}; "
+                "shorten it or raise max_prompt_length"
+            )
+
+    def _check_context(self) -> None:
+        context, wanted = self.lm.max_length, self.max_prompt_length + self.max_new_tokens
+        if context is not None and wanted > context:
+            raise ValueError(
+                f"the longest prompt ({self.max_prompt_length} tokens) and max_new_tokens="
+                f"{self.max_new_tokens} need {wanted} positions, but the model's context holds {context}; "
+                f"lower max_new_tokens to {max(context - self.max_prompt_length, 0)} or shorten the prompts"
+            )
+
+
+class _TextRLHF:
+    """What the single and the vector env share beyond Gymnasium's interface."""
+
+    dynamics: TextRLHFDynamics
+
+    @property
+    def lm(self) -> CausalLM:
+        """The frozen reference, which is also the initial policy."""
+        return self.dynamics.lm
+
+    @property
+    def num_prompts(self) -> int:
+        """How many prompts there are."""
+        return len(self.dynamics.prompt_tokens)
+
+    @property
+    def max_prompt_length(self) -> int:
+        """Longest prompt, in tokens, that an observation holds."""
+        return self.dynamics.max_prompt_length
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The response budget."""
+        return self.dynamics.max_new_tokens
+
+    def draw_prompts(self, num_episodes: int) -> np.ndarray:
+        """Draw prompt ids, int64 ``[num_episodes]``, as resets would."""
+        if not self._seeded:
+            self.reset()
+        return self.dynamics.draw_prompts(num_episodes)
+
+    def run_episodes(self, generate: Generate, prompt_ids: Sequence[int] | np.ndarray) -> Episodes:
+        """The fused way: whole episodes at once, with the rewards that ``step`` would have given.
+
+        Args:
+            generate: Takes ``B`` prompts as int64 arrays; returns ``B`` int64 arrays of response tokens (the
+                end token included, at most ``max_new_tokens``) and ``B`` arrays with the acting policy's
+                log-probability of each of them.
+            prompt_ids: Where each episode starts, int ``[B]``.
+
+        Returns:
+            The episodes, as numpy arrays.
+        """
+        return self.dynamics.run_episodes(generate, np.asarray(prompt_ids))
+
+
+class TextRLHFEnv(_TextRLHF, KLEnv):
+    """Write a response token by token; a reward model scores it at the end, a KL keeps it near a reference.
+
+    ## Description
+    Reinforcement learning from human feedback as a Gymnasium environment and nothing else. The state is the
+    prompt and the tokens written so far, the action the next token, and an episode one response. Without
+    arguments the embedded world is used: a tiny English model, its reward model and its prompts, all shipped
+    with the package.
+
+    ## Action Space
+    ``Discrete(vocab_size)``: the next token. Ids that no token has are not actions, also where the model's
+    logits are wider than its vocabulary.
+
+    ## Observation Space
+    ``Dict(input_ids, attention_mask)``, int64, shape ``(max_prompt_length + max_new_tokens,)``, left-padded: a
+    batch of them feeds a transformers model as it is (with position ids counted from the mask) and the
+    next-token logits are at the last position.
+
+    ## Starting State
+    A prompt, drawn uniformly. ``reset(options={"prompt_id": k})`` starts from prompt ``k``,
+    ``reset(options={"prompt": text})`` from any text; the vector env takes one for each slot.
+
+    ## Rewards
+    ``1[t = T] * score - kl_coef * kl_t``, where ``kl_t`` estimates the KL of the acting policy from the
+    reference at the sampled token: k1 ``log pi - log pi_ref``, k2 half its square, k3 ``exp(-k1) - 1 + k1``.
+    ``step(token)`` cannot know ``log pi``, so tell the env who acts: ``env.unwrapped.bind_policy(log_prob)``;
+    unbound, the acting policy is taken to be uniform.
+
+    ## Episode End
+    An end token, or the budget of ``max_new_tokens``: both ``terminated``, since the budget is part of the
+    task and the text is scored as it stands. Never truncated.
+
+    ## Information
+    reset: ``prompt``, ``prompt_id`` (-1 for a text of your own). Every step: ``ref_logprob``, ``kl``. At the
+    end: ``response``, ``score`` (before the KL; ``missing_eos_penalty`` taken off), ``kl_sum``,
+    ``response_length`` (end token included), ``stop_reason`` ("eos" or "length"), ``score/<name>`` for each
+    of several rewards, ``score/gold`` where there is a gold judge (NaN for a prompt of your own).
+
+    ## Arguments
+    - ``model`` (embedded SFT model): folder or hub id of any Hugging Face causal LM; reference and initial
+      policy. Live objects work too: ``TextRLHFEnv(model=m, tokenizer=t)``.
+    - ``reward`` (embedded reward model): any ``reward(prompts, completions, **columns) -> list[float]``, a
+      sequence-classification folder or hub id, ``"package.module:function"``, or a list of these, with weights
+      if wanted.
+    - ``prompts`` (embedded): a list, a path to .jsonl / .txt / .csv / .parquet, or a ``datasets.Dataset``.
+    - ``kl_coef`` (0.05), ``kl_estimator`` ("k1"); ``max_new_tokens`` (24); ``max_prompt_length`` (the longest
+      prompt); ``temperature`` (1.0) divides the logits of the policy and the reference alike;
+      ``missing_eos_penalty`` (0.0) is taken off the score of a response cut by the budget.
+    - ``gold`` (embedded rubric on the embedded prompts): a second reward that is logged and never trained on.
+    - ``tokenizer`` (the model's), ``device`` ("auto"), ``dtype`` ("float32") of the reference; ``autocast``
+      (where CUDA is): bfloat16 matrix products in the reference and in policies that start from it.
+    - ``render_mode`` "ansi": the prompt and what has been written.
+
+    ## References
+    Ouyang et al., Training language models to follow instructions with human feedback (2022).
+    Stiennon et al., Learning to summarize from human feedback (2020). Schulman, Approximating KL divergence.
+
+    ## Version History
+    v0: first release.
+    """
+
+    dynamics_class = TextRLHFDynamics
+
+
+class TextRLHFVectorEnv(_TextRLHF, KLVectorEnv):
+    """Many responses at once, one batched forward per step; see :class:`TextRLHFEnv`.
+
+    Under SAME_STEP autoreset a finished slot takes the next prompt at once: continuous batching.
+    """
+
+    dynamics_class = TextRLHFDynamics

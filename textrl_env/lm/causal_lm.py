@@ -1,0 +1,477 @@
+"""A Hugging Face causal language model as an environment and a policy see it.
+
+:class:`CausalLM` is a model with its tokenizer, its end tokens and its temperature; it says log-probabilities
+of whole responses in one causal pass. Both environments and policies are built on it and on
+:class:`~textrl_env.lm.decoding.SlotDecoder`, which is why the step way and the fused way agree.
+
+Truncated sampling (top-k, top-p) is left out on purpose: the log-probabilities of the full softmax are then
+those of what was sampled, in rollout, update and reference alike.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import logging
+import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+import torch
+from gymnasium import logger
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from textrl_env.lm.decoding import SlotDecoder, pack_sequences
+from textrl_env.lm.fused_llama import LlamaBody
+from textrl_env.lm.precision import bfloat16_products
+from textrl_env.lm.teacher_forcing import linear_log_probs, response_states
+
+_log = logging.getLogger(__name__)
+
+#: What a model raises that does not take a cache, a mask or positions as a plain transformer does.
+_NOT_SUPPORTED = (TypeError, ValueError, RuntimeError, AttributeError, IndexError, NotImplementedError)
+
+
+def _longest(prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]) -> int:
+    return max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
+
+
+def choose_device(device: str | torch.device = "auto") -> torch.device:
+    """``"auto"`` is CUDA, then Apple's MPS, then the CPU."""
+    if device != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def check_model_path(path: str | Path, what: str = "model") -> None:
+    """Raise a FileNotFoundError for something that is meant as a folder and is not a model folder.
+
+    ``"name"`` and ``"owner/name"`` are left to the hub unless ``owner`` is a folder here.
+    """
+    folder = Path(path).expanduser()
+    if (folder / "config.json").is_file():
+        return
+    if folder.is_dir():
+        held = sorted(p.name for p in folder.iterdir())[:8]
+        raise FileNotFoundError(
+            f"{what}={str(path)!r} is a folder without config.json, not a Hugging Face model; it holds {held}"
+        )
+    has_parent = folder.parent != Path() and folder.parent.is_dir()
+    if has_parent or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", str(path)):
+        siblings = [p.name for p in folder.parent.iterdir()] if has_parent else []
+        close = difflib.get_close_matches(folder.name, siblings, n=1)
+        hint = f" Did you mean {str(folder.parent / close[0])!r}?" if close else ""
+        raise FileNotFoundError(f"{what}={str(path)!r}: there is no such folder.{hint}")
+
+
+def _not_found(path: str | Path, error: OSError) -> str:
+    """What to tell about a model that neither a folder nor the hub gave."""
+    if (Path(path).expanduser() / "config.json").is_file():
+        return f"model={str(path)!r} is a folder with a config.json, but the model cannot be read from it: {error}"
+    folders = [p.parent.name for p in Path().glob("*/config.json")]
+    close = difflib.get_close_matches(str(path), folders, n=1)
+    hint = f" Did you mean the folder {close[0]!r}?" if close else ""
+    return (
+        f"model={str(path)!r}: no such folder here, and the hub gave none: {str(error).splitlines()[0]}{hint}"
+    )
+
+
+class CausalLM:
+    """A causal language model, its tokenizer and the distribution it acts with.
+
+    Args:
+        model: The transformers model. It is put into eval mode (dropout off) and stays there.
+        tokenizer: Its tokenizer; must have an EOS token. A pad token is not needed: lengths are carried.
+        temperature: Divides the logits everywhere: in sampling, update and reference.
+        autocast: Matrix products in bfloat16, weights and sums as they are; None is where CUDA is.
+
+    Attributes:
+        eos_ids: Every token id that ends a response, int64 array.
+        pad_id: What fills unused positions; never read.
+        vocab_size: Number of actions: ids that both the tokenizer and the logits have.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        temperature: float = 1.0,
+        autocast: bool | None = None,
+    ) -> None:
+        if tokenizer.eos_token_id is None:
+            raise ValueError(
+                f"the tokenizer {tokenizer.name_or_path!r} has no EOS token, so no response could end; "
+                'set one, for example tokenizer.eos_token = "</s>", and save it beside the model'
+            )
+        if not temperature > 0:
+            raise ValueError(f"temperature must be > 0, got {temperature}")
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.temperature = temperature
+        self.autocast = self.device.type == "cuda" if autocast is None else autocast
+        listed = getattr(model.generation_config, "eos_token_id", None) or []
+        listed = [listed] if isinstance(listed, int) else list(listed)
+        self.eos_ids = np.unique(np.array([tokenizer.eos_token_id, *listed], dtype=np.int64))
+        self.pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        # Embedding matrices are often padded past the vocabulary; no action is a token that is not one.
+        self.vocab_size = min(max(tokenizer.get_vocab().values()) + 1, model.config.vocab_size)
+        self._slot_cache_works: bool | None = None
+        self._teacher_forcing_works: bool | None = None
+        self._shared_prompts_work: bool | None = None
+        self._lean_body_works: bool | None = None
+        self._bfloat16: CausalLM | None = None
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path | PreTrainedModel | CausalLM,
+        tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+        temperature: float = 1.0,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "float32",
+        autocast: bool | None = None,
+    ) -> CausalLM:
+        """Load from a folder, a hub id or live objects.
+
+        Args:
+            model: Folder or hub id of any Hugging Face causal LM, or the model itself.
+            tokenizer: Folder, hub id or the tokenizer itself; None takes the model's own.
+            temperature: Divides the logits.
+            device: ``"auto"``, or any torch device.
+            dtype: Of the weights, for example "float32" or "bfloat16".
+            autocast: Matrix products in bfloat16; None is where CUDA is.
+
+        Raises:
+            FileNotFoundError: ``model`` looks like a folder and is not there.
+            ValueError: A live model came without a tokenizer, or the tokenizer has no EOS token.
+        """
+        if isinstance(model, CausalLM):
+            if temperature not in (1.0, model.temperature):
+                raise ValueError(
+                    f"temperature={temperature} does not fit a CausalLM made with {model.temperature}; "
+                    "say it where the CausalLM is made"
+                )
+            return model
+        if isinstance(model, (str, Path)):
+            check_model_path(model)
+            tokenizer = model if tokenizer is None else tokenizer
+            dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+            try:
+                model = AutoModelForCausalLM.from_pretrained(str(model), dtype=dtype)
+            except OSError as error:
+                raise FileNotFoundError(_not_found(model, error)) from error
+        if tokenizer is None:
+            raise ValueError("a live model needs its tokenizer: pass tokenizer=...")
+        if isinstance(tokenizer, (str, Path)):
+            tokenizer = AutoTokenizer.from_pretrained(str(tokenizer))
+        return cls(model.to(choose_device(device)), tokenizer, temperature, autocast)
+
+    def __deepcopy__(self, memo: dict) -> CausalLM:
+        # gym.make and env.spec deep-copy keyword arguments; the weights are shared instead.
+        return self
+
+    def clone(self) -> CausalLM:
+        """A trainable copy with weights of its own."""
+        twin = copy.copy(self)
+        twin.model = copy.deepcopy(self.model)
+        twin._bfloat16 = None
+        return twin
+
+    @torch.no_grad()
+    def for_decoding(self) -> CausalLM:
+        """What to decode with: itself, or under autocast a copy with the present weights in bfloat16.
+
+        One token at a time, casting what goes in and out of every layer would cost as much as the layers.
+        """
+        if not self.autocast or self.model.dtype != torch.float32:
+            return self
+        if self._bfloat16 is None:
+            self._bfloat16 = self.in_bfloat16()
+        else:
+            pairs = zip(self._bfloat16.model.parameters(), self.model.parameters(), strict=True)
+            for mine, theirs in pairs:
+                mine.copy_(theirs)
+        return self._bfloat16
+
+    def in_bfloat16(self) -> CausalLM:
+        """A copy with weights of its own, in bfloat16."""
+        twin = self.clone()
+        twin.autocast = False
+        for parameter in twin.model.parameters():
+            parameter.data = parameter.data.bfloat16()
+        return twin
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    def precision(self) -> AbstractContextManager[None]:
+        """The context in which this model computes, with or without bfloat16 products."""
+        return bfloat16_products(self.device, self.autocast)
+
+    @property
+    def max_length(self) -> int | None:
+        """Number of positions the model can hold, or None if it does not say."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    @property
+    def attention_window(self) -> int | None:
+        """How many tokens back the model's narrowest layer sees, or None if every layer sees them all."""
+        config = self.model.config.get_text_config()
+        if set(getattr(config, "layer_types", None) or ()) == {"full_attention"}:
+            return None
+        names = ("sliding_window", "attention_chunk_size", "window_size")
+        widths = [getattr(config, name, None) for name in names]
+        return min((width for width in widths if isinstance(width, int)), default=None)
+
+    def action_logits(self, logits: Tensor) -> Tensor:
+        """Logits of the acting distribution, float32: real tokens only, divided by the temperature."""
+        return logits[..., : self.vocab_size].float() / self.temperature
+
+    def response_outputs(
+        self, input_ids: Tensor, attention_mask: Tensor, num_steps: int, with_hidden: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """One causal pass over whole sequences.
+
+        Args:
+            input_ids: ``[B, P + T]``: prompts left-padded to ``P``, responses of up to ``T`` after them.
+            attention_mask: ``[B, P + T]``, 1 on real tokens.
+            num_steps: ``T``.
+            with_hidden: Whether to return the last hidden states too.
+
+        Returns:
+            The acting logits ``[B, T, vocab_size]`` (position t predicts response token t), and the hidden
+            states ``[B, T, hidden]`` they were made from, or None.
+        """
+        with self.precision():
+            out = self.model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                # Left padding: a plain forward would count the pads as positions.
+                position_ids=(attention_mask.long().cumsum(-1) - 1).clamp(min=0),
+                logits_to_keep=num_steps + 1,
+                output_hidden_states=with_hidden,
+                use_cache=False,
+            )
+        hidden = out.hidden_states[-1][:, -num_steps - 1 : -1] if with_hidden else None
+        return self.action_logits(out.logits[:, -num_steps - 1 : -1]), hidden
+
+    def response_states(
+        self,
+        prompts: Sequence[np.ndarray],
+        responses: Sequence[np.ndarray],
+        body: PreTrainedModel | None = None,
+    ) -> Tensor:
+        """The last hidden states that predict the tokens of given responses.
+
+        Args:
+            prompts: ``B`` int64 arrays of token ids.
+            responses: ``B`` int64 arrays of token ids.
+            body: Of another model of the same architecture (a critic's); None is this model's own.
+
+        Returns:
+            ``[sum of the responses' lengths, hidden]``, response after response.
+        """
+        body = self.body if body is None else body
+        if self.teacher_forcing_works(_longest(prompts, responses)):
+            with self.precision():
+                return response_states(self._lean(body), prompts, responses)
+        ids, mask, steps = self._packed(prompts, responses)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        with self.precision():
+            out = body(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+        return out.last_hidden_state[:, -steps - 1 : -1][mask[:, -steps:].bool()]
+
+    def evaluate(
+        self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], with_states: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Log-probabilities and entropies of given responses, with gradient.
+
+        Args:
+            prompts: ``B`` int64 arrays of token ids.
+            responses: ``B`` int64 arrays of token ids.
+            with_states: Whether to return the hidden states too.
+
+        Returns:
+            log_probs, entropies (both float32) and, if wanted, hidden states of the real response tokens, one
+            after another: ``[n]``, ``[n]`` and ``[n, hidden]``, ``n`` the sum of the responses' lengths.
+        """
+        if self.teacher_forcing_works(_longest(prompts, responses)):
+            actions = torch.from_numpy(np.concatenate(responses)).to(self.device)
+            with self.precision():
+                states = response_states(self._lean(self.body), prompts, responses)
+                scaled = states if self.temperature == 1.0 else states / self.temperature
+                log_probs, entropies = linear_log_probs(scaled, self.head, actions, self.vocab_size)
+            return log_probs, entropies, states if with_states else None
+        ids, mask, steps = self._packed(prompts, responses)
+        logits, states = self.response_outputs(ids, mask, steps, with_states)
+        log_z = logits.logsumexp(-1)
+        log_probs = logits.gather(-1, ids[:, -steps:, None]).squeeze(-1) - log_z
+        entropies = log_z - ((logits - log_z.unsqueeze(-1)).exp() * logits).sum(-1)
+        real = mask[:, -steps:].bool()
+        return log_probs[real], entropies[real], states[real] if with_states else None
+
+    def _packed(
+        self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]
+    ) -> tuple[Tensor, Tensor, int]:
+        ids, mask, steps = pack_sequences(prompts, responses)
+        return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device), steps
+
+    @property
+    def _inner(self) -> PreTrainedModel:
+        """The model itself, adapters in place where there are some."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def body(self) -> PreTrainedModel:
+        """The model without its head."""
+        return self._inner.base_model
+
+    @property
+    def head(self) -> torch.nn.Module:
+        """From the last hidden states to logits."""
+        return self._inner.get_output_embeddings()
+
+    def _lean(self, body: PreTrainedModel) -> PreTrainedModel | LlamaBody:
+        """A body of this architecture, in the fastest way that there is to run it."""
+        return LlamaBody(body) if self.lean_body_works() else body
+
+    @torch.no_grad()
+    def response_log_probs(
+        self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], max_tokens: int = 16384
+    ) -> np.ndarray:
+        """Log-probabilities of given responses, without gradient.
+
+        Args:
+            prompts: ``B`` int64 arrays of token ids.
+            responses: ``B`` int64 arrays of token ids.
+            max_tokens: Tokens in one pass; neighbours share a pass.
+
+        Returns:
+            float64 ``[B, T]``, ``T`` the longest response; 0 after the end of a response.
+        """
+        lengths = np.array([len(r) for r in responses])
+        result = np.zeros((len(prompts), lengths.max()))
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        work = np.cumsum([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)])
+        for rows in np.split(np.arange(len(work)), np.flatnonzero(np.diff(work // max_tokens)) + 1):
+            chosen = [prompts[i] for i in rows], [responses[i] for i in rows]
+            part = np.zeros((len(rows), lengths.max()))
+            part[mask[rows]] = self.evaluate(*chosen)[0].double().cpu().numpy()
+            result[rows] = part
+        return result
+
+    def slot_cache_works(self, max_length: int = 0) -> bool:
+        """Whether cached, ragged decoding of up to ``max_length`` tokens gives this model's own logits.
+
+        Measured once, on random tokens, and false beyond an attention window. Recurrent states or position
+        schemes that read the padding mask can break it too; such models are decoded without a cache, slower
+        and still right.
+        """
+        if self._slot_cache_works is None:
+            self._slot_cache_works = self._measure_slot_cache()
+        window = self.attention_window
+        works = self._slot_cache_works and (window is None or max_length <= window)
+        if not works:
+            logger.warn(f"{type(self.model).__name__} is decoded without a key/value cache (slower)")
+        return works
+
+    def teacher_forcing_works(self, max_length: int = 0) -> bool:
+        """Whether :mod:`~textrl_env.lm.teacher_forcing` gives this model's own log-probabilities.
+
+        Measured once, on random tokens, and false beyond an attention window. Scaled or capped logits, heads that
+        are more than a matrix and recurrent states break it; such models take plain padded passes.
+        """
+        if self._teacher_forcing_works is None:
+            self._teacher_forcing_works = self._measure_teacher_forcing()
+        window = self.attention_window
+        return self._teacher_forcing_works and (window is None or max_length <= window)
+
+    @torch.no_grad()
+    def _measure_teacher_forcing(self) -> bool:
+        generator = np.random.default_rng(0)
+        first, second = (generator.integers(0, self.vocab_size, size=n) for n in (3, 2))
+        responses = [generator.integers(0, self.vocab_size, size=n) for n in (3, 1, 2, 2)]
+        if not isinstance(self.head, torch.nn.Linear):
+            return False
+        try:
+            self._teacher_forcing_works = True
+            shared, _, _ = self.evaluate([first, first, second, second], responses)
+            apart, _, _ = self.evaluate([first, second], responses[:2])
+        except _NOT_SUPPORTED as error:
+            _log.debug("teacher forcing with shared prompts failed: %r", error)
+            return False
+        finally:
+            self._teacher_forcing_works = False
+        plain, _, _ = self.evaluate([first, first, second, second], responses)
+        alone, _, _ = self.evaluate([first, second], responses[:2])
+        return self._close(torch.cat([shared, apart]), torch.cat([plain, alone]))
+
+    def _close(self, one: Tensor, other: Tensor) -> bool:
+        exact = self.model.dtype == torch.float32 and not self.autocast
+        tolerance = 1e-4 if exact else 5e-2
+        return bool((one - other).abs().max() <= tolerance * (1 + other.abs().max()))
+
+    def lean_body_works(self) -> bool:
+        """Whether :class:`~textrl_env.lm.fused_llama.LlamaBody` gives this model's own logits; measured once."""
+        if self._lean_body_works is None:
+            self._lean_body_works = self._measure_lean_body()
+        return self._lean_body_works
+
+    @torch.no_grad()
+    def _measure_lean_body(self) -> bool:
+        ids = torch.randint(self.vocab_size, (2, 6), generator=torch.Generator().manual_seed(0)).to(
+            self.device
+        )
+        try:
+            with self.precision():
+                lean = self.head(LlamaBody(self.body)(ids).last_hidden_state)
+        except _NOT_SUPPORTED as error:
+            _log.debug("the lean body failed: %r", error)
+            return False
+        with self.precision():
+            own = self.model(input_ids=ids, use_cache=False).logits
+        return self._close(self.action_logits(lean), self.action_logits(own))
+
+    def shared_prompts_work(self) -> bool:
+        """Whether :mod:`~textrl_env.lm.shared_prompts` gives this model's own logits; measured once."""
+        if self._shared_prompts_work is None:
+            self._shared_prompts_work = self._measure_shared_prompts()
+        return self._shared_prompts_work
+
+    @torch.no_grad()
+    def _measure_shared_prompts(self) -> bool:
+        generator = np.random.default_rng(0)
+        rows = [generator.integers(0, self.vocab_size, size=n) for n in (5, 3)]
+        owners, tokens = np.array([1, 0, 1]), generator.integers(0, self.vocab_size, size=(2, 3))
+        decoder = SlotDecoder(self, 2, 8, use_cache=True)
+        decoder.prefill(np.arange(2), rows)
+        try:
+            shared = decoder.continue_each(owners)
+            got = torch.cat([shared.step(np.arange(3), t) for t in tokens])
+        except _NOT_SUPPORTED as error:
+            _log.debug("decoding after shared prompts failed: %r", error)
+            return False
+        copied = decoder.fork(owners)
+        return self._close(got, torch.cat([copied.step(np.arange(3), t) for t in tokens]))
+
+    @torch.no_grad()
+    def _measure_slot_cache(self) -> bool:
+        generator = np.random.default_rng(0)
+        rows = [generator.integers(0, self.vocab_size, size=n) for n in (7, 4)]
+        slots = np.arange(2)
+        try:
+            decoder = SlotDecoder(self, 2, 8, use_cache=True)
+            decoder.prefill(slots, [row[:-1] for row in rows])
+            cached = decoder.step(slots, np.array([row[-1] for row in rows]))
+        except _NOT_SUPPORTED as error:
+            _log.debug("cached decoding failed: %r", error)
+            return False
+        plain = SlotDecoder(self, 2, 8, use_cache=False).prefill(slots, rows)
+        return self._close(cached, plain)

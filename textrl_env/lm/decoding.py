@@ -1,0 +1,382 @@
+"""Sequences of tokens: sampled, laid out in batches, and decoded with one key/value cache per slot.
+
+:class:`SlotDecoder` keeps a cache for each slot, so slots of different lengths advance together and restart on
+their own; :func:`generate` writes whole responses with it. Beam search and sampling that is cut to the likeliest
+tokens are left out: log-probabilities here are those of what was sampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from textrl_env.lm.fused_llama import LlamaBody
+from textrl_env.lm.shared_prompts import SharedPrompts, attending
+from textrl_env.lm.teacher_forcing import right_padded, unique_rows
+
+if TYPE_CHECKING:
+    from textrl_env.lm.causal_lm import CausalLM
+
+
+def gather_log_probs(logits: Tensor, actions: Tensor) -> Tensor:
+    """``log softmax(logits)[actions]``: logits ``[..., V]``, actions ``[...]`` -> ``[...]``."""
+    chosen = logits.gather(-1, actions.unsqueeze(-1).clamp(max=logits.shape[-1] - 1)).squeeze(-1)
+    return chosen - logits.logsumexp(-1)
+
+
+def sample_actions(logits: Tensor, generator: torch.Generator | None, deterministic: bool = False) -> Tensor:
+    """Sample from ``softmax(logits)``, or take the argmax. ``[..., V] -> [...]``."""
+    if deterministic:
+        return logits.argmax(-1)
+    if logits.device.type != "cpu":
+        # Gumbel's trick: noise is cheap where there are thousands of threads.
+        noise = torch.empty_like(logits).exponential_(generator=generator)
+        return (logits - noise.log()).argmax(-1)
+    # One random number for each row, looked up in the cumulated probabilities.
+    mass = (logits - logits.amax(-1, keepdim=True)).exp_().cumsum(-1, dtype=torch.float64)
+    total = mass[..., -1:]
+    at = torch.rand(total.shape, generator=generator, dtype=torch.float64) * total
+    below = torch.nextafter(total, torch.zeros_like(total))  # never past the last action that has mass
+    return torch.searchsorted(mass, torch.minimum(at, below), right=True).squeeze(-1)
+
+
+def pack_sequences(
+    prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], fill: int = 0
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Lay prompts and responses out so that every response starts in the same column.
+
+    Returns:
+        input_ids int64 ``[B, P + T]``, attention_mask int64 of the same shape, and ``T``.
+    """
+    before = max(len(p) for p in prompts)
+    after = max(len(r) for r in responses)
+    input_ids = np.full((len(prompts), before + after), fill, dtype=np.int64)
+    mask = np.zeros_like(input_ids)
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        span = slice(before - len(prompt), before + len(response))
+        input_ids[row, span] = np.concatenate([prompt, response])
+        mask[row, span] = 1
+    return input_ids, mask, after
+
+
+#: Prompts of at least so many tokens are held once for all their responses.
+SHARED_TOKENS = 64
+#: Positions by which a cache grows at least.
+_GROWTH = 32
+
+
+class _SlotLayer(CacheLayerMixin):
+    """One layer's keys and values, ``[N, heads, capacity, head_dim]``, written at any (slot, position).
+
+    The capacity follows the longest sequence so far. What has not been written is zero, never garbage: masked
+    positions weigh nothing, but nothing times NaN is NaN.
+    """
+
+    def __init__(self, where: _Where) -> None:
+        super().__init__()
+        self.where = where
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.keys, self.values = (
+            x.new_zeros(self.where.num_slots, x.shape[1], 0, x.shape[3]) for x in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def take(self, other: _SlotLayer, slots: Tensor, width: int) -> None:
+        """Hold the first ``width`` positions of the given slots of another cache."""
+        self.keys = _grown(other.keys[:, :, :width].index_select(0, slots), width + _GROWTH)
+        self.values = _grown(other.values[:, :, :width].index_select(0, slots), width + _GROWTH)
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        where = self.where
+        if where.width > self.keys.shape[2]:
+            capacity = min(where.width + max(_GROWTH, where.width // 4), where.max_length)
+            self.keys, self.values = _grown(self.keys, capacity), _grown(self.values, capacity)
+        if where.column is not None:
+            self.keys[:, :, where.column] = key_states[:, :, 0]
+            self.values[:, :, where.column] = value_states[:, :, 0]
+        else:
+            index = (where.slots[:, None], slice(None), where.columns)
+            self.keys[index] = key_states.transpose(1, 2)  # [k, q, heads, dim]
+            self.values[index] = value_states.transpose(1, 2)
+        keys, values = self.keys[:, :, : where.width], self.values[:, :, : where.width]
+        return (keys, values) if where.all_slots else (keys[where.slots], values[where.slots])
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.where.width, 0
+
+    def get_seq_length(self) -> int:
+        return self.where.width
+
+    def get_max_length(self) -> int:
+        return self.where.max_length
+
+
+def _grown(states: Tensor, capacity: int) -> Tensor:
+    """``[N, heads, length, dim]`` with zeros after ``length``, up to ``capacity``."""
+    missing = capacity - states.shape[2]
+    return torch.cat([states, states.new_zeros(*states.shape[:2], missing, states.shape[3])], dim=2)
+
+
+class _Where:
+    """What the layers of one cache share: which slots and columns the tokens of this pass belong to."""
+
+    def __init__(self, num_slots: int, max_length: int) -> None:
+        self.num_slots, self.max_length = num_slots, max_length
+        self.slots: Tensor
+        self.columns: Tensor
+        self.column: int | None = None  # where one token of every slot goes to the same
+        self.width = 0
+        self.all_slots = False
+
+
+class SlotDecoder:
+    """Next-token logits for ``N`` sequences that grow, end and restart independently.
+
+    Args:
+        lm: The model.
+        num_slots: ``N``.
+        max_length: Longest sequence (prompt and response) that a slot can hold.
+        use_cache: False recomputes whole sequences; None decides by :meth:`CausalLM.slot_cache_works`.
+    """
+
+    def __init__(self, lm: CausalLM, num_slots: int, max_length: int, use_cache: bool | None = None) -> None:
+        self.lm = lm
+        self.max_length = max_length
+        self.use_cache = lm.slot_cache_works(max_length) if use_cache is None else use_cache
+        self.tokens = np.zeros((num_slots, max_length), dtype=np.int64)
+        self.lengths = np.zeros(num_slots, dtype=np.int64)
+        self._logits: Tensor | None = None
+        self._has_logits = np.zeros(num_slots, dtype=bool)  # whose ``_logits`` belong to its sequence
+        self._where = _Where(num_slots, max_length)
+        self._prompts: SharedPrompts | None = None
+        self._lean = LlamaBody(lm.body) if self.use_cache and lm.lean_body_works() else None
+        layers = lm.model.config.get_text_config().num_hidden_layers
+        self._cache = Cache(layers=[_SlotLayer(self._where) for _ in range(layers)])
+
+    @property
+    def num_slots(self) -> int:
+        """``N``."""
+        return len(self.lengths)
+
+    def clear(self) -> None:
+        """Forget every sequence; needed whenever the weights have changed."""
+        self.lengths[:] = 0
+
+    @torch.no_grad()
+    def prefill(self, slots: np.ndarray, sequences: Sequence[np.ndarray]) -> Tensor:
+        """Start ``slots`` anew with whole sequences.
+
+        Args:
+            slots: int ``[k]``.
+            sequences: ``k`` int64 arrays, each of at least one token.
+
+        Returns:
+            Acting logits ``[k, vocab_size]`` of the token after each sequence.
+        """
+        lengths = np.array([len(s) for s in sequences])
+        rows = right_padded(sequences)
+        width = rows.shape[1]
+        self.tokens[slots, :width] = rows
+        self.lengths[slots] = lengths
+        self._has_logits[slots] = False
+        if not self.use_cache:
+            return self._plain(slots)
+        positions = np.broadcast_to(np.arange(width), rows.shape)
+        return self._forward(slots, rows, positions, lengths - 1)
+
+    @torch.no_grad()
+    def step(self, slots: np.ndarray, tokens: np.ndarray) -> Tensor:
+        """Append one token to each of ``slots``; acting logits ``[k, vocab_size]`` of the next."""
+        positions = self.lengths[slots]
+        self.tokens[slots, positions] = tokens
+        self.lengths[slots] += 1
+        self._has_logits[slots] = False
+        if not self.use_cache:
+            return self._plain(slots)
+        return self._forward(slots, tokens[:, None], positions[:, None], None)
+
+    @torch.no_grad()
+    def next_logits(self, tokens: np.ndarray, lengths: np.ndarray, slots: np.ndarray) -> Tensor:
+        """Acting logits after given sequences, at the cost of what is new in them.
+
+        A slot whose sequence is the cached one plus one token takes a single cached step; an unchanged one
+        costs nothing; any other is prefilled.
+
+        Args:
+            tokens: int64 ``[N, L]``, left-aligned sequences.
+            lengths: int ``[N]``.
+            slots: Which slots are wanted, int ``[k]``.
+
+        Returns:
+            ``[k, vocab_size]``.
+        """
+        if self._logits is None or self._logits.shape[0] != self.num_slots:
+            self._logits = torch.zeros(self.num_slots, self.lm.vocab_size, device=self.lm.device)
+        width = min(tokens.shape[1], self.max_length)
+        known = self.lengths[slots]
+        same = (self.tokens[slots, :width] == tokens[slots, :width]) | (np.arange(width) >= known[:, None])
+        same = same.all(1) & (known > 0)
+        grown = same & (lengths[slots] == known + 1)
+        fresh = ~grown & ~(same & (lengths[slots] == known) & self._has_logits[slots])
+        if fresh.any():
+            rows = slots[fresh]
+            self._logits[rows] = self.prefill(rows, [tokens[r, : lengths[r]] for r in rows])
+        if grown.any():
+            rows = slots[grown]
+            self._logits[rows] = self.step(rows, tokens[rows, lengths[rows] - 1])
+        self._has_logits[slots] = True
+        return self._logits[slots]
+
+    def fork(self, sources: np.ndarray) -> SlotDecoder:
+        """A new decoder whose slot i holds what slot ``sources[i]`` holds here (drop, reorder or repeat)."""
+        twin = SlotDecoder(self.lm, len(sources), self.max_length, self.use_cache)
+        twin.tokens, twin.lengths = self.tokens[sources], self.lengths[sources]
+        twin._prompts = None if self._prompts is None else self._prompts.select(sources)
+        index = torch.from_numpy(np.asarray(sources)).to(self.lm.device)
+        width = int((twin.lengths - twin._before(np.arange(len(sources)))).max())
+        for mine, theirs in zip(twin._cache.layers, self._cache.layers, strict=True):
+            if theirs.is_initialized:
+                mine.take(theirs, index, width)
+        return twin
+
+    def continue_each(self, owners: np.ndarray) -> SlotDecoder:
+        """A new decoder whose slot i continues slot ``owners[i]``, many slots one sequence that is held once."""
+        twin = SlotDecoder(self.lm, len(owners), self.max_length, self.use_cache)
+        twin.tokens, twin.lengths = self.tokens[owners], self.lengths[owners]
+        width = int(self.lengths.max())
+        keys, values = (
+            [getattr(layer, name)[:, :, :width].contiguous() for layer in self._cache.layers]
+            for name in ("keys", "values")
+        )
+        twin._prompts = SharedPrompts(keys, values, self.lengths.copy(), owners)
+        return twin
+
+    def _before(self, slots: np.ndarray) -> np.ndarray:
+        """How many tokens of each slot are held elsewhere, int64 ``[k]``."""
+        if self._prompts is None:
+            return np.zeros(len(slots), dtype=np.int64)
+        return self._prompts.lengths[self._prompts.owners[slots]]
+
+    def _forward(
+        self,
+        slots: np.ndarray,
+        tokens: np.ndarray,
+        positions: np.ndarray,
+        last: np.ndarray | None,
+    ) -> Tensor:
+        """Acting logits ``[k, V]`` after the token in column ``last`` (None: the only one) of each row."""
+        device, where = self.lm.device, self._where
+        where.slots = torch.from_numpy(np.ascontiguousarray(slots)).to(device)
+        columns = positions - self._before(slots)[:, None]
+        where.columns = torch.from_numpy(columns).to(device)
+        where.width = int(columns.max()) + 1
+        where.all_slots = len(slots) == self.num_slots and bool((slots == np.arange(self.num_slots)).all())
+        alike = where.all_slots and columns.shape[1] == 1 and bool((columns == columns[0]).all())
+        where.column = int(columns[0, 0]) if alike else None
+        # Causal within each slot; stale entries of earlier episodes lie beyond a slot's own positions.
+        mask = torch.arange(where.width, device=device) <= where.columns[:, None, :, None]
+        inputs = {
+            "input_ids": torch.from_numpy(np.ascontiguousarray(tokens)).to(device),
+            "attention_mask": mask,
+            "position_ids": torch.from_numpy(np.array(positions)).to(device),
+            "past_key_values": self._cache,
+            "use_cache": True,
+        }
+        # Only one position of each sequence is worth a row of logits.
+        last = np.zeros(len(slots), dtype=np.int64) if last is None else last
+        with self.lm.precision():
+            if self._lean is not None:
+                states = self._lean(**inputs, prompts=self._prompts).last_hidden_state
+                logits = self.lm.head(states[self._at(last)])
+            else:
+                keep, column = np.unique(last, return_inverse=True)
+                with attending(self._prompts, self.lm.model.config.get_text_config()):
+                    out = self.lm.model(**inputs, logits_to_keep=torch.from_numpy(keep).to(device))
+                logits = out.logits[self._at(column)]
+        return self.lm.action_logits(logits)
+
+    def _at(self, columns: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Index of one column in each row."""
+        device = self.lm.device
+        return torch.arange(len(columns), device=device), torch.from_numpy(columns).to(device)
+
+    def _plain(self, slots: np.ndarray) -> Tensor:
+        """Logits by a whole forward pass, right-padded, no cache."""
+        width = int(self.lengths[slots].max())
+        ids = torch.from_numpy(self.tokens[slots, :width]).to(self.lm.device)
+        last = torch.from_numpy(self.lengths[slots] - 1).to(self.lm.device)
+        mask = torch.arange(width, device=self.lm.device) <= last[:, None]
+        with self.lm.precision():
+            logits = self.lm.model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
+        return self.lm.action_logits(logits[torch.arange(len(slots), device=self.lm.device), last])
+
+
+@torch.no_grad()
+def generate(
+    lm: CausalLM,
+    prompts: Sequence[np.ndarray],
+    max_new_tokens: int,
+    generator: torch.Generator | None = None,
+    deterministic: bool = False,
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Sample one response to each prompt with a key/value cache.
+
+    Equal prompts are prefilled once; finished rows leave the batch.
+
+    Args:
+        lm: The model.
+        prompts: ``B`` int64 arrays of token ids.
+        max_new_tokens: The response budget ``T``.
+        generator: Source of randomness, on the model's device.
+        deterministic: Take the most likely token instead of sampling.
+
+    Returns:
+        ``B`` int64 arrays of response tokens (the end token included), and as many float64 arrays with the
+        log-probability of each token under the acting distribution.
+    """
+    lm = lm.for_decoding()
+    unique, inverse = unique_rows(prompts)
+    longest = max(len(p) for p in unique)
+    decoder = SlotDecoder(lm, len(unique), longest + max_new_tokens)
+    logits = decoder.prefill(np.arange(len(unique)), unique)
+    if len(unique) < len(prompts):
+        # Short prompts are copied: two products in place of one cost more than reading them again.
+        shared = longest >= SHARED_TOKENS and decoder.use_cache and lm.shared_prompts_work()
+        decoder = decoder.continue_each(inverse) if shared else decoder.fork(inverse)
+        logits = logits[torch.from_numpy(inverse).to(logits.device)]
+    eos = torch.from_numpy(lm.eos_ids).to(lm.device)
+    episodes = np.arange(len(prompts))  # row of the batch -> episode
+    tokens = np.zeros((len(prompts), max_new_tokens), dtype=np.int64)
+    log_probs = np.zeros((len(prompts), max_new_tokens))
+    lengths = np.full(len(prompts), max_new_tokens)
+    alive = np.ones(len(prompts), dtype=bool)
+    for t in range(max_new_tokens):
+        actions = sample_actions(logits, generator, deterministic)
+        # All of it in one transfer, or a GPU is waited for three times a token; float32 holds ids below 2^24.
+        said = (
+            torch.stack([actions, gather_log_probs(logits, actions), torch.isin(actions, eos)]).cpu().numpy()
+        )
+        tokens[episodes, t], log_probs[episodes, t] = said[0], said[1]
+        ended = alive & (said[2] > 0)
+        lengths[episodes[ended]] = t + 1
+        alive &= ~ended
+        if not alive.any() or t + 1 == max_new_tokens:
+            break
+        # Dropping finished rows moves the cache, so it waits until a fifth of the batch can go.
+        if alive.sum() <= 0.8 * len(alive):
+            rows = np.flatnonzero(alive)
+            decoder, episodes, alive = decoder.fork(rows), episodes[rows], alive[rows]
+        logits = decoder.step(np.arange(len(episodes)), tokens[episodes, t])
+    return (
+        [row[:n] for row, n in zip(tokens, lengths, strict=True)],
+        [row[:n] for row, n in zip(log_probs, lengths, strict=True)],
+    )
