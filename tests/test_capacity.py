@@ -110,14 +110,14 @@ def test_activation_bytes_are_what_autograd_saves_in_a_layer(shape, precision):
     assert saved[1] - saved[0] == expected
 
 
-def test_a_shared_prompt_costs_every_row_a_copy_of_its_keys_and_the_lean_body_spares_that():
+def test_a_shared_prompt_costs_every_row_a_copy_of_its_keys_and_the_fused_body_spares_that(monkeypatch):
     shape, rows, prompt, response = Shape(50, 32, 48, 2, 4, 2), 4, 6, 9
     lm = make_lm(shape)
     prompts = [torch.arange(1, prompt + 1).numpy()] * rows
     responses = [torch.arange(1, response + 1).numpy()] * rows
     lm.teacher_forcing_works(prompt + response)  # measured once, before what is counted
     spared = saved_bytes(lambda: lm.response_states(prompts, responses), lm.model)
-    lm._lean_body_works = False
+    monkeypatch.setattr(lm, "fused_body", lambda body=None: None)
     saved = saved_bytes(lambda: lm.response_states(prompts, responses), lm.model)
     assert spared < 0.9 * saved
     step = Step(

@@ -24,7 +24,7 @@ from transformers import (
 from tests.tiny import WORDS, make_lm, make_model, make_tokenizer, random_sequences
 from textrl_env.lm.causal_lm import CausalLM
 from textrl_env.lm.decoding import generate
-from textrl_env.lm.fused_llama import LlamaBody
+from textrl_env.lm.fused_llama import FusedLlama
 
 SIZES = {
     "vocab_size": len(WORDS),
@@ -83,7 +83,7 @@ def test_states_and_gradients_are_those_of_the_modules(name, masked):
     inputs = masked_inputs() if masked else {}
     theirs = model.model(input_ids=ids, use_cache=False, **inputs).last_hidden_state
     wanted = gradient(model, theirs)
-    mine = LlamaBody(model.model)(ids, **inputs).last_hidden_state
+    mine = FusedLlama(model.model)(ids, **inputs).last_hidden_state
     torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
     got = gradient(model, mine)
     assert got.keys() == wanted.keys()
@@ -95,7 +95,7 @@ def test_states_and_gradients_are_those_of_the_modules(name, masked):
 def test_tokens_after_a_cache_see_what_is_in_it(name):
     model = random_model(name)
     ids = torch.randint(len(WORDS), (2, 8), generator=torch.Generator().manual_seed(1))
-    body, cache = LlamaBody(model.model), DynamicCache()
+    body, cache = FusedLlama(model.model), DynamicCache()
     with torch.no_grad():
         whole = body(ids).last_hidden_state
         parts = [body(ids[:, :5], past_key_values=cache, use_cache=True).last_hidden_state]
@@ -109,7 +109,7 @@ def test_tokens_after_a_cache_see_what_is_in_it(name):
 @pytest.mark.parametrize("name", FAMILY)
 def test_generation_and_evaluation_take_it_and_agree_with_plain_logits(name):
     lm = CausalLM(random_model(name), make_tokenizer())
-    assert lm.lean_body_works()
+    assert lm.fused_body() is not None
     prompts = [p for p in random_sequences([3, 70]) for _ in range(3)]
     prompts = [p[:40] for p in prompts]
     responses, said = generate(lm, prompts, 6, torch.Generator().manual_seed(0))
@@ -126,10 +126,10 @@ def test_generation_and_evaluation_take_it_and_agree_with_plain_logits(name):
 def test_under_autocast_products_are_in_bfloat16_and_states_and_gradients_close():
     model = random_model("llama")
     ids = torch.randint(len(WORDS), (3, 9), generator=torch.Generator().manual_seed(1))
-    exact = LlamaBody(model.model)(ids).last_hidden_state
+    exact = FusedLlama(model.model)(ids).last_hidden_state
     wanted = gradient(model, exact)
     with torch.autocast("cpu", torch.bfloat16):
-        low = LlamaBody(model.model)(ids).last_hidden_state
+        low = FusedLlama(model.model)(ids).last_hidden_state
     assert low.dtype == torch.float32 and not torch.equal(low, exact)
     torch.testing.assert_close(low, exact, atol=0.1, rtol=0.1)
     got = gradient(model, low)
@@ -140,9 +140,9 @@ def test_under_autocast_products_are_in_bfloat16_and_states_and_gradients_close(
 
 def test_a_model_of_other_parts_is_left_to_its_modules():
     assert isinstance(make_model("gpt2"), GPT2LMHeadModel)
-    assert not make_lm("gpt2").lean_body_works()
+    assert make_lm("gpt2").fused_body() is None
     with pytest.raises(AttributeError):
-        LlamaBody(make_model("gpt2").transformer)
+        FusedLlama(make_model("gpt2").transformer)
 
 
 def test_a_model_of_the_same_parts_that_computes_otherwise_is_left_to_its_modules():
@@ -151,13 +151,13 @@ def test_a_model_of_the_same_parts_that_computes_otherwise_is_left_to_its_module
     for layer in gemma.modules():  # as if its norms were called like a Llama's
         if hasattr(layer, "eps"):
             layer.variance_epsilon = layer.eps
-    LlamaBody(gemma.model)
-    assert not CausalLM(gemma, make_tokenizer()).lean_body_works()
+    FusedLlama(gemma.model)
+    assert CausalLM(gemma, make_tokenizer()).fused_body() is None
 
 
 def test_new_weights_are_seen_at_once():
     model = random_model("llama")
-    body, ids = LlamaBody(model.model), torch.arange(6)[None]
+    body, ids = FusedLlama(model.model), torch.arange(6)[None]
     with torch.no_grad():
         before = body(ids).last_hidden_state
         for parameter in model.parameters():

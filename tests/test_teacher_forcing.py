@@ -85,7 +85,6 @@ def test_a_head_that_is_more_than_a_matrix_takes_the_plain_way_and_is_still_righ
     lm = make_lm().clone()
     head = lm.model.lm_head
     lm.model.lm_head = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), head)
-    lm._teacher_forcing_works = None
     assert not lm.teacher_forcing_works()
     prompts, responses = random_sequences([3, 3]), random_sequences([4, 2], seed=1)
     got, entropy, _ = lm.evaluate(prompts, responses)
@@ -104,16 +103,15 @@ def test_logits_that_a_model_rescales_are_noticed(monkeypatch):
         return out
 
     monkeypatch.setattr(lm.model, "forward", capped)
-    lm._teacher_forcing_works = None
     assert not lm.teacher_forcing_works()
 
 
-def test_the_plain_way_gives_the_states_of_the_other():
+def test_the_plain_way_gives_the_states_of_the_other(monkeypatch):
     lm = make_lm().clone()
     prompts, responses = random_sequences([3, 1, 3]), random_sequences([4, 2, 1], seed=1)
     states = {}
     for works in (True, False):
-        lm._teacher_forcing_works = works
+        monkeypatch.setattr(lm, "teacher_forcing_works", lambda length, works=works: works)
         states[works] = lm.response_states(prompts, responses)
         torch.testing.assert_close(states[works], lm.evaluate(prompts, responses, with_states=True)[2])
     torch.testing.assert_close(states[True], states[False], atol=1e-5, rtol=1e-4)

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import copy
 import difflib
-import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -24,15 +23,11 @@ from gymnasium import logger
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl_env.lm.decoding import SlotDecoder, pack_sequences
-from textrl_env.lm.fused_llama import LlamaBody
+from textrl_env.lm import self_check
+from textrl_env.lm.decoding import pack_sequences
+from textrl_env.lm.fused_llama import FusedLlama
 from textrl_env.lm.precision import bfloat16_products
 from textrl_env.lm.teacher_forcing import linear_log_probs, response_states
-
-_log = logging.getLogger(__name__)
-
-#: What a model raises that does not take a cache, a mask or positions as a plain transformer does.
-_NOT_SUPPORTED = (TypeError, ValueError, RuntimeError, AttributeError, IndexError, NotImplementedError)
 
 
 def _longest(prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]) -> int:
@@ -120,10 +115,7 @@ class CausalLM:
         self.pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         # Embedding matrices are often padded past the vocabulary; no action is a token that is not one.
         self.vocab_size = min(max(tokenizer.get_vocab().values()) + 1, model.config.vocab_size)
-        self._slot_cache_works: bool | None = None
-        self._teacher_forcing_works: bool | None = None
-        self._shared_prompts_work: bool | None = None
-        self._lean_body_works: bool | None = None
+        self._check_results: dict[Callable, bool] = {}  # what self_check has measured
         self._bfloat16: CausalLM | None = None
 
     @classmethod
@@ -180,6 +172,7 @@ class CausalLM:
         twin = copy.copy(self)
         twin.model = copy.deepcopy(self.model)
         twin._bfloat16 = None
+        twin._check_results = dict(self._check_results)
         return twin
 
     @torch.no_grad()
@@ -281,7 +274,7 @@ class CausalLM:
         body = self.body if body is None else body
         if self.teacher_forcing_works(_longest(prompts, responses)):
             with self.precision():
-                return response_states(self._lean(body), prompts, responses)
+                return response_states(self.fused_body(body) or body, prompts, responses)
         ids, mask, steps = self._packed(prompts, responses)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         with self.precision():
@@ -303,12 +296,24 @@ class CausalLM:
             after another: ``[n]``, ``[n]`` and ``[n, hidden]``, ``n`` the sum of the responses' lengths.
         """
         if self.teacher_forcing_works(_longest(prompts, responses)):
-            actions = torch.from_numpy(np.concatenate(responses)).to(self.device)
-            with self.precision():
-                states = response_states(self._lean(self.body), prompts, responses)
-                scaled = states if self.temperature == 1.0 else states / self.temperature
-                log_probs, entropies = linear_log_probs(scaled, self.head, actions, self.vocab_size)
-            return log_probs, entropies, states if with_states else None
+            return self.evaluate_packed(prompts, responses, with_states)
+        return self.evaluate_padded(prompts, responses, with_states)
+
+    def evaluate_packed(
+        self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], with_states: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """:meth:`evaluate` by :mod:`~textrl_env.lm.teacher_forcing`, whether or not this model can be read so."""
+        actions = torch.from_numpy(np.concatenate(responses)).to(self.device)
+        with self.precision():
+            states = response_states(self.fused_body() or self.body, prompts, responses)
+            scaled = states if self.temperature == 1.0 else states / self.temperature
+            log_probs, entropies = linear_log_probs(scaled, self.head, actions, self.vocab_size)
+        return log_probs, entropies, states if with_states else None
+
+    def evaluate_padded(
+        self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], with_states: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """:meth:`evaluate` by one padded pass through the model's own modules, all logits held at once."""
         ids, mask, steps = self._packed(prompts, responses)
         logits, states = self.response_outputs(ids, mask, steps, with_states)
         log_z = logits.logsumexp(-1)
@@ -338,9 +343,15 @@ class CausalLM:
         """From the last hidden states to logits."""
         return self._inner.get_output_embeddings()
 
-    def _lean(self, body: PreTrainedModel) -> PreTrainedModel | LlamaBody:
-        """A body of this architecture, in the fastest way that there is to run it."""
-        return LlamaBody(body) if self.lean_body_works() else body
+    def fused_body(self, body: PreTrainedModel | None = None) -> FusedLlama | None:
+        """A faster stand-in for the modules of ``body``, or None where there is none.
+
+        Args:
+            body: Of another model of the same architecture (a critic's); None is this model's own.
+        """
+        if not self._passes(self_check.fused_body_works):
+            return None
+        return FusedLlama(self.body if body is None else body)
 
     @torch.no_grad()
     def response_log_probs(
@@ -367,6 +378,15 @@ class CausalLM:
             result[rows] = part
         return result
 
+    def _passes(self, check: Callable[[CausalLM], bool]) -> bool:
+        """The result of a check of :mod:`~textrl_env.lm.self_check`, which is made once."""
+        if check not in self._check_results:
+            self._check_results[check] = check(self)
+        return self._check_results[check]
+
+    def _fits_window(self, length: int) -> bool:
+        return self.attention_window is None or length <= self.attention_window
+
     def slot_cache_works(self, max_length: int = 0) -> bool:
         """Whether cached, ragged decoding of up to ``max_length`` tokens gives this model's own logits.
 
@@ -374,10 +394,7 @@ class CausalLM:
         schemes that read the padding mask can break it too; such models are decoded without a cache, slower
         and still right.
         """
-        if self._slot_cache_works is None:
-            self._slot_cache_works = self._measure_slot_cache()
-        window = self.attention_window
-        works = self._slot_cache_works and (window is None or max_length <= window)
+        works = self._passes(self_check.slot_cache_works) and self._fits_window(max_length)
         if not works:
             logger.warn(f"{type(self.model).__name__} is decoded without a key/value cache (slower)")
         return works
@@ -388,90 +405,8 @@ class CausalLM:
         Measured once, on random tokens, and false beyond an attention window. Scaled or capped logits, heads that
         are more than a matrix and recurrent states break it; such models take plain padded passes.
         """
-        if self._teacher_forcing_works is None:
-            self._teacher_forcing_works = self._measure_teacher_forcing()
-        window = self.attention_window
-        return self._teacher_forcing_works and (window is None or max_length <= window)
-
-    @torch.no_grad()
-    def _measure_teacher_forcing(self) -> bool:
-        generator = np.random.default_rng(0)
-        first, second = (generator.integers(0, self.vocab_size, size=n) for n in (3, 2))
-        responses = [generator.integers(0, self.vocab_size, size=n) for n in (3, 1, 2, 2)]
-        if not isinstance(self.head, torch.nn.Linear):
-            return False
-        try:
-            self._teacher_forcing_works = True
-            shared, _, _ = self.evaluate([first, first, second, second], responses)
-            apart, _, _ = self.evaluate([first, second], responses[:2])
-        except _NOT_SUPPORTED as error:
-            _log.debug("teacher forcing with shared prompts failed: %r", error)
-            return False
-        finally:
-            self._teacher_forcing_works = False
-        plain, _, _ = self.evaluate([first, first, second, second], responses)
-        alone, _, _ = self.evaluate([first, second], responses[:2])
-        return self._close(torch.cat([shared, apart]), torch.cat([plain, alone]))
-
-    def _close(self, one: Tensor, other: Tensor) -> bool:
-        exact = self.model.dtype == torch.float32 and not self.autocast
-        tolerance = 1e-4 if exact else 5e-2
-        return bool((one - other).abs().max() <= tolerance * (1 + other.abs().max()))
-
-    def lean_body_works(self) -> bool:
-        """Whether :class:`~textrl_env.lm.fused_llama.LlamaBody` gives this model's own logits; measured once."""
-        if self._lean_body_works is None:
-            self._lean_body_works = self._measure_lean_body()
-        return self._lean_body_works
-
-    @torch.no_grad()
-    def _measure_lean_body(self) -> bool:
-        ids = torch.randint(self.vocab_size, (2, 6), generator=torch.Generator().manual_seed(0)).to(
-            self.device
-        )
-        try:
-            with self.precision():
-                lean = self.head(LlamaBody(self.body)(ids).last_hidden_state)
-        except _NOT_SUPPORTED as error:
-            _log.debug("the lean body failed: %r", error)
-            return False
-        with self.precision():
-            own = self.model(input_ids=ids, use_cache=False).logits
-        return self._close(self.action_logits(lean), self.action_logits(own))
+        return self._passes(self_check.teacher_forcing_works) and self._fits_window(max_length)
 
     def shared_prompts_work(self) -> bool:
         """Whether :mod:`~textrl_env.lm.shared_prompts` gives this model's own logits; measured once."""
-        if self._shared_prompts_work is None:
-            self._shared_prompts_work = self._measure_shared_prompts()
-        return self._shared_prompts_work
-
-    @torch.no_grad()
-    def _measure_shared_prompts(self) -> bool:
-        generator = np.random.default_rng(0)
-        rows = [generator.integers(0, self.vocab_size, size=n) for n in (5, 3)]
-        owners, tokens = np.array([1, 0, 1]), generator.integers(0, self.vocab_size, size=(2, 3))
-        decoder = SlotDecoder(self, 2, 8, use_cache=True)
-        decoder.prefill(np.arange(2), rows)
-        try:
-            shared = decoder.continue_each(owners)
-            got = torch.cat([shared.step(np.arange(3), t) for t in tokens])
-        except _NOT_SUPPORTED as error:
-            _log.debug("decoding after shared prompts failed: %r", error)
-            return False
-        copied = decoder.fork(owners)
-        return self._close(got, torch.cat([copied.step(np.arange(3), t) for t in tokens]))
-
-    @torch.no_grad()
-    def _measure_slot_cache(self) -> bool:
-        generator = np.random.default_rng(0)
-        rows = [generator.integers(0, self.vocab_size, size=n) for n in (7, 4)]
-        slots = np.arange(2)
-        try:
-            decoder = SlotDecoder(self, 2, 8, use_cache=True)
-            decoder.prefill(slots, [row[:-1] for row in rows])
-            cached = decoder.step(slots, np.array([row[-1] for row in rows]))
-        except _NOT_SUPPORTED as error:
-            _log.debug("cached decoding failed: %r", error)
-            return False
-        plain = SlotDecoder(self, 2, 8, use_cache=False).prefill(slots, rows)
-        return self._close(cached, plain)
+        return self._passes(self_check.shared_prompts_work)

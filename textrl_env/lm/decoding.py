@@ -8,19 +8,53 @@ tokens are left out: log-probabilities here are those of what was sampled.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from textrl_env.lm.fused_llama import LlamaBody
+from textrl_env.lm.fused_llama import FusedLlama
 from textrl_env.lm.shared_prompts import SharedPrompts, attending
 from textrl_env.lm.teacher_forcing import right_padded, unique_rows
 
-if TYPE_CHECKING:
-    from textrl_env.lm.causal_lm import CausalLM
+
+class DecodingModel(Protocol):
+    """A language model as :class:`SlotDecoder` and :func:`generate` use it.
+
+    Attributes:
+        model: What is called with token ids, a mask, positions and a cache; has ``config`` and gives ``logits``.
+        head: From the last hidden states to logits.
+        device: Where the weights are.
+        vocab_size: Number of actions ``V``.
+        eos_ids: Token ids that end a response, int64 array.
+    """
+
+    model: Any
+    head: Any
+    device: torch.device
+    vocab_size: int
+    eos_ids: np.ndarray
+
+    def precision(self) -> AbstractContextManager[None]:
+        """The context in which the model computes."""
+
+    def action_logits(self, logits: Tensor) -> Tensor:
+        """Logits of the acting distribution, ``[..., V]``."""
+
+    def for_decoding(self) -> DecodingModel:
+        """The model to decode whole responses with, at its present weights."""
+
+    def slot_cache_works(self, max_length: int) -> bool:
+        """Whether sequences of up to ``max_length`` tokens can be decoded with a cache."""
+
+    def shared_prompts_work(self) -> bool:
+        """Whether a prompt can be held once for several responses."""
+
+    def fused_body(self) -> FusedLlama | None:
+        """A faster stand-in for the modules below the head, or None."""
 
 
 def gather_log_probs(logits: Tensor, actions: Tensor) -> Tensor:
@@ -77,13 +111,13 @@ class _SlotLayer(CacheLayerMixin):
     positions weigh nothing, but nothing times NaN is NaN.
     """
 
-    def __init__(self, where: _Where) -> None:
+    def __init__(self, at: _CachePositions) -> None:
         super().__init__()
-        self.where = where
+        self.at = at
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.keys, self.values = (
-            x.new_zeros(self.where.num_slots, x.shape[1], 0, x.shape[3]) for x in (key_states, value_states)
+            x.new_zeros(self.at.num_slots, x.shape[1], 0, x.shape[3]) for x in (key_states, value_states)
         )
         self.is_initialized = True
 
@@ -96,28 +130,28 @@ class _SlotLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        where = self.where
-        if where.width > self.keys.shape[2]:
-            capacity = min(where.width + max(_GROWTH, where.width // 4), where.max_length)
+        at = self.at
+        if at.width > self.keys.shape[2]:
+            capacity = min(at.width + max(_GROWTH, at.width // 4), at.max_length)
             self.keys, self.values = _grown(self.keys, capacity), _grown(self.values, capacity)
-        if where.column is not None:
-            self.keys[:, :, where.column] = key_states[:, :, 0]
-            self.values[:, :, where.column] = value_states[:, :, 0]
+        if at.column is not None:
+            self.keys[:, :, at.column] = key_states[:, :, 0]
+            self.values[:, :, at.column] = value_states[:, :, 0]
         else:
-            index = (where.slots[:, None], slice(None), where.columns)
+            index = (at.slots[:, None], slice(None), at.columns)
             self.keys[index] = key_states.transpose(1, 2)  # [k, q, heads, dim]
             self.values[index] = value_states.transpose(1, 2)
-        keys, values = self.keys[:, :, : where.width], self.values[:, :, : where.width]
-        return (keys, values) if where.all_slots else (keys[where.slots], values[where.slots])
+        keys, values = self.keys[:, :, : at.width], self.values[:, :, : at.width]
+        return (keys, values) if at.all_slots else (keys[at.slots], values[at.slots])
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.where.width, 0
+        return self.at.width, 0
 
     def get_seq_length(self) -> int:
-        return self.where.width
+        return self.at.width
 
     def get_max_length(self) -> int:
-        return self.where.max_length
+        return self.at.max_length
 
 
 def _grown(states: Tensor, capacity: int) -> Tensor:
@@ -126,7 +160,7 @@ def _grown(states: Tensor, capacity: int) -> Tensor:
     return torch.cat([states, states.new_zeros(*states.shape[:2], missing, states.shape[3])], dim=2)
 
 
-class _Where:
+class _CachePositions:
     """What the layers of one cache share: which slots and columns the tokens of this pass belong to."""
 
     def __init__(self, num_slots: int, max_length: int) -> None:
@@ -145,10 +179,12 @@ class SlotDecoder:
         lm: The model.
         num_slots: ``N``.
         max_length: Longest sequence (prompt and response) that a slot can hold.
-        use_cache: False recomputes whole sequences; None decides by :meth:`CausalLM.slot_cache_works`.
+        use_cache: False recomputes whole sequences; None decides by ``lm.slot_cache_works``.
     """
 
-    def __init__(self, lm: CausalLM, num_slots: int, max_length: int, use_cache: bool | None = None) -> None:
+    def __init__(
+        self, lm: DecodingModel, num_slots: int, max_length: int, use_cache: bool | None = None
+    ) -> None:
         self.lm = lm
         self.max_length = max_length
         self.use_cache = lm.slot_cache_works(max_length) if use_cache is None else use_cache
@@ -156,11 +192,11 @@ class SlotDecoder:
         self.lengths = np.zeros(num_slots, dtype=np.int64)
         self._logits: Tensor | None = None
         self._has_logits = np.zeros(num_slots, dtype=bool)  # whose ``_logits`` belong to its sequence
-        self._where = _Where(num_slots, max_length)
+        self._positions = _CachePositions(num_slots, max_length)
         self._prompts: SharedPrompts | None = None
-        self._lean = LlamaBody(lm.body) if self.use_cache and lm.lean_body_works() else None
+        self._fused = lm.fused_body() if self.use_cache else None
         layers = lm.model.config.get_text_config().num_hidden_layers
-        self._cache = Cache(layers=[_SlotLayer(self._where) for _ in range(layers)])
+        self._cache = Cache(layers=[_SlotLayer(self._positions) for _ in range(layers)])
 
     @property
     def num_slots(self) -> int:
@@ -274,16 +310,16 @@ class SlotDecoder:
         last: np.ndarray | None,
     ) -> Tensor:
         """Acting logits ``[k, V]`` after the token in column ``last`` (None: the only one) of each row."""
-        device, where = self.lm.device, self._where
-        where.slots = torch.from_numpy(np.ascontiguousarray(slots)).to(device)
+        device, at = self.lm.device, self._positions
+        at.slots = torch.from_numpy(np.ascontiguousarray(slots)).to(device)
         columns = positions - self._before(slots)[:, None]
-        where.columns = torch.from_numpy(columns).to(device)
-        where.width = int(columns.max()) + 1
-        where.all_slots = len(slots) == self.num_slots and bool((slots == np.arange(self.num_slots)).all())
-        alike = where.all_slots and columns.shape[1] == 1 and bool((columns == columns[0]).all())
-        where.column = int(columns[0, 0]) if alike else None
+        at.columns = torch.from_numpy(columns).to(device)
+        at.width = int(columns.max()) + 1
+        at.all_slots = len(slots) == self.num_slots and bool((slots == np.arange(self.num_slots)).all())
+        alike = at.all_slots and columns.shape[1] == 1 and bool((columns == columns[0]).all())
+        at.column = int(columns[0, 0]) if alike else None
         # Causal within each slot; stale entries of earlier episodes lie beyond a slot's own positions.
-        mask = torch.arange(where.width, device=device) <= where.columns[:, None, :, None]
+        mask = torch.arange(at.width, device=device) <= at.columns[:, None, :, None]
         inputs = {
             "input_ids": torch.from_numpy(np.ascontiguousarray(tokens)).to(device),
             "attention_mask": mask,
@@ -294,8 +330,8 @@ class SlotDecoder:
         # Only one position of each sequence is worth a row of logits.
         last = np.zeros(len(slots), dtype=np.int64) if last is None else last
         with self.lm.precision():
-            if self._lean is not None:
-                states = self._lean(**inputs, prompts=self._prompts).last_hidden_state
+            if self._fused is not None:
+                states = self._fused(**inputs, prompts=self._prompts).last_hidden_state
                 logits = self.lm.head(states[self._at(last)])
             else:
                 keep, column = np.unique(last, return_inverse=True)
@@ -322,7 +358,7 @@ class SlotDecoder:
 
 @torch.no_grad()
 def generate(
-    lm: CausalLM,
+    lm: DecodingModel,
     prompts: Sequence[np.ndarray],
     max_new_tokens: int,
     generator: torch.Generator | None = None,
@@ -362,11 +398,9 @@ def generate(
     for t in range(max_new_tokens):
         actions = sample_actions(logits, generator, deterministic)
         # All of it in one transfer, or a GPU is waited for three times a token; float32 holds ids below 2^24.
-        said = (
-            torch.stack([actions, gather_log_probs(logits, actions), torch.isin(actions, eos)]).cpu().numpy()
-        )
-        tokens[episodes, t], log_probs[episodes, t] = said[0], said[1]
-        ended = alive & (said[2] > 0)
+        step = torch.stack([actions, gather_log_probs(logits, actions), torch.isin(actions, eos)])
+        tokens[episodes, t], log_probs[episodes, t], is_end = step.cpu().numpy()
+        ended = alive & (is_end > 0)
         lengths[episodes[ended]] = t + 1
         alive &= ~ended
         if not alive.any() or t + 1 == max_new_tokens:

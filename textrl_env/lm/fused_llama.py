@@ -1,9 +1,9 @@
 """The body of a Llama-like model in fewer and larger operations than its modules take.
 
 Llama, Mistral, Qwen2, Qwen3 and whatever else is put together from the same parts: pre-normalisation by the root
-mean square, rotary positions, grouped heads, a gated MLP. :class:`LlamaBody` reads the weights of a transformers
-model and takes the place of its ``forward``, with gradients, caches and masks; what it says is compared with the
-model's own logits before anybody uses it (:meth:`~textrl_env.lm.causal_lm.CausalLM.lean_body_works`).
+mean square, rotary positions, grouped heads, a gated MLP. :class:`FusedLlama` reads the weights of a transformers
+model and takes the place of its ``forward``, with gradients, caches and masks; its logits are compared with
+the model's own before it is used (:func:`~textrl_env.lm.self_check.fused_body_works`).
 Left out: dropout, attention windows (the callers keep within them), mixtures of experts, quantised weights.
 """
 
@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from textrl_env.lm.shared_prompts import SharedPrompts, added_to_scores
 
 
-class LlamaBody:
+class FusedLlama:
     """A transformers body and its weights, computed without calling its larger modules.
 
     Args:
@@ -68,9 +68,9 @@ class LlamaBody:
             position_ids = torch.arange(input_ids.shape[1], device=hidden.device)[None]
         low = _product_dtype(hidden)
         rotation = _Rotation(*self.rotary(hidden, position_ids))
-        look = _Look(attention_mask, past_key_values, prompts)
+        attention = _Attention(attention_mask, past_key_values, prompts)
         for index, layer in enumerate(self.layers):
-            hidden = hidden + layer.attend(_normalised(hidden, layer.before, low), rotation, look, index)
+            hidden = hidden + layer.attend(_normalised(hidden, layer.before, low), rotation, attention, index)
             hidden = hidden + layer.feed(_normalised(hidden, layer.between, low))
         return BaseModelOutputWithPast(_normalised(hidden, self.norm, hidden.dtype), past_key_values)
 
@@ -86,27 +86,29 @@ class _Layer:
         self.query_norm, self.key_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
         self.gate, self.up, self.down, self.activation = mlp.gate_proj, mlp.up_proj, mlp.down_proj, mlp.act_fn
 
-    def attend(self, x: Tensor, rotation: _Rotation, look: _Look, index: int) -> Tensor:
+    def attend(self, x: Tensor, rotation: _Rotation, attention: _Attention, index: int) -> Tensor:
         shape = (*x.shape[:2], -1, self.head_dim)
         query, key, value = self.query(x).view(shape), self.key(x).view(shape), self.value(x).view(shape)
         if self.query_norm is not None:
             query = _normalised(query, self.query_norm, x.dtype)
             key = _normalised(key, self.key_norm, x.dtype)
         query, key = rotation(query), rotation(key)  # [R, W, heads, d]
-        read = look(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), self.scaling, index)
+        read = attention(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), self.scaling, index
+        )
         return self.out(read.reshape(*x.shape[:2], -1).to(x.dtype))
 
     def feed(self, x: Tensor) -> Tensor:
         return self.down(self.activation(self.gate(x)) * self.up(x))
 
 
-class _Look:
+class _Attention:
     """Attention of one pass: who may look where, the same in every layer.
 
     Args:
         mask: bool, or None for causal.
         cache: Takes and gives keys and values, or None.
-        prompts: See :class:`LlamaBody`.
+        prompts: See :class:`FusedLlama`.
     """
 
     def __init__(self, mask: Tensor | None, cache: Cache | None, prompts: SharedPrompts | None) -> None:
@@ -179,8 +181,8 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _product_dtype(x: Tensor) -> torch.dtype:
     """What matrix products are done in."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    device_type = x.device.type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype
 
 
 def _normalised(x: Tensor, norm: nn.Module, dtype: torch.dtype) -> Tensor:

@@ -84,9 +84,9 @@ class SharedPrompts:
         if groups > 1:
             bias = bias.repeat(1, 1, groups, 1)  # heads of one key stand where further queries would
         query = query.reshape(count, shared, groups * width, size)
-        kind = query.dtype
-        of_prompts = self.keys[layer].to(kind), self.values[layer].to(kind)
-        read = _Attention.apply(query, key.to(kind), value.to(kind), *of_prompts, bias, self, scaling)
+        dtype = query.dtype
+        of_prompts = self.keys[layer].to(dtype), self.values[layer].to(dtype)
+        read = _Attention.apply(query, key.to(dtype), value.to(dtype), *of_prompts, bias, self, scaling)
         return read.reshape(count, heads, width, size).transpose(1, 2)
 
     def bias(self, dtype: torch.dtype) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from textrl_env.lm.fused_llama import LlamaBody
+from textrl_env.lm.fused_llama import FusedLlama
 from textrl_env.lm.shared_prompts import SharedPrompts
 
 #: Logits held at a time.
@@ -68,7 +68,7 @@ def _after_shared_prompts(
     start = np.zeros(len(written), dtype=np.int64)
     if lengths.max() > 1:
         rows = _Rows(written, inverse)
-        if isinstance(body, LlamaBody) and body.device.type == "cpu":
+        if isinstance(body, FusedLlama) and body.device.type == "cpu":
             keys, values = ([getattr(layer, x) for layer in cache.layers] for x in ("keys", "values"))
             prefix = {"prompts": SharedPrompts(keys, values, before, rows.owner)}
             inputs = rows.inputs(body.device) | {"position_ids": rows.places(body.device, before)}
@@ -258,8 +258,9 @@ class _LinearLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, actions: Tensor):
         ctx.set_materialize_grads(False)
-        kind = hidden.device.type
-        ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        device_type = hidden.device.type
+        low = torch.is_autocast_enabled(device_type)
+        ctx.dtype = torch.get_autocast_dtype(device_type) if low else weight.dtype
         blank = hidden.new_empty(len(hidden), dtype=torch.promote_types(ctx.dtype, torch.float32))
         log_prob, entropy, log_z = (torch.empty_like(blank) for _ in range(3))
         for rows, logits in _logits(hidden, weight.to(ctx.dtype), bias):

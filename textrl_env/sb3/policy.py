@@ -268,8 +268,8 @@ class _LogitsAndValue:
     def action_logits(self, logits: Tensor) -> Tensor:
         return logits
 
-    def lean_body_works(self) -> bool:
-        return False  # the value head reads what goes into the model's own output embedding
+    def fused_body(self) -> None:
+        return None  # the value head reads what goes into the model's own output embedding
 
 
 def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
