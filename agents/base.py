@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,45 +16,29 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.utils import configure_logger
 from torch import Tensor
 
 from agents.algorithms import maths
 from agents.algorithms.flat_adam import FlatAdam
-from agents.memory import keep_freed_memory
-from agents.policies.factory import Evaluation, Policy, make_policy
+from agents.algorithms.gradient_step import accumulate_gradients, clip_gradients
+from agents.algorithms.schedules import Schedule, schedule_value
+from agents.loop import LearningLoop
+from agents.policies.base import Evaluation, Policy
+from agents.policies.factory import make_policy
 from agents.rollouts.collectors import collect_episodes, collect_fused, collect_steps
 from agents.rollouts.episode_log import EpisodeLog
 from agents.rollouts.rollout import Rollout
-from agents.rollouts.vector_envs import add_batch, bind_policy, fused_env, kl_envs, make_envs
-from agents.runs import checkpoint
-from agents.threads import fitting_threads
+from agents.rollouts.vector_envs import bind_policy, fused_env, has_fused_way, kl_envs, make_envs
 from textrl_env.errors import did_you_mean
 from textrl_env.lm.causal_lm import choose_device
-
-#: A number, "linear:3e-4" (down to 0), or a function of the remaining progress (1 at the start, 0 at the end).
-Schedule = float | str | Callable[[float], float]
-
 
 #: Quantities of a loss that are charted under a name of their own, not as ``train/<name>``.
 _LOG_NAMES = {"ratio": "val/ratio", "value_clip_fraction": "val/clipfrac"}
 
 
-def schedule_value(schedule: Schedule, progress_remaining: float) -> float:
-    """The value of a schedule at some remaining progress in [0, 1]."""
-    if callable(schedule):
-        return float(schedule(progress_remaining))
-    if isinstance(schedule, str):
-        kind, _, initial = schedule.partition(":")
-        if kind != "linear" or not initial:
-            raise ValueError(f'a schedule is a number, "linear:3e-4" or a function, got {schedule!r}')
-        return float(initial) * progress_remaining
-    return float(schedule)
-
-
-class Agent:
+class Agent(LearningLoop):
     """Collects rollouts and learns from them; a subclass says how.
 
     Args:
@@ -172,14 +154,14 @@ class Agent:
         self._gamma = gamma
         self.last_obs: Any = None
         if env is not None:
-            self._set_up_env(env)
-            self._set_up_policy()
+            self.set_up_env(env)
+            self.set_up_policy()
 
     # -- set-up -------------------------------------------------------------------------------------------
 
-    def _set_up_env(self, env: str | gym.Env | gym.vector.VectorEnv) -> None:
+    def set_up_env(self, env: str | gym.Env | gym.vector.VectorEnv) -> None:
         slots = self.n_envs or (self.n_episodes or 16 if self.whole_episodes else 1)
-        if isinstance(env, str) and self._is_text(env):
+        if isinstance(env, str) and has_fused_way(env):
             slots = self.n_envs or 1  # the fused way needs no slots
         self.text_env = fused_env(env)
         self.env = make_envs(env, slots, self.env_kwargs, self.group_size > 1)
@@ -189,11 +171,7 @@ class Agent:
         self.autoreset_mode = mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)
         self.waiting = np.zeros(self.num_envs, dtype=bool)
 
-    @staticmethod
-    def _is_text(env_id: str) -> bool:
-        return env_id.partition(":")[2].startswith("TextRLHF") or env_id.startswith("TextRLHF")
-
-    def _set_up_policy(self, spaces: Any = None) -> None:
+    def set_up_policy(self, spaces: Any = None) -> None:
         """Make the policy and its optimiser from the env, or from spaces alone to predict only."""
         self.policy = make_policy(self.policy_name, spaces or self.env, self._critic, self.policy_kwargs)
         self.policy.to(self._policy_device())
@@ -240,176 +218,6 @@ class Agent:
         for env in kl_envs(self.env):
             env.kl_coef = value
 
-    # -- stable-baselines3's surface -----------------------------------------------------------------------
-
-    @property
-    def logger(self) -> Logger:
-        """stable-baselines3's logger."""
-        if self._logger is None:
-            self._logger = configure_logger(self.verbose, None, "", True)
-        return self._logger
-
-    def set_logger(self, logger: Logger) -> None:
-        """Log to this logger instead of one made from ``tensorboard_log``."""
-        self._logger = logger
-        self._custom_logger = True
-
-    def get_env(self) -> gym.vector.VectorEnv | None:
-        """The vector env that the agent learns in."""
-        return self.env
-
-    def set_env(self, env: str | gym.Env | gym.vector.VectorEnv) -> None:
-        """Learn in another environment with the same spaces."""
-        if self.env is None:
-            self._set_up_env(env)
-            bind_policy(self.env, self.policy.log_prob)
-            return
-        old = self.env
-        self._set_up_env(env)
-        for name in ("single_observation_space", "single_action_space"):
-            if getattr(old, name) != getattr(self.env, name):
-                raise ValueError(
-                    f"the new env's {name} is {getattr(self.env, name)}, expected {getattr(old, name)}"
-                )
-        self.last_obs = None
-        if not self.policy.whole_episodes:
-            self.text_env = None
-        bind_policy(self.env, self.policy.log_prob)
-
-    def close(self) -> None:
-        """Close the environment."""
-        if self.env is not None:
-            self.env.close()
-
-    def get_vec_normalize_env(self) -> None:
-        """There is none; stable-baselines3's CheckpointCallback asks."""
-        return None
-
-    def learn(
-        self,
-        total_timesteps: int,
-        callback: BaseCallback | list[BaseCallback] | Callable | None = None,
-        log_interval: int | None = 1,
-        tb_log_name: str | None = None,
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> Agent:
-        """Learn until at least ``total_timesteps`` env steps (on text: tokens) have been taken.
-
-        Args:
-            total_timesteps: Env steps; more of them if ``reset_num_timesteps`` is False.
-            callback: stable-baselines3 callbacks, or a function of ``(locals, globals)``.
-            log_interval: Rollouts between two lines of the log; None logs nothing.
-            tb_log_name: Name of the run in TensorBoard; None is the class name.
-            reset_num_timesteps: False goes on counting, and goes on in the same environment state.
-            progress_bar: Show one.
-        """
-        callback = self._set_up_learn(
-            total_timesteps, callback, tb_log_name, reset_num_timesteps, progress_bar
-        )
-        callback.on_training_start(locals(), globals())
-        if self.policy.whole_episodes and self.device.type == "cpu":
-            keep_freed_memory()
-        with fitting_threads(self.policy):
-            self._run(callback, log_interval)
-        callback.on_training_end()
-        return self
-
-    def _run(self, callback: BaseCallback, log_interval: int | None) -> None:
-        """Collect and learn in turn until the steps are spent or a callback asks to stop."""
-        iteration = 0
-        while self.num_timesteps < self._total_timesteps and not self.stopped:
-            callback.on_rollout_start()
-            started = time.perf_counter()
-            rollout = self.collect()
-            self.logger.record("time/rollout_seconds", time.perf_counter() - started)
-            callback.update_locals(locals())
-            callback.on_rollout_end()
-            self._progress_remaining = max(1.0 - self.num_timesteps / self._total_timesteps, 0.0)
-            if not self.stopped:
-                started = time.perf_counter()
-                self.train(rollout)
-                self.logger.record("time/update_seconds", time.perf_counter() - started)
-            iteration += 1
-            if log_interval is not None and (iteration % log_interval == 0 or self.stopped):
-                self._dump_logs(rollout)
-
-    def _set_up_learn(
-        self, total_timesteps: int, callback: Any, name: str | None, reset: bool, progress_bar: bool
-    ) -> BaseCallback:
-        if self.env is None:
-            raise ValueError(
-                f"{type(self).__name__} was loaded without an environment, so it can predict but not learn; "
-                f"pass one: {type(self).__name__}.load(path, env=...)"
-            )
-        if reset:
-            self.num_timesteps = 0
-            self._total_timesteps = total_timesteps
-        else:
-            self._total_timesteps = total_timesteps + self.num_timesteps
-        self.stopped = False
-        self._steps_at_start, self._time_at_start = self.num_timesteps, time.perf_counter()
-        if reset or self.last_obs is None:
-            self.last_obs, _ = self.env.reset(seed=self._env_seed)
-            if self.text_env is not None and self.text_env is not self.env.unwrapped:
-                self.text_env.reset(seed=self._env_seed)
-            self.waiting[:] = False
-            self.episodes.begin(self.num_envs)
-        if not self._custom_logger:
-            name = name or type(self).__name__
-            self._logger = configure_logger(self.verbose, self.tensorboard_log, name, reset)
-        callbacks = [] if callback is None else callback if isinstance(callback, list) else [callback]
-        callbacks = [c if isinstance(c, BaseCallback) else ConvertCallback(c) for c in callbacks]
-        if progress_bar:
-            from agents.callbacks.progress import ProgressCallback
-
-            callbacks.append(ProgressCallback())
-        self.callback = CallbackList(callbacks)
-        self.callback.init_callback(self)
-        return self.callback
-
-    def predict(
-        self,
-        observation: Any,
-        state: tuple | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, tuple | None]:
-        """Actions for one observation or a batch of them.
-
-        Args:
-            observation: As the environment gives it, batched or not.
-            state: Passed through; these policies keep none.
-            episode_start: Ignored, for the same reason.
-            deterministic: The most likely action instead of a sample.
-
-        Returns:
-            The action or actions, and ``state``.
-        """
-        space = self.policy.observation_space
-        single = _is_single(space, observation)
-        if single:
-            observation = add_batch(observation)
-        actions = self.policy.to_env(self.policy.act(observation, deterministic)[0])
-        return (actions[0] if single else actions), state
-
-    def save(self, path: str | Path) -> None:
-        """Write a folder: a Hugging Face folder for a language model, safetensors and JSON for the rest."""
-        checkpoint.save(self, Path(path))
-
-    @classmethod
-    def load(
-        cls, path: str | Path, env: str | gym.Env | gym.vector.VectorEnv | None = None, **kwargs: Any
-    ) -> Agent:
-        """Load what :meth:`save` wrote.
-
-        Args:
-            path: The folder.
-            env: Where to go on learning; None loads for prediction only.
-            **kwargs: Constructor arguments that replace the saved ones.
-        """
-        return checkpoint.load(cls, Path(path), env, kwargs)
-
     # -- collecting ------------------------------------------------------------------------------------------
 
     def collect(self) -> Rollout:
@@ -433,15 +241,6 @@ class Agent:
         shifted = maths.shift_values(array, np.zeros(len(array), array.dtype), mask, done)
         rollout.next_values = rollout.next_values + torch.from_numpy(shifted) * rollout.mask
         return rollout
-
-    def count_steps(self, steps: int, done: np.ndarray) -> bool:
-        """Count env steps and call the callbacks as stable-baselines3 does; False asks to stop."""
-        self.num_timesteps += steps
-        self._callback_locals = {"dones": done, "self": self}
-        self.callback.update_locals(self._callback_locals)
-        if not self.callback.on_step():
-            self.stopped = True
-        return not self.stopped
 
     def record_text_episodes(self, episodes: Any) -> None:
         """Note what an environment's fused way has produced, for the log."""
@@ -527,52 +326,27 @@ class Agent:
         Args:
             batch: Rows of a rollout.
             fresh: No step has been taken since the rollout, so the old log-probabilities are the new ones.
+
+        Raises:
+            FloatingPointError: The gradient is not finite.
         """
-        weights = self.loss_weights(batch)
-        shares = maths.loss_weights(batch.mask, "token")
-        loss_total, totals, names = 0.0, 0.0, []
         self.optimizer.zero_grad()
-        for micro, rows in self._micro_batches(batch):
-            new, batch.evaluation = batch.evaluation if fresh else None, None
-            if new is None or new.log_probs.shape != micro.mask.shape:
-                new = self.policy.evaluate(micro)
-            if not micro.mask.all():
-                # What a policy says of padding is nobody's business, and could overflow a ratio.
-                new = Evaluation(*(None if x is None else torch.where(micro.mask, x, 0.0) for x in new))
-            if fresh:
-                micro.log_probs = new.log_probs.detach()
-            losses, metrics = self.loss(micro, new)
-            loss = (losses * weights[rows]).sum()
-            loss.backward()
-            metrics = {"entropy": new.entropy} | metrics
-            names = list(metrics)
-            # All metrics in one go: for small networks they would cost as much as the loss.
-            stacked = torch.stack([value.detach() for value in metrics.values()])  # [M, b, T]
-            totals = totals + stacked.flatten(1) @ shares[rows].flatten().to(stacked.dtype)
-            loss_total = loss_total + loss.detach()
+        weights = self.loss_weights(batch)
+        names, totals = accumulate_gradients(
+            self.policy, batch, self.loss, weights, self.micro_batch_size, fresh
+        )
         extra = self.extra_loss()
         if extra is not None:
             extra.backward()
-        norm = self._clip_gradient()
+        norm = clip_gradients(self.optimizer, self.policy, self.max_grad_norm)
         if not math.isfinite(norm):
             raise FloatingPointError(
                 f"the gradient norm became {norm} at {self.num_timesteps} timesteps; "
                 "a lower learning_rate or a smaller reward scale usually helps"
             )
         self.optimizer.step()
-        logged = dict(zip(names, totals.tolist(), strict=True))
-        return {"loss": float(loss_total), **logged, "grad_norm": norm}
-
-    def _micro_batches(self, batch: Rollout) -> Iterator[tuple[Rollout, Any]]:
-        if self.micro_batch_size is None or self.micro_batch_size >= len(batch):
-            return iter([(batch, ...)])  # all rows, as they are
-        return batch.micro_batches(self.micro_batch_size)
-
-    def _clip_gradient(self) -> float:
-        """Scale the gradient down to ``max_grad_norm``; returns the norm it had."""
-        if isinstance(self.optimizer, FlatAdam):
-            return self.optimizer.clip_grad_norm(self.max_grad_norm)
-        return float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm))
+        # One transfer for all of them, after everything else has been launched.
+        return {**dict(zip(names, totals.tolist(), strict=True)), "grad_norm": norm}
 
     def should_stop(self, record: dict[str, float]) -> bool:
         """Whether to stop learning from this rollout, from what :meth:`update` has just returned."""
@@ -594,22 +368,6 @@ class Agent:
             variance = maths.explained_variance(rollout.values, rollout.returns, rollout.mask)
             record("train/explained_variance", variance)
 
-    def _dump_logs(self, rollout: Rollout) -> None:
-        seconds = max(time.perf_counter() - self._time_at_start, 1e-9)
-        record = self.logger.record
-        self.episodes.log(record, rollout, self.policy.whole_episodes)
-        fps = (self.num_timesteps - self._steps_at_start) / seconds
-        record("time/fps", int(fps))
-        record("time/time_elapsed", int(seconds), exclude="tensorboard")
-        record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
-        if self.policy.whole_episodes:
-            record("time/tokens_per_second", int(fps))
-            record("memory/peak_mb", _peak_memory_mb(self.device))
-            if self.kl_coef is not None:
-                record("objective/kl_coef", self.kl_coef)
-        self.latest = dict(self.logger.name_to_value)
-        self.logger.dump(self.num_timesteps)
-
 
 def _check_agent_keywords(cls: type, given: dict[str, Any]) -> None:
     """Raise a TypeError for a keyword that no constructor from ``cls`` up to :class:`Agent` takes."""
@@ -626,20 +384,3 @@ def _check_positive(**values: int | None) -> None:
     for name, value in values.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-
-
-def _is_single(space: gym.Space, observation: Any) -> bool:
-    if isinstance(space, gym.spaces.Dict):
-        name, child = next(iter(space.spaces.items()))
-        return np.asarray(observation[name]).ndim == len(child.shape)
-    return np.asarray(observation).ndim == len(space.shape or ())
-
-
-def _peak_memory_mb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource
-    import sys
-
-    # Kilobytes on Linux, bytes on macOS.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

@@ -52,6 +52,7 @@ class Bug(NamedTuple):
 KL, TEXT, CORE = "textrl_env/kl.py", "textrl_env/envs/text_rlhf.py", "textrl_env/core.py"
 LM, DECODING, EXACT = "textrl_env/lm/causal_lm.py", "textrl_env/lm/decoding.py", "textrl_env/exact/solver.py"
 MATHS, BASE, COLLECT = "agents/algorithms/maths.py", "agents/base.py", "agents/rollouts/collectors.py"
+GRADIENT = "agents/algorithms/gradient_step.py"
 CHECKPOINT, CAUSAL, VARIANTS = (
     "agents/runs/checkpoint.py",
     "agents/policies/causal_lm.py",
@@ -133,7 +134,7 @@ BUGS = [
         "(((x - mean) ** 2).sum()", ("maths",)),
     Bug("padding counts in the loss", MATHS, "weights = mask.float()", "weights = torch.ones_like(mask).float()",
         ("maths",)),
-    Bug("what a policy says of padding is heard", BASE, "torch.where(micro.mask, x, 0.0) for x in new",
+    Bug("what a policy says of padding is heard", GRADIENT, "torch.where(micro.mask, x, 0.0) for x in new",
         "x for x in new", ("pitfalls",)),
     Bug("GAE flows across the end of an episode", MATHS, " * ~(done & mask)", "", ("maths",)),
     Bug("lambda ignored in GAE", MATHS, "np.where(mask, gamma * gae_lambda, 1.0)", "np.where(mask, gamma, 1.0)",
@@ -166,10 +167,10 @@ BUGS = [
     Bug("old log-probabilities renewed in every minibatch", BASE, "fresh = False\n", "pass\n", ("agents",)),
     Bug("last minibatch dropped", "agents/rollouts/rollout.py", "range(0, len(self), batch_size)",
         "range(0, len(self) - batch_size, batch_size)", ("agents",)),
-    Bug("weights of the wrong rows in micro-batches", BASE, "(losses * weights[rows])",
+    Bug("weights of the wrong rows in micro-batches", GRADIENT, "(losses * weights[rows])",
         "(losses * weights[: len(losses)])", ("pitfalls",)),
-    Bug("gradients not clipped", BASE, "self.policy.parameters(), self.max_grad_norm)",
-        "self.policy.parameters(), math.inf)", ("pitfalls",)),
+    Bug("gradients not clipped", BASE, "self.policy, self.max_grad_norm)",
+        "self.policy, math.inf)", ("pitfalls",)),
     Bug("gradients not clipped, small networks", "agents/algorithms/flat_adam.py", "if norm > max_norm:", "if False:",
         ("flat_adam", "agents")),
     Bug("gradients not forgotten, small networks", "agents/algorithms/flat_adam.py", "self.vector.grad.zero_()", "pass",

@@ -12,7 +12,7 @@ from gymnasium import spaces
 
 import textrl_env  # noqa: F401  registers the ids
 from agents import GRPO, PPO, REINFORCE, Agent, MlpPolicy
-from agents.base import schedule_value
+from agents.algorithms.schedules import schedule_value
 from agents.rollouts.vector_envs import make_envs
 from tests.tiny import CONTEXT, PROMPTS, WORDS, count_a, make_env, make_lm, make_model, make_tokenizer
 from textrl_env.envs.text_rlhf import TextRLHFEnv

@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from agents.algorithms import maths
-from agents.base import Agent, Schedule, schedule_value
-from agents.policies.factory import Evaluation, Policy
+from agents.algorithms.schedules import Schedule, schedule_value
+from agents.base import Agent
+from agents.policies.base import Evaluation, Policy
 from agents.rollouts.rollout import Rollout
 from textrl_env.errors import check_choice
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from agents.algorithms import maths
 from agents.algorithms.grpo import GRPO
-from agents.base import Agent, Schedule, schedule_value
-from agents.policies.factory import Evaluation, Policy
+from agents.algorithms.schedules import Schedule, schedule_value
+from agents.base import Agent
+from agents.policies.base import Evaluation, Policy
 from agents.rollouts.rollout import Rollout, concatenate
 from reward_models.rules import overlong_penalty
 

@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from agents.algorithms import maths
-from agents.base import Agent, Schedule, schedule_value
-from agents.policies.factory import Evaluation, Policy
+from agents.algorithms.schedules import Schedule, schedule_value
+from agents.base import Agent
+from agents.policies.base import Evaluation, Policy
 from agents.rollouts.rollout import Rollout
 
 
@@ -83,8 +84,8 @@ class PPO(Agent):
             **kwargs,
         )
 
-    def _set_up_policy(self, spaces: Any = None) -> None:
-        super()._set_up_policy(spaces)
+    def set_up_policy(self, spaces: Any = None) -> None:
+        super().set_up_policy(spaces)
         if self.default_epochs:
             self.n_epochs = 4 if self.policy.whole_episodes else 10
 

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from agents.algorithms.ppo import PPO
-from agents.base import Schedule
+from agents.algorithms.schedules import Schedule
 from agents.offline.sft import Example, encode_all, pad_batch, sft_loss
-from agents.policies.factory import Policy
+from agents.policies.base import Policy
 from agents.rollouts.rollout import Rollout
 
 
@@ -70,8 +70,8 @@ class PPOptx(PPO):
         self._examples: list[Example] = []
         super().__init__(policy, env, learning_rate, **kwargs)
 
-    def _set_up_policy(self, spaces: Any = None) -> None:
-        super()._set_up_policy(spaces)
+    def set_up_policy(self, spaces: Any = None) -> None:
+        super().set_up_policy(spaces)
         if not hasattr(self.policy, "lm"):
             raise ValueError(
                 f"PPOptx imitates text, and {type(self.policy).__name__} has no language model; use PPO here, or a "

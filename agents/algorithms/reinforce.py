@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from agents.algorithms import maths
-from agents.base import Agent, Schedule
-from agents.policies.factory import Evaluation, Policy
+from agents.algorithms.schedules import Schedule
+from agents.base import Agent
+from agents.policies.base import Evaluation, Policy
 from agents.rollouts.rollout import Rollout
 from textrl_env.errors import check_choice
 

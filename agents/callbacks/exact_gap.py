@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.policies.factory import Policy
+from agents.policies.base import Policy
 from textrl_env.exact.solver import (
     Levels,
     TokenMDP,

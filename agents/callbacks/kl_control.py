@@ -167,7 +167,7 @@ class AnnealKL(BaseCallback):
 
     def _apply(self) -> None:
         # The agent's counters and not the callback's, which say nothing of a run before it was resumed.
-        self.model.kl_coef = self.at(self.model.num_timesteps / max(self.model._total_timesteps, 1))
+        self.model.kl_coef = self.at(self.model.num_timesteps / max(self.model.total_timesteps, 1))
 
     def _on_step(self) -> bool:
         return True

@@ -37,7 +37,7 @@ class ProgressCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         self._start_steps, self._start_time = self.model.num_timesteps, time.perf_counter()
-        self._total = self.model._total_timesteps
+        self._total = self.model.total_timesteps
         self._next_refresh = 0.0
         self._next_line = self.model.num_timesteps + self._total / 10
         self._unit = "tokens" if self.model.policy.whole_episodes else "steps"

@@ -13,7 +13,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from agents.policies.factory import Evaluation, Policy
+from agents.policies.base import Evaluation, Policy
 from agents.rollouts.rollout import Rollout
 from textrl_env.errors import check_choice
 from textrl_env.lm.decoding import sample_actions

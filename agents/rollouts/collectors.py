@@ -7,7 +7,7 @@ Segments of ``n_steps`` (:func:`collect_steps`), whole episodes stepped through 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -16,13 +16,57 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from agents.algorithms import maths
-from agents.policies.base import Evaluation
+from agents.policies.base import Evaluation, Policy
+from agents.rollouts.episode_log import EpisodeLog
 from agents.rollouts.rollout import Rollout, concatenate
 from agents.rollouts.vector_envs import start_option
 from textrl_env.lm.decoding import pack_sequences
 
-if TYPE_CHECKING:
-    from agents.base import Agent
+
+class Collecting(Protocol):
+    """What a collector reads and moves on of the agent that it collects for.
+
+    Attributes:
+        env: The vector env.
+        text_env: The env whose fused way is taken, or None.
+        policy: Acts.
+        device: Where the policy evaluates.
+        autoreset_mode: Of ``env``.
+        num_envs: Slots of ``env``.
+        last_obs: Observations after the last step.
+        waiting: bool ``[N]``, slots whose next step is a reset (NEXT_STEP autoreset).
+        episodes: The log of finished episodes.
+        rng: Draws the starts of groups.
+        group_size: Episodes that share a start.
+        batch_size: Rows of a minibatch, or None.
+        micro_batch_size: Rows evaluated at once, or None.
+        kl_coef: The env's KL coefficient, or None.
+        stopped: Whether a callback has asked to stop.
+    """
+
+    env: gym.vector.VectorEnv
+    text_env: Any
+    policy: Policy
+    device: torch.device
+    autoreset_mode: AutoresetMode
+    num_envs: int
+    last_obs: Any
+    waiting: np.ndarray
+    episodes: EpisodeLog
+    rng: np.random.Generator
+    group_size: int
+    batch_size: int | None
+    micro_batch_size: int | None
+    kl_coef: float | None
+    stopped: bool
+
+    def count_steps(self, steps: int, done: np.ndarray) -> bool:
+        """Count env steps and call the callbacks; False asks to stop."""
+        ...
+
+    def record_text_episodes(self, episodes: Any) -> None:
+        """Note whole episodes of the fused way, for the log."""
+        ...
 
 
 def _float(array: np.ndarray) -> Tensor:
@@ -60,7 +104,7 @@ def _final_observations(infos: dict, wanted: np.ndarray, like: Any) -> Any:
     return batch
 
 
-def _step(agent: Agent, observation: Any, alive: np.ndarray, buffer: _StepBuffer):
+def _step(agent: Collecting, observation: Any, alive: np.ndarray, buffer: _StepBuffer):
     """One step of every slot, recorded; returns the next observation, done and the infos."""
     envs, policy = agent.env, agent.policy
     actions, log_probs, values = policy.act(observation)
@@ -94,7 +138,7 @@ def _step(agent: Agent, observation: Any, alive: np.ndarray, buffer: _StepBuffer
     return following, done, infos
 
 
-def _assemble(agent: Agent, buffer: _StepBuffer, last_values: np.ndarray) -> Rollout:
+def _assemble(agent: Collecting, buffer: _StepBuffer, last_values: np.ndarray) -> Rollout:
     stack = buffer.stack
     mask, terminated, truncated = stack("mask"), stack("terminated"), stack("truncated")
     values = stack("values")
@@ -116,7 +160,7 @@ def _assemble(agent: Agent, buffer: _StepBuffer, last_values: np.ndarray) -> Rol
     )
 
 
-def collect_steps(agent: Agent, n_steps: int) -> Rollout:
+def collect_steps(agent: Collecting, n_steps: int) -> Rollout:
     """Step every slot ``n_steps`` times, going on where the last rollout stopped."""
     buffer = _StepBuffer()
     observation, waiting = agent.last_obs, agent.waiting
@@ -135,7 +179,7 @@ def collect_steps(agent: Agent, n_steps: int) -> Rollout:
     return _assemble(agent, buffer, last)
 
 
-def collect_episodes(agent: Agent, n_episodes: int, group_size: int = 1) -> Rollout:
+def collect_episodes(agent: Collecting, n_episodes: int, group_size: int = 1) -> Rollout:
     """Run whole episodes through the step interface, in waves of ``num_envs``.
 
     Every episode that is started is run to its end, so short ones are not over-represented. The
@@ -155,7 +199,7 @@ def collect_episodes(agent: Agent, n_episodes: int, group_size: int = 1) -> Roll
     return rollout
 
 
-def _draw_starts(agent: Agent, count: int) -> list[Any]:
+def _draw_starts(agent: Collecting, count: int) -> list[Any]:
     """``count`` start states: values of the env's start option, or reset seeds."""
     option = start_option(agent.env)
     if option is None:
@@ -167,7 +211,7 @@ def _draw_starts(agent: Agent, count: int) -> list[Any]:
     return starts[:count]
 
 
-def _reset_to(agent: Agent, starts: list[Any]) -> Any:
+def _reset_to(agent: Collecting, starts: list[Any]) -> Any:
     """Reset every slot to its start; slots beyond the last start run along and are not recorded."""
     option = start_option(agent.env)
     if starts[0] is None:
@@ -184,7 +228,7 @@ def _reset_to(agent: Agent, starts: list[Any]) -> Any:
         ) from error
 
 
-def _run_wave(agent: Agent, starts: list[Any]) -> Rollout:
+def _run_wave(agent: Collecting, starts: list[Any]) -> Rollout:
     observation = _reset_to(agent, starts)
     alive = np.arange(agent.num_envs) < len(starts)
     buffer = _StepBuffer()
@@ -200,7 +244,7 @@ def _run_wave(agent: Agent, starts: list[Any]) -> Rollout:
     return rollout[torch.arange(len(starts))]
 
 
-def collect_fused(agent: Agent, n_episodes: int, group_size: int = 1) -> Rollout:
+def collect_fused(agent: Collecting, n_episodes: int, group_size: int = 1) -> Rollout:
     """Whole episodes at once from an environment that has ``run_episodes``."""
     env, policy = agent.text_env, agent.policy
     prompt_ids = np.repeat(env.draw_prompts(n_episodes // group_size), group_size)
@@ -246,7 +290,7 @@ def collect_fused(agent: Agent, n_episodes: int, group_size: int = 1) -> Rollout
 
 
 def _evaluate_responses(
-    agent: Agent, prompts: list[np.ndarray], responses: list[np.ndarray]
+    agent: Collecting, prompts: list[np.ndarray], responses: list[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, Evaluation | None]:
     """Log-probabilities and values ``[B, T]`` of given responses, by the policy's own evaluation.
 

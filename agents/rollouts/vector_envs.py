@@ -27,11 +27,8 @@ def make_envs(
         return gym.vector.SyncVectorEnv([lambda: env], **vector_kwargs)
     if not isinstance(env, str):
         raise TypeError(f"env must be a Gymnasium id, an env or a vector env, got {type(env).__name__}")
-    module, _, name = env.rpartition(":")  # Gymnasium's form "module:id" imports the module first
-    importlib.import_module(module or "textrl_env")
-    env = name
-
-    spec = gym.spec(env)
+    spec = _spec(env)
+    env = env.rpartition(":")[2]
     ours = str(spec.entry_point).startswith("textrl_env")
     if spec.vector_entry_point is not None and (ours or not seeded_slots):
         return gym.make_vec(env, num_envs=num_envs, **(env_kwargs or {}))
@@ -42,6 +39,22 @@ def make_envs(
         vector_kwargs=vector_kwargs,
         **(env_kwargs or {}),
     )
+
+
+def has_fused_way(env_id: str) -> bool:
+    """Whether the native vector env of an id can run whole episodes at once."""
+    entry_point = _spec(env_id).vector_entry_point
+    factory = (
+        gym.envs.registration.load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+    )
+    return hasattr(factory, "run_episodes")
+
+
+def _spec(env_id: str) -> gym.envs.registration.EnvSpec:
+    """The spec of an id; of Gymnasium's form "module:id" the module is imported first."""
+    module, _, name = env_id.rpartition(":")
+    importlib.import_module(module or "textrl_env")
+    return gym.spec(name)
 
 
 def add_batch(observation: Any) -> Any:

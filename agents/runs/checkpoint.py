@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -21,18 +21,42 @@ from torch import Tensor
 
 from agents.runs import env_state
 from agents.policies.lora import LoraLM
-from agents.runs.registry import name_of, resolve
+from agents.runs.names import name_of, resolve
 from textrl_env.lm.causal_lm import CausalLM
 
-if TYPE_CHECKING:
-    from agents.base import Agent
+
+class Checkpointed(Protocol):
+    """What a checkpoint reads of an agent and puts back; see :class:`~agents.base.Agent` for what each is."""
+
+    init_kwargs: dict[str, Any]
+    policy: Any
+    policy_name: str | type
+    optimizer: torch.optim.Optimizer
+    env: gym.vector.VectorEnv | None
+    env_id: str | None
+    text_env: Any
+    num_envs: int
+    last_obs: Any
+    waiting: np.ndarray
+    seed: int
+    rng: np.random.Generator
+    episodes: Any
+    n_episodes: int | None
+    num_timesteps: int
+    total_timesteps: int | None
+    n_updates: int
+    kl_coef: float | None
+
+    def set_up_policy(self, spaces: Any = None) -> None:
+        """Make the policy and its optimiser from the env, or from spaces alone to predict only."""
+        ...
 
 FORMAT = 1
 #: Arguments that say where to run and what to log, not what is learned.
 _LOCAL = ("env", "policy", "device", "verbose", "tensorboard_log")
 
 
-def save(agent: Agent, path: Path) -> None:
+def save(agent: Checkpointed, path: Path) -> None:
     """Write ``agent`` into the folder ``path``."""
     path.mkdir(parents=True, exist_ok=True)
     policy = agent.policy
@@ -78,7 +102,7 @@ def _has_adapter(policy: Any) -> bool:
     return isinstance(getattr(policy, "lm", None), LoraLM)
 
 
-def _document(agent: Agent) -> dict[str, Any]:
+def _document(agent: Checkpointed) -> dict[str, Any]:
     cls = type(agent)
     spaces = agent.policy.observation_space, agent.policy.action_space
     kwargs = {}
@@ -108,7 +132,7 @@ def _document(agent: Agent) -> dict[str, Any]:
         "adapter_base": agent.policy.lm.base_digest() if _has_adapter(agent.policy) else None,
         "temperature": agent.policy.lm.temperature if hasattr(agent.policy, "lm") else None,
         "num_timesteps": agent.num_timesteps,
-        "total_timesteps": getattr(agent, "_total_timesteps", None),
+        "total_timesteps": agent.total_timesteps,
         "n_updates": agent.n_updates,
         "n_episodes": agent.n_episodes,
         "kl_coef": agent.kl_coef,
@@ -117,7 +141,7 @@ def _document(agent: Agent) -> dict[str, Any]:
     }
 
 
-def load(cls: type[Agent], path: Path, env: Any, overrides: dict[str, Any]) -> Agent:
+def load(cls: type, path: Path, env: Any, overrides: dict[str, Any]) -> Any:
     """Read what :func:`save` wrote; see :meth:`agents.base.Agent.load`."""
     document = read_document(path)
     saved = resolve(document["agent"])
@@ -136,7 +160,7 @@ def load(cls: type[Agent], path: Path, env: Any, overrides: dict[str, Any]) -> A
         kwargs.setdefault("n_envs", document["num_envs"])
     agent = saved(resolve(name) if ":" in name else name, env, **kwargs)
     if env is None:
-        agent._set_up_policy(_Spaces(document))
+        agent.set_up_policy(_Spaces(document))
     _restore(agent, document, path)
     return agent
 
@@ -160,7 +184,7 @@ def read_document(path: Path) -> dict[str, Any]:
     return document
 
 
-def _restore(agent: Agent, document: dict[str, Any], path: Path) -> None:
+def _restore(agent: Checkpointed, document: dict[str, Any], path: Path) -> None:
     tensors = load_file(path / "agent.safetensors")
     weights = {n.removeprefix("policy."): t for n, t in tensors.items() if n.startswith("policy.")}
     if agent.env is not None and _has_adapter(agent.policy):
@@ -197,7 +221,7 @@ def _restore(agent: Agent, document: dict[str, Any], path: Path) -> None:
     agent.waiting = arrays["waiting"]
 
 
-def _check_base(agent: Agent, document: dict[str, Any], path: Path) -> None:
+def _check_base(agent: Checkpointed, document: dict[str, Any], path: Path) -> None:
     """Raise a ValueError where the adapter of a checkpoint would go onto other weights than its own."""
     if document.get("adapter_base") not in (None, agent.policy.lm.base_digest()):
         raise ValueError(

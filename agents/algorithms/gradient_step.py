@@ -1,0 +1,78 @@
+"""The gradient of one minibatch, in micro-batches, and its norm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agents.algorithms import maths
+from agents.algorithms.flat_adam import FlatAdam
+from agents.policies.base import Evaluation, Policy
+from agents.rollouts.rollout import Rollout
+
+#: ``loss(batch, new)``: the loss of every step ``[b, T]``, and quantities ``[b, T]`` to log.
+Loss = Callable[[Rollout, Evaluation], tuple[Tensor, dict[str, Tensor]]]
+
+
+def accumulate_gradients(
+    policy: Policy,
+    batch: Rollout,
+    loss: Loss,
+    weights: Tensor,
+    micro_batch_size: int | None = None,
+    fresh: bool = False,
+) -> tuple[list[str], Tensor]:
+    """Add the gradient of ``sum(weights * loss)`` to the policy's parameters.
+
+    The weights belong to the whole minibatch, so the gradient does not depend on how it is cut into micro-batches.
+
+    Args:
+        policy: Evaluates the rows.
+        batch: Rows of a rollout, ``[b, T]``.
+        loss: Of every step.
+        weights: ``[b, T]``, how the steps are averaged.
+        micro_batch_size: Rows evaluated at once; None takes all.
+        fresh: No step has been taken since the rollout, so the old log-probabilities are the new ones.
+
+    Returns:
+        Names of what is logged, "loss" first, and their masked means ``[1 + M]`` on the policy's device.
+    """
+    shares = maths.loss_weights(batch.mask, "token")
+    loss_total: Tensor | float = 0.0
+    totals: Tensor | float = 0.0
+    names: list[str] = []
+    for micro, rows in _micro_batches(batch, micro_batch_size):
+        new, batch.evaluation = batch.evaluation if fresh else None, None
+        if new is None or new.log_probs.shape != micro.mask.shape:
+            new = policy.evaluate(micro)
+        if not micro.mask.all():
+            # Values at padding mean nothing and could overflow a ratio; 0 times inf is NaN.
+            new = Evaluation(*(None if x is None else torch.where(micro.mask, x, 0.0) for x in new))
+        if fresh:
+            micro.log_probs = new.log_probs.detach()
+        losses, metrics = loss(micro, new)
+        total = (losses * weights[rows]).sum()
+        total.backward()
+        metrics = {"entropy": new.entropy} | metrics
+        names = list(metrics)
+        # All metrics in one go: for small networks they would cost as much as the loss.
+        stacked = torch.stack([value.detach() for value in metrics.values()])  # [M, b, T]
+        totals = totals + stacked.flatten(1) @ shares[rows].flatten().to(stacked.dtype)
+        loss_total = loss_total + total.detach()
+    return ["loss", *names], torch.cat([loss_total.view(1).to(totals.dtype), totals])
+
+
+def _micro_batches(batch: Rollout, size: int | None) -> Iterator[tuple[Rollout, Any]]:
+    if size is None or size >= len(batch):
+        return iter([(batch, ...)])  # all rows, as they are
+    return batch.micro_batches(size)
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, policy: Policy, max_norm: float) -> float:
+    """Scale the gradient down to ``max_norm``; returns the norm it had."""
+    if isinstance(optimizer, FlatAdam):
+        return optimizer.clip_grad_norm(max_norm)
+    return float(torch.nn.utils.clip_grad_norm_(policy.parameters(), max_norm))

@@ -1,0 +1,166 @@
+"""The learning loop: collect and learn in turn, call the callbacks, write the log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Self
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.utils import configure_logger
+
+from agents.memory import keep_freed_memory
+from agents.rollouts.episode_log import EpisodeLog
+from agents.rollouts.rollout import Rollout
+from agents.sb3_surface import StableBaselines3Surface
+from agents.threads import fitting_threads
+
+
+class LearningLoop(StableBaselines3Surface):
+    """Runs :meth:`collect` and :meth:`train` in turn; :class:`~agents.base.Agent` says what they do."""
+
+    device: torch.device
+    episodes: EpisodeLog
+    num_timesteps: int
+    n_updates: int
+    stopped: bool
+    latest: dict[str, Any]
+    #: When the present call of :meth:`learn` ends, in timesteps; None before the first.
+    total_timesteps: int | None = None
+
+    @property
+    def _total_timesteps(self) -> int | None:
+        # The name that callbacks written for stable-baselines3 read.
+        return self.total_timesteps
+
+    def collect(self) -> Rollout:
+        """One rollout."""
+        raise NotImplementedError
+
+    def train(self, rollout: Rollout) -> None:
+        """Learn from one rollout."""
+        raise NotImplementedError
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: BaseCallback | list[BaseCallback] | Callable | None = None,
+        log_interval: int | None = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Learn until at least ``total_timesteps`` env steps (on text: tokens) have been taken.
+
+        Args:
+            total_timesteps: Env steps; more of them if ``reset_num_timesteps`` is False.
+            callback: stable-baselines3 callbacks, or a function of ``(locals, globals)``.
+            log_interval: Rollouts between two lines of the log; None logs nothing.
+            tb_log_name: Name of the run in TensorBoard; None is the class name.
+            reset_num_timesteps: False goes on counting, and goes on in the same environment state.
+            progress_bar: Show one.
+        """
+        callback = self._set_up_learn(
+            total_timesteps, callback, tb_log_name, reset_num_timesteps, progress_bar
+        )
+        callback.on_training_start(locals(), globals())
+        if self.policy.whole_episodes and self.device.type == "cpu":
+            keep_freed_memory()
+        with fitting_threads(self.policy):
+            self._run(callback, log_interval)
+        callback.on_training_end()
+        return self
+
+    def _run(self, callback: BaseCallback, log_interval: int | None) -> None:
+        """Collect and learn in turn until the steps are spent or a callback asks to stop."""
+        iteration = 0
+        while self.num_timesteps < self.total_timesteps and not self.stopped:
+            callback.on_rollout_start()
+            started = time.perf_counter()
+            rollout = self.collect()
+            self.logger.record("time/rollout_seconds", time.perf_counter() - started)
+            callback.update_locals(locals())
+            callback.on_rollout_end()
+            self._progress_remaining = max(1.0 - self.num_timesteps / self.total_timesteps, 0.0)
+            if not self.stopped:
+                started = time.perf_counter()
+                self.train(rollout)
+                self.logger.record("time/update_seconds", time.perf_counter() - started)
+            iteration += 1
+            if log_interval is not None and (iteration % log_interval == 0 or self.stopped):
+                self._dump_logs(rollout)
+
+    def _set_up_learn(
+        self, total_timesteps: int, callback: Any, name: str | None, reset: bool, progress_bar: bool
+    ) -> BaseCallback:
+        if self.env is None:
+            raise ValueError(
+                f"{type(self).__name__} was loaded without an environment, so it can predict but not learn; "
+                f"pass one: {type(self).__name__}.load(path, env=...)"
+            )
+        if reset:
+            self.num_timesteps = 0
+            self.total_timesteps = total_timesteps
+        else:
+            self.total_timesteps = total_timesteps + self.num_timesteps
+        self.stopped = False
+        self._steps_at_start, self._time_at_start = self.num_timesteps, time.perf_counter()
+        if reset or self.last_obs is None:
+            self.last_obs, _ = self.env.reset(seed=self._env_seed)
+            if self.text_env is not None and self.text_env is not self.env.unwrapped:
+                self.text_env.reset(seed=self._env_seed)
+            self.waiting[:] = False
+            self.episodes.begin(self.num_envs)
+        if not self._custom_logger:
+            name = name or type(self).__name__
+            self._logger = configure_logger(self.verbose, self.tensorboard_log, name, reset)
+        callbacks = [] if callback is None else callback if isinstance(callback, list) else [callback]
+        callbacks = [c if isinstance(c, BaseCallback) else ConvertCallback(c) for c in callbacks]
+        if progress_bar:
+            from agents.callbacks.progress import ProgressCallback
+
+            callbacks.append(ProgressCallback())
+        self.callback = CallbackList(callbacks)
+        self.callback.init_callback(self)
+        return self.callback
+
+    def count_steps(self, steps: int, done: np.ndarray) -> bool:
+        """Count env steps and call the callbacks as stable-baselines3 does; False asks to stop."""
+        self.num_timesteps += steps
+        self._callback_locals = {"dones": done, "self": self}
+        self.callback.update_locals(self._callback_locals)
+        if not self.callback.on_step():
+            self.stopped = True
+        return not self.stopped
+
+    def record_text_episodes(self, episodes: Any) -> None:
+        """Note what an environment's fused way has produced, for the log."""
+        self.episodes.add_text(episodes)
+
+    def _dump_logs(self, rollout: Rollout) -> None:
+        seconds = max(time.perf_counter() - self._time_at_start, 1e-9)
+        record = self.logger.record
+        self.episodes.log(record, rollout, self.policy.whole_episodes)
+        fps = (self.num_timesteps - self._steps_at_start) / seconds
+        record("time/fps", int(fps))
+        record("time/time_elapsed", int(seconds), exclude="tensorboard")
+        record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        if self.policy.whole_episodes:
+            record("time/tokens_per_second", int(fps))
+            record("memory/peak_mb", _peak_memory_mb(self.device))
+            if self.kl_coef is not None:
+                record("objective/kl_coef", self.kl_coef)
+        self.latest = dict(self.logger.name_to_value)
+        self.logger.dump(self.num_timesteps)
+
+
+def _peak_memory_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+    import sys
+
+    # Kilobytes on Linux, bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
