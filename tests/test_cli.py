@@ -250,7 +250,7 @@ def test_an_agent_from_a_file_has_its_own_flags_and_resumes(here, capsys):
 def signal_at(monkeypatch):
     """Sends this process a signal at some timestep, as a user's Ctrl-C would."""
     pending: list[int] = []
-    monkeypatch.setattr(runs.CheckpointCallback, "_on_step", lambda self: _send(self.model, pending))
+    monkeypatch.setattr(runs.SaveRunCallback, "_on_step", lambda self: _send(self.model, pending))
     return pending.append
 
 
@@ -298,7 +298,7 @@ def test_resuming_after_a_crash_drops_the_rows_after_the_checkpoint(here, monkey
         return True
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs.CheckpointCallback, "_on_step", crash)
+        patch.setattr(runs.SaveRunCallback, "_on_step", crash)
         assert train(*args, "--run-dir", "broken") == 2
     assert train("--resume", "broken") == 0
     assert_same_runs(here / "whole", here / "broken")
@@ -311,7 +311,7 @@ def test_a_second_interrupt_aborts_at_once(here, monkeypatch):
         return True
 
     before = signal.getsignal(signal.SIGINT)  # ignored, where the tests run in the background
-    monkeypatch.setattr(runs.CheckpointCallback, "_on_step", twice)
+    monkeypatch.setattr(runs.SaveRunCallback, "_on_step", twice)
     assert train(*GRID, "--total-timesteps", 200, "--run-dir", "grid") == 130
     assert signal.getsignal(signal.SIGINT) is before
 

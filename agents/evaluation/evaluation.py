@@ -20,6 +20,7 @@ from textrl_env import embedded
 from textrl_env.envs.text_rlhf import Episodes, TextRLHFEnv
 from textrl_env.lm.causal_lm import CausalLM
 from textrl_env.lm.decoding import generate
+from textrl_env.protocols import TextEnv
 
 #: Responses that are generated at once.
 _BATCH = 512
@@ -88,7 +89,7 @@ def evaluate_policy(
         TypeError: ``env`` is no text environment, or ``policy_or_lm`` no language model.
     """
     env = getattr(env, "unwrapped", env)
-    if not hasattr(env, "run_episodes"):
+    if not isinstance(env, TextEnv):
         raise TypeError(f"evaluate_policy wants a TextRLHF-v0 env, got {type(env).__name__}")
     if n_samples < 1:
         raise ValueError(f"n_samples must be at least 1, got {n_samples}")

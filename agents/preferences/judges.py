@@ -21,7 +21,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from reward_models import Reward, load_reward
 from textrl_env import embedded
@@ -45,6 +45,15 @@ Which answer is better? Reply with one letter, A or B, or with C if neither is."
 _VERDICTS = {"A": 1.0, "B": 0.0, "C": 0.5}
 #: Statuses that another attempt may cure.
 _PASSING = (408, 409, 425, 429, 500, 502, 503, 504)
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """What says which of two answers is better."""
+
+    def compare(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> list[float]:
+        """1 where the first of two answers is better, 0 where the second is, 0.5 where neither, ``N`` of them."""
+        ...
 
 
 class OpenAIJudge:
@@ -211,7 +220,7 @@ def parse_verdict(reply: str) -> float | None:
     return _VERDICTS[letters[-1]] if letters else _VERDICTS.get(reply.strip().upper())
 
 
-def load_judge(spec: Any, **llm_settings: Any) -> Any:
+def load_judge(spec: Any, **llm_settings: Any) -> Reward | Judge:
     """A judge from "gold", "reward" (both of the embedded world), a URL, or anything that ``load_reward`` takes.
 
     Args:
@@ -225,6 +234,6 @@ def load_judge(spec: Any, **llm_settings: Any) -> Any:
         return OpenAIJudge(spec, **llm_settings)
     if isinstance(spec, str) and spec in ("gold", "reward"):
         return load_reward(embedded.gold_score if spec == "gold" else embedded.path("reward"))
-    if isinstance(spec, Reward) or hasattr(spec, "compare"):
+    if isinstance(spec, Reward | Judge):
         return spec
     return load_reward(spec)

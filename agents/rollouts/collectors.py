@@ -21,6 +21,7 @@ from agents.rollouts.episode_log import EpisodeLog
 from agents.rollouts.rollout import Rollout, concatenate
 from agents.rollouts.vector_envs import start_option
 from textrl_env.lm.decoding import pack_sequences
+from textrl_env.protocols import TextEnv
 
 
 class Collecting(Protocol):
@@ -45,7 +46,7 @@ class Collecting(Protocol):
     """
 
     env: gym.vector.VectorEnv
-    text_env: Any
+    text_env: TextEnv | None
     policy: Policy
     device: torch.device
     autoreset_mode: AutoresetMode

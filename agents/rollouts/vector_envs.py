@@ -11,6 +11,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics as VectorEpisodeStatistics
 
+from textrl_env.protocols import BindsPolicy, ChargesKL, TextEnv
+
 
 def make_envs(
     env: Any, num_envs: int, env_kwargs: dict[str, Any] | None = None, seeded_slots: bool = False
@@ -78,10 +80,10 @@ def bind_policy(
         return log_prob(add_batch(observation), np.asarray(action)[None])[0]
 
     base = env.unwrapped
-    if hasattr(base, "bind_policy"):
+    if isinstance(base, BindsPolicy):
         base.bind_policy(single if isinstance(base, gym.Env) else log_prob)
     for inner in getattr(base, "envs", []):
-        if hasattr(inner.unwrapped, "bind_policy"):
+        if isinstance(inner.unwrapped, BindsPolicy):
             inner.unwrapped.bind_policy(single)
 
 
@@ -97,7 +99,7 @@ def kl_envs(env: gym.vector.VectorEnv | None) -> list[Any]:
     """The environments, the vector env itself or those inside it, that charge a KL."""
     base = None if env is None else env.unwrapped
     inside = [base, *(inner.unwrapped for inner in getattr(base, "envs", []))]
-    return [each for each in inside if hasattr(each, "kl_coef")]
+    return [each for each in inside if isinstance(each, ChargesKL)]
 
 
 #: Wrappers that change neither tokens nor rewards, so that the fused way may go past them.
@@ -109,8 +111,8 @@ _TRANSPARENT = (
 )
 
 
-def fused_env(env: Any) -> Any:
+def fused_env(env: Any) -> TextEnv | None:
     """The environment with ``run_episodes`` inside ``env``, unless a wrapper in between changes something."""
     while not isinstance(env, str) and hasattr(env, "env") and isinstance(env, _TRANSPARENT):
         env = env.env
-    return env if hasattr(env, "run_episodes") else None
+    return env if isinstance(env, TextEnv) else None

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from textrl_env.protocols import Stateful
+
 #: Attributes that lead to another environment, not to state.
 _LINKS = ("env", "envs")
 #: Attributes that are derived or immutable.
@@ -55,7 +57,7 @@ def restore(env: Any, tree: dict[str, Any], arrays: dict[str, np.ndarray]) -> No
 def _walk(env: Any, path: str) -> list[tuple[str, Any]]:
     """The environment and everything it wraps, with a path for each."""
     found = [(path, env)]
-    if hasattr(env, "get_state") and "get_state" in dir(type(env)):
+    if isinstance(env, Stateful):
         return found
     inner = vars(env).get("env")
     if inner is not None:
@@ -66,7 +68,7 @@ def _walk(env: Any, path: str) -> list[tuple[str, Any]]:
 
 
 def _encode_object(part: Any, path: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    if hasattr(part, "get_state"):
+    if isinstance(part, Stateful):
         names = {}
         for name, array in part.get_state().items():
             arrays[f"{path}:{name}"] = array

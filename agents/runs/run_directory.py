@@ -286,7 +286,7 @@ def read_progress(folder: Path) -> dict[str, list[float]]:
 # -- training -----------------------------------------------------------------------------------------------
 
 
-class CheckpointCallback(BaseCallback):
+class SaveRunCallback(BaseCallback):
     """Saves between updates, every ``save_every`` timesteps and when asked to stop.
 
     Args:
@@ -352,7 +352,7 @@ def train(
         TrainingInterrupted: SIGINT or SIGTERM came; the update under way was finished and a checkpoint saved.
         KeyboardInterrupt: It came twice.
     """
-    saver = CheckpointCallback(folder, config["save_every"], config["keep"])
+    saver = SaveRunCallback(folder, config["save_every"], config["keep"])
     controls = {"adaptive_kl": AdaptiveKL, "anneal_kl": AnnealKL}
     control = [cls(**config[name]) for name, cls in controls.items() if config.get(name) is not None]
     gap = cheap_gap_callback(agent.get_env())
@@ -373,7 +373,7 @@ def train(
 
 
 @contextmanager
-def _stop_on_signals(saver: CheckpointCallback) -> Iterator[None]:
+def _stop_on_signals(saver: SaveRunCallback) -> Iterator[None]:
     """The first SIGINT or SIGTERM asks for a stop between updates, the second interrupts at once."""
 
     def handle(number: int, frame: Any) -> None:

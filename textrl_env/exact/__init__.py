@@ -6,7 +6,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "BestOfN": "textrl_env.exact.solver",
-        "Evaluation": "textrl_env.exact.solver",
+        "PolicyValue": "textrl_env.exact.solver",
         "Solution": "textrl_env.exact.solver",
         "TokenMDP": "textrl_env.exact.token_mdp",
         "best_of_n": "textrl_env.exact.solver",

@@ -28,8 +28,8 @@ from textrl_env.kl import KL_ESTIMATORS
 
 __all__ = [
     "BestOfN",
-    "Evaluation",
     "Levels",
+    "PolicyValue",
     "Solution",
     "TokenMDP",
     "best_of_n",
@@ -67,7 +67,7 @@ class Solution:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class PolicyValue:
     """What one policy is worth; scalars are averages over prompts.
 
     Attributes:
@@ -144,7 +144,7 @@ def solve(mdp: TokenMDP) -> Solution:
     return Solution(float(value[0].mean()), policy, log_z_levels, value, q)
 
 
-def evaluate(mdp: TokenMDP, policy: Levels) -> Evaluation:
+def evaluate(mdp: TokenMDP, policy: Levels) -> PolicyValue:
     """Everything about one policy, exactly.
 
     The gradient is that of a softmax with one logit for each row and token:
@@ -172,7 +172,7 @@ def evaluate(mdp: TokenMDP, policy: Levels) -> Evaluation:
         advantages.insert(0, q - values[:, None])
         weight = visits[t][:, None] * probs
         gradient.insert(0, weight * np.where(weight > 0, advantages[0], 0.0))
-    return Evaluation(float(values.mean()), score, kl, entropy, value, advantages, gradient, visits)
+    return PolicyValue(float(values.mean()), score, kl, entropy, value, advantages, gradient, visits)
 
 
 def kl_divergence(mdp: TokenMDP, policy: Levels, other: Levels | None = None) -> float:

@@ -1,0 +1,58 @@
+"""What other parts ask of an environment, written down once; anything with these members will do.
+
+The protocols of a language model that decodes (:class:`textrl_env.lm.decoding.DecodingModel`) and of a judge
+(:class:`agents.preferences.judges.Judge`) stand beside the code that uses them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A thing whose exact state can be saved as arrays and put back."""
+
+    def get_state(self) -> dict[str, Any]:
+        """The state, by name."""
+        ...
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`get_state` returned."""
+        ...
+
+
+@runtime_checkable
+class BindsPolicy(Protocol):
+    """An environment that wants to know who acts."""
+
+    def bind_policy(self, log_prob: Callable[[Any, Any], Any] | None) -> None:
+        """Tell the environment who acts; None unbinds."""
+        ...
+
+
+@runtime_checkable
+class ChargesKL(BindsPolicy, Protocol):
+    """An environment that charges the acting policy for leaving a reference."""
+
+    kl_coef: float
+
+
+@runtime_checkable
+class TextEnv(ChargesKL, Protocol):
+    """An environment of texts that can run whole episodes at once (the fused way)."""
+
+    lm: Any
+    max_new_tokens: int
+    num_prompts: int
+
+    def draw_prompts(self, num_episodes: int) -> np.ndarray:
+        """Prompt ids ``[num_episodes]`` from the environment's own random streams."""
+        ...
+
+    def run_episodes(self, generate: Callable[..., Any], prompt_ids: Sequence[int] | np.ndarray) -> Any:
+        """Whole episodes from the given prompts."""
+        ...
