@@ -19,8 +19,8 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from agents.runs import env_state
 from agents.policies.lora import LoraLM
+from agents.runs import env_state
 from agents.runs.names import name_of, resolve
 from textrl_env.lm.causal_lm import CausalLM
 
@@ -50,6 +50,7 @@ class Checkpointed(Protocol):
     def set_up_policy(self, spaces: Any = None) -> None:
         """Make the policy and its optimiser from the env, or from spaces alone to predict only."""
         ...
+
 
 FORMAT = 1
 #: Arguments that say where to run and what to log, not what is learned.

@@ -5,13 +5,8 @@ The working directory counts as a place to import from, as it does for ``python 
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import pkgutil
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from agents.base import Agent
