@@ -132,7 +132,7 @@ def new_config(
         save_every: Timesteps between checkpoints; None is a tenth of ``total_timesteps``.
         keep: Checkpoints to keep.
         log_interval: Updates between two lines of the log.
-        adaptive_kl: Arguments of :class:`~agents.callbacks.kl_control.AdaptiveKL`; None leaves the KL coefficient alone.
+        adaptive_kl: Arguments of :class:`~agents.callbacks.kl_control.AdaptiveKL`; None leaves the coefficient alone.
         anneal_kl: Arguments of :class:`~agents.callbacks.kl_control.AnnealKL`; None does not let it fall.
         command: The command line that says the same.
         defaults: The hyper-parameters left alone, for the reader.
