@@ -102,6 +102,7 @@ moved_modules(
         "agents.locate": "agents.runs.registry",
         "agents.lora": "agents.policies.lora",
         "agents.maths": "agents.algorithms.maths",
+        "agents.memory": "agents.process",
         "agents.mlp": "agents.policies.mlp",
         "agents.offline_callbacks": "agents.offline.callbacks",
         "agents.policy": "agents.policies.base",
@@ -114,6 +115,7 @@ moved_modules(
         "agents.rollout": "agents.rollouts.rollout",
         "agents.sft": "agents.offline.sft",
         "agents.tabular": "agents.policies.tabular",
+        "agents.threads": "agents.process",
         "agents.variants": "agents.algorithms.grpo_variants",
     }
 )

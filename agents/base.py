@@ -192,11 +192,9 @@ class Agent(LearningLoop):
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
         # Epsilon 1e-5 as in the reference implementations of PPO.
         settings = {"lr": schedule_value(self.learning_rate, 1.0), "eps": 1e-5}
-        if self.policy.flat:
-            self.optimizer = FlatAdam(parameters, **settings)
-        else:
-            fused = self.device.type in ("cpu", "cuda")
-            self.optimizer = torch.optim.Adam(parameters, **settings, fused=fused)
+        make_optimizer = FlatAdam if self.policy.flat else torch.optim.Adam
+        fused = self.device.type in ("cpu", "cuda")
+        self.optimizer = make_optimizer(parameters, **settings, fused=fused)
         if self.env is not None:
             bind_policy(self.env, self.policy.log_prob)
 

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from agents.commands import VERBS
+from agents.process import tuned_process
 from textrl_env.errors import did_you_mean
 
 
@@ -28,7 +29,8 @@ def main(args: Sequence[str] | None = None) -> int:
     args = [arg for arg in args if arg != "--debug"]
     try:
         _check_verb(args)
-        code = make_app()(args, prog_name="textrl", standalone_mode=False)
+        with tuned_process():
+            code = make_app()(args, prog_name="textrl", standalone_mode=False)
     except Exception as error:
         if debug:
             raise

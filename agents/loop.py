@@ -11,11 +11,10 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.utils import configure_logger
 
-from agents.memory import keep_freed_memory
+from agents.process import tuned_for
 from agents.rollouts.episode_log import EpisodeLog
 from agents.rollouts.rollout import Rollout
 from agents.sb3_surface import StableBaselines3Surface
-from agents.threads import fitting_threads
 
 
 class LearningLoop(StableBaselines3Surface):
@@ -66,9 +65,7 @@ class LearningLoop(StableBaselines3Surface):
             total_timesteps, callback, tb_log_name, reset_num_timesteps, progress_bar
         )
         callback.on_training_start(locals(), globals())
-        if self.policy.whole_episodes and self.device.type == "cpu":
-            keep_freed_memory()
-        with fitting_threads(self.policy):
+        with tuned_for(self.policy, large_tensors=self.policy.whole_episodes):
             self._run(callback, log_interval)
         callback.on_training_end()
         return self

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, the
 
 import torch
 
-import agents.base
+import agents
 from benchmarks.capacity_step import Device, Step
 from benchmarks.llama_costs import Shape, parameter_count
 from benchmarks.random_llama import count_even, make_lm, make_prompts
@@ -144,7 +144,6 @@ def memory_bytes(name: str) -> int:
 def peak_bytes(case: Case) -> int:
     """Peak memory of one case in this process, above what it held before; what is freed counts no more."""
     torch.set_num_threads(1)
-    agents.base.keep_freed_memory = lambda: False
     run(TINY)
     before = memory_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew

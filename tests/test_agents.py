@@ -7,6 +7,7 @@ import inspect
 import platform
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import gymnasium as gym
@@ -25,11 +26,12 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agents import GRPO, PPO, REINFORCE, Agent, Rollout
+from agents import GRPO, PPO, REINFORCE, Agent, Rollout, process
 from agents.algorithms import maths
+from agents.cli import main
+from agents.process import fitting_threads, tuned_process
 from agents.rollouts.episode_log import distinct_n
 from agents.rollouts.vector_envs import bind_policy
-from agents.threads import fitting_threads
 from tests.tiny import PROMPTS, count_a, id_sum, make_env
 
 AGENTS = {
@@ -542,12 +544,43 @@ def test_a_small_network_learns_on_one_thread_and_gives_the_others_back():
     torch.set_num_threads(2)
     seen = []
     try:
-        make("PPO").learn(64, callback=lambda _locals, _globals: seen.append(torch.get_num_threads()) or True)
+        with tuned_process():
+            make("PPO").learn(64, callback=lambda *_: seen.append(torch.get_num_threads()) or True)
         assert set(seen) == {1} and torch.get_num_threads() == 2
         with fitting_threads(torch.nn.Linear(2000, 1000)):  # two million parameters
             assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_learning_leaves_the_process_alone_that_does_not_ask(monkeypatch):
+    """Threads and the C library's settings are the caller's; the command line and ``tune_process`` ask."""
+    asked = []
+    monkeypatch.setattr(process, "keep_freed_memory", lambda: asked.append("memory"))
+    monkeypatch.setattr(process, "fitting_threads", lambda module: asked.append("threads") or nullcontext())
+    agent = REINFORCE("auto", make_env(2), n_episodes=2, seed=0)
+    agent.learn(4)
+    assert asked == []
+    with process.tuned_process():
+        agent.learn(4)
+    assert asked == ["memory", "threads"]
+    monkeypatch.setenv("TEXTRL_TUNE_PROCESS", "0")
+    with process.tuned_process():
+        agent.learn(4)
+    assert len(asked) == 2
+    monkeypatch.setenv("TEXTRL_TUNE_PROCESS", "1")
+    agent.learn(4)
+    assert len(asked) == 4
+    monkeypatch.setenv("TEXTRL_TUNE_PROCESS", "yes")
+    with pytest.raises(ValueError, match="TEXTRL_TUNE_PROCESS='yes': expected 0 or 1"):
+        agent.learn(4)
+
+
+def test_the_command_line_owns_its_process(monkeypatch):
+    asked = []
+    monkeypatch.setattr("agents.cli.make_app", lambda: lambda *_, **__: asked.append(process.is_tuned()))
+    assert main(["envs"]) == 0
+    assert asked == [True] and not process.is_tuned()
 
 
 @pytest.mark.parametrize(
@@ -582,7 +615,7 @@ def test_a_reward_that_does_not_always_apply_is_logged_over_where_it_does():
 def test_memory_of_freed_tensors_is_kept_for_the_next_ones():
     code = """
 import resource, torch
-from agents.memory import keep_freed_memory
+from agents.process import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -23,7 +23,7 @@ def loss(model: nn.Module, step: int) -> torch.Tensor:
 
 def twins() -> tuple[nn.Module, FlatAdam, nn.Module, torch.optim.Adam]:
     ours, theirs = network(), network()
-    flat = FlatAdam(ours.parameters(), lr=0.02, eps=1e-5)
+    flat = FlatAdam(ours.parameters(), lr=0.02, eps=1e-5, fused=True)
     return ours, flat, theirs, torch.optim.Adam(theirs.parameters(), lr=0.02, eps=1e-5)
 
 
@@ -72,7 +72,7 @@ def test_weights_and_state_can_be_loaded_and_go_on_alike():
     flat.step()
     saved, state = copy.deepcopy(ours.state_dict()), copy.deepcopy(flat.state_dict())
     again = network()
-    resumed = FlatAdam(again.parameters(), lr=0.02, eps=1e-5)
+    resumed = FlatAdam(again.parameters(), lr=0.02, eps=1e-5, fused=True)
     again.load_state_dict(saved)
     resumed.load_state_dict(state)
     for model, optimizer in ((ours, flat), (again, resumed)):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from agents.threads import fitting_threads
+from agents.process import tuned_for
 
 
 def optimise(
@@ -63,7 +63,7 @@ def optimise(
     optimizer = torch.optim.AdamW(_parameter_groups(model, weight_decay), lr=learning_rate)
     history: list[dict[str, float]] = []
     model.train(dropout)
-    with fitting_threads(model), torch.random.fork_rng(enabled=dropout):
+    with tuned_for(model, large_tensors=True), torch.random.fork_rng(enabled=dropout):
         if dropout:
             torch.manual_seed(seed)
         while len(history) < total_steps:

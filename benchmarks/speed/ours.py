@@ -17,6 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 import textrl_env  # noqa: F401  (registers the environments)
 from agents import GRPO, PPO
+from agents.process import tune_process
 
 
 class Clock(BaseCallback):
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--steps", type=int, default=6)
     arguments = parser.parse_args()
+    tune_process()
     work = workloads.WORKLOADS[arguments.workload] if arguments.agent == "grpo" else workloads.PPO_WORKLOAD
     env = gym.make(
         "TextRLHF-v0",
