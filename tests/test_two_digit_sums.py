@@ -1,0 +1,64 @@
+"""The example that trains a real model, here on a tiny one."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import WORDS, make_model, make_tokenizer
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if add_generation_prompt %}a {% endif %}"
+
+
+@pytest.fixture
+def sums(monkeypatch):
+    """The example as a module."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    spec = importlib.util.spec_from_file_location("two_digit_sums", EXAMPLES / "two_digit_sums.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "two_digit_sums", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_no_sum_is_both_learned_from_and_held_out(sums):
+    train, held_out = sums.problems()
+    asked = [[row["prompt"][-1]["content"] for row in rows] for rows in (train, held_out)]
+    assert len(asked[1]) == sums.HELD_OUT and len(asked[0]) + len(asked[1]) == 8100
+    assert not set(asked[0]) & set(asked[1])
+    assert all(eval(row["prompt"][-1]["content"][8:-1]) == int(row["answer"]) for row in held_out)
+
+
+def test_the_interval_of_a_proportion_is_wilsons(sums):
+    # Values of the formula for 10 of 20 and 0 of 20, from R's prop.test without correction.
+    assert sums.wilson(10, 20) == pytest.approx((0.2993, 0.7007), abs=1e-4)
+    assert sums.wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+
+
+@pytest.mark.parametrize("agent", ["grpo", "reinforce", "ppo"])
+def test_every_agent_trains_and_leaves_figures_a_picture_and_a_model(
+    agent, sums, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sums, "HELD_OUT", 4)
+    tokenizer = make_tokenizer(words=[*WORDS])
+    tokenizer.chat_template = TEMPLATE
+    make_model("llama").save_pretrained("model")
+    tokenizer.save_pretrained("model")
+    monkeypatch.setattr(
+        sys, "argv", ["sums", "--model", "model", "--agent", agent, "--total-timesteps", "700"]
+    )
+    sums.main()
+    run = tmp_path / "runs" / "real"
+    figures = json.loads((run / "evaluation.json").read_text())
+    assert figures["problems"] == 4 and figures["kl"] == pytest.approx(figures["kl"])
+    assert figures["perplexity"]["before"] > 1
+    assert (run / "learning_curve.png").stat().st_size > 10_000
+    assert (run / "final" / "model.safetensors").is_file() and (run / "final" / "adapter").is_dir()
+    printed = capsys.readouterr().out
+    assert f"textrl train --agent {agent}" in printed and "right (95 % interval)" in printed
