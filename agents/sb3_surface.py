@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -104,16 +105,27 @@ class StableBaselines3Surface:
 
     @classmethod
     def load(
-        cls, path: str | Path, env: str | gym.Env | gym.vector.VectorEnv | None = None, **kwargs: Any
+        cls,
+        path: str | Path,
+        env: str | gym.Env | gym.vector.VectorEnv | None = None,
+        *,
+        trust_modules: Sequence[str] = (),
+        **kwargs: Any,
     ) -> Self:
         """Load what :meth:`save` wrote.
 
         Args:
             path: The folder.
             env: Where to go on learning; None loads for prediction only.
+            trust_modules: Modules or ``.py`` files outside this project whose classes and functions the checkpoint
+                may name; no others are imported.
             **kwargs: Constructor arguments that replace the saved ones.
+
+        Raises:
+            FileNotFoundError: There is no checkpoint.
+            UntrustedNameError: It names code outside this project that ``trust_modules`` does not (an ImportError).
         """
-        return checkpoint.load(cls, Path(path), env, kwargs)
+        return checkpoint.load(cls, Path(path), env, kwargs, trust_modules)
 
 
 def _is_single(space: gym.Space, observation: Any) -> bool:

@@ -70,7 +70,7 @@ def load_reward_model(
     A folder that already is a scalar classifier keeps its head; any other gets one with weights of standard
     deviation ``1 / sqrt(d + 1)`` (Stiennon et al. 2020).
     """
-    tokenizer = AutoTokenizer.from_pretrained(str(model))
+    tokenizer = AutoTokenizer.from_pretrained(str(model), trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no EOS token, so no completion has an end to read; set eos_token")
     verbosity = logging.get_verbosity()
@@ -78,7 +78,11 @@ def load_reward_model(
     try:
         with torch.random.fork_rng():
             scorer, loaded = AutoModelForSequenceClassification.from_pretrained(
-                str(model), num_labels=1, dtype=torch.float32, output_loading_info=True
+                str(model),
+                num_labels=1,
+                dtype=torch.float32,
+                output_loading_info=True,
+                trust_remote_code=False,
             )
     finally:
         logging.set_verbosity(verbosity)

@@ -220,7 +220,7 @@ def last_token_logits(model: Any, sequences: Sequence[Sequence[int]], fill: int 
 
 def _load(path: str, dtype: str) -> Any:
     model, info = AutoModelForSequenceClassification.from_pretrained(
-        path, dtype=getattr(torch, dtype), output_loading_info=True
+        path, dtype=getattr(torch, dtype), output_loading_info=True, trust_remote_code=False
     )
     if info["missing_keys"]:
         raise ValueError(
@@ -234,7 +234,7 @@ def _tokenizer(source: Any, tokenizer: Any) -> Any:
     if tokenizer is None:
         if not str(source):
             raise ValueError("a loaded reward model needs its tokenizer: HFRewardModel(model, tokenizer)")
-        tokenizer = AutoTokenizer.from_pretrained(str(source))
+        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
     tokenizer = copy.deepcopy(tokenizer)  # the sides set below are ours alone
     tokenizer.padding_side, tokenizer.truncation_side = "right", "left"
     return tokenizer

@@ -1,11 +1,11 @@
 """Rewards by name: ``"package.module:function"``, ``"file.py:function"``, or a model folder.
 
-The working directory counts as a place to import from, as it does for ``python -m``.
+The working directory counts as a place to import from, as it does for ``python -m``. What a file names is imported
+only as :mod:`reward_models.trust` allows.
 """
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import importlib
 import importlib.util
@@ -19,13 +19,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from reward_models import trust
 from reward_models.base import Reward
 from reward_models.contract import load_reward
 from reward_models.names import nearest
 from reward_models.rules import FACTORIES
 
-_FUNCTION = re.compile(r"^(?P<module>[^:()]+):(?P<name>[A-Za-z_][\w.]*)(?P<arguments>\(.*\))?$", re.DOTALL)
-_MODULE = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
+_REWARDS = "Reward classes, the rules of reward_models, and functions of prompts and completions"
 _HUB_ID = re.compile(r"^[\w-][\w.-]*/[\w-][\w.-]*$")
 
 
@@ -43,9 +43,9 @@ def load_from_string(spec: str) -> Reward:
         if path.suffix == ".py":
             raise ValueError(f"{spec!r} is a file; name the function in it, as in '{spec}:reward'")
         raise ValueError(f"{spec!r} is a file; a reward model is a folder, with config.json and the weights")
-    match = _FUNCTION.match(spec)
-    if match and (match["module"].endswith(".py") or _MODULE.match(match["module"])):
-        return _load_function(spec, match["module"], match["name"], match["arguments"])
+    named = trust.split_spec(spec)
+    if named is not None:
+        return _load_function(spec, *named)
     if _HUB_ID.match(spec) and not _is_near_miss(path):
         return _load_model(spec)
     raise FileNotFoundError(_no_such_path(path, spec))
@@ -65,14 +65,21 @@ def _load_model(path_or_id: str) -> Reward:
 
 
 def _load_function(spec: str, module_name: str, name: str, arguments: str | None) -> Reward:
+    trust.check_module(module_name, f" (for the reward {spec!r})")
     module = _import_file(module_name) if module_name.endswith(".py") else _import_module(module_name)
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
             raise ImportError(f"{module_name!r} has no {name!r}. {nearest(part, _callables(found))}")
-        found = getattr(found, part)
+        found = trust.get_attribute(found, part, spec)
+    if not is_reward(found):
+        trust.check_owner(found, spec, module.__name__)
+        if trust.is_restricted() and trust.is_own(found):
+            raise trust.UntrustedNameError(
+                f"{spec!r} comes from a file and is no reward; rewards are {_REWARDS}"
+            )
     if arguments is not None:
-        args, kwargs = _literal_arguments(arguments, spec)
+        args, kwargs = trust.literal_arguments(arguments, spec)
         return load_reward(found(*args, **kwargs))
     if not callable(found) and not isinstance(found, list | tuple):
         raise TypeError(f"{spec!r} is a {type(found).__name__}, not a reward function")
@@ -81,22 +88,22 @@ def _load_function(spec: str, module_name: str, name: str, arguments: str | None
     return load_reward(found)
 
 
+def is_reward(found: Any) -> bool:
+    """Whether this is a reward or makes one: a Reward, a rule, or a function of this project that takes completions."""
+    if (
+        isinstance(found, Reward)
+        or (inspect.isclass(found) and issubclass(found, Reward))
+        or _is_factory(found)
+    ):
+        return trust.is_own(found)
+    if not inspect.isfunction(found) or not trust.is_own(found):
+        return False
+    return {"prompts", "completions"} <= inspect.signature(found).parameters.keys()
+
+
 def _is_factory(found: Any) -> bool:
     """Whether this is one of the factories of :mod:`reward_models.rules`, which a user may forget to call."""
     return any(found is factory for factory in FACTORIES)
-
-
-def _literal_arguments(text: str, spec: str) -> tuple[list[Any], dict[str, Any]]:
-    try:
-        call = ast.parse(f"f{text}", mode="eval").body
-        if not isinstance(call, ast.Call) or any(keyword.arg is None for keyword in call.keywords):
-            raise ValueError("not a plain call")
-        args = [ast.literal_eval(argument) for argument in call.args]
-        return args, {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, ValueError) as error:
-        raise ValueError(
-            f"the arguments in {spec!r} have to be literals (numbers, strings, lists): {error}"
-        ) from error
 
 
 @contextlib.contextmanager
@@ -110,6 +117,9 @@ def _working_directory_importable() -> Iterator[None]:
 
 
 def _import_module(name: str) -> ModuleType:
+    allowed = trust.allowed_file(name)
+    if allowed is not None:
+        return _import_file(str(allowed))
     with _working_directory_importable():
         importlib.invalidate_caches()
         try:

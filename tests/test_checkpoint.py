@@ -172,7 +172,7 @@ def test_a_kl_coefficient_that_was_changed_on_the_way_comes_back(tmp_path):
 def test_schedules_are_saved_by_name_and_what_has_none_is_warned_about(tmp_path):
     agent = make("PPO", "bandit", learning_rate=halving, clip_range="linear:0.2").learn(20)
     agent.save(tmp_path / "named")
-    loaded = PPO.load(tmp_path / "named", env="ToyBandit-v0")
+    loaded = PPO.load(tmp_path / "named", env="ToyBandit-v0", trust_modules=[__name__])
     assert loaded.learning_rate is halving and loaded.clip_range == "linear:0.2"
     nameless = make("PPO", "bandit", learning_rate=lambda progress: 1e-3).learn(20)
     with pytest.warns(UserWarning, match=r"learning_rate=.*pass it again to load"):
@@ -193,7 +193,8 @@ def test_plug_in_agents_are_saved_and_loaded_like_the_others(env, tmp_path):
     make_it = WORLDS.get(env, lambda: env)
     agent = Surrogate("auto", make_it(), sharpness=2.0, n_episodes=8, n_envs=4, seed=0).learn(30)
     agent.save(tmp_path)
-    loaded = Agent.load(tmp_path, env=make_it())
+    loaded = Agent.load(tmp_path, env=make_it(), trust_modules=[__name__])
+    assert type(Surrogate.load(tmp_path)) is Surrogate, "the class that loads is named by the call"
     assert type(loaded) is Surrogate and loaded.sharpness == 2.0
     loaded.learn(30, reset_num_timesteps=False)
     agent.learn(30, reset_num_timesteps=False)

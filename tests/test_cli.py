@@ -236,7 +236,8 @@ def test_an_agent_from_a_file_has_its_own_flags_and_resumes(here, capsys):
     assert train(*spec, *options, "--total-timesteps", 32, "--run-dir", "own") == 0
     config = json.loads((here / "own" / "config.json").read_text())
     assert config["agent_kwargs"] == {"patience": 5, "bold": True, "n_steps": 16, "batch_size": 8}
-    assert train("--resume", "own", "--total-timesteps", 64) == 0
+    allowed = ["--allow-module", "steady_agent.py"]
+    assert train("--resume", "own", "--total-timesteps", 64, *allowed) == 0
     assert runs.read_progress(here / "own")["time/total_timesteps"] == [16, 32, 48, 64]
     inherits = {flag.name for flag in flags.hyper_parameters(find_agent("steady_agent:Inherits"))}
     assert {"clip_range", "micro_batch_size"} <= inherits
@@ -284,7 +285,7 @@ def test_an_interrupted_run_resumes_to_bitwise_the_same_end(world, text, here, s
     assert train(*args, "--run-dir", "broken") == 130
     assert "go on with: textrl train --resume broken" in capsys.readouterr().out
     assert not (here / "broken" / "final").exists()
-    assert train("--resume", "broken") == 0
+    assert train("--resume", "broken", "--allow-module", "tiny_reward.py") == 0
     assert_same_runs(here / "whole", here / "broken")
 
 

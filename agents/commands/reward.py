@@ -111,7 +111,7 @@ def comparisons(source: str, model: str, skip_bad_rows: bool) -> tuple[list[dict
     if any(not isinstance(row[name], str) for row in rows for name in ("prompt", "chosen", "rejected")):
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         rows = [row | _texts(row, tokenizer) for row in rows]
     return [
         {name: value for name, value in row.items() if value is not None} for row in rows

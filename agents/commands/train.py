@@ -8,7 +8,6 @@ parses its own arguments: which flags there are depends on ``--agent``.
 # No "from __future__ import annotations" here: the signature of `_train` is read and extended as it is.
 import inspect
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +20,7 @@ SETTINGS = {
     "add_help_option": False,
 }
 #: What may be said beside --resume; everything else is in the run's config.json.
-_WITH_RESUME = ("resume", "total_timesteps", "save_every", "keep", "progress", "device")
+_WITH_RESUME = ("resume", "allow_module", "total_timesteps", "save_every", "keep", "progress", "device")
 _RUN, _ENV, _TEXT, _SAVING = "Run", "Environment and policy", "TextRLHF-v0", "Saving and resuming"
 
 
@@ -31,8 +30,10 @@ def train(ctx: typer.Context) -> None:
     from agents.runs.registry import find_agent
 
     quiet_transformers()
-    spec = _peek(ctx.args, "--agent") or _agent_of_resumed(ctx.args) or "ppo"
-    flags = hyper.hyper_parameters(find_agent(spec))
+    spec = _peek(ctx.args, "--agent")
+    cls = find_agent(spec) if spec else _agent_of_resumed(ctx.args) or find_agent("ppo")
+    spec = spec or ("ppo" if "--help" in ctx.args else cls.__name__)
+    flags = hyper.hyper_parameters(cls)
     command = _with_flags(flags, ctx.args)
     hyper.check_options(ctx.args, _option_names(command))
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -203,6 +204,15 @@ def _train(
             rich_help_panel=_SAVING,
         ),
     ] = None,
+    allow_module: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE",
+            help="With --resume: a module or .py file of your own whose code the run may name; repeatable.",
+            show_default="none",
+            rich_help_panel=_SAVING,
+        ),
+    ] = None,
     overwrite: Annotated[
         bool,
         typer.Option("--overwrite", help="Delete the run that --run-dir holds.", rich_help_panel=_SAVING),
@@ -266,21 +276,38 @@ def _peek(args: list[str], option: str) -> str | None:
     return None
 
 
-def _agent_of_resumed(args: list[str]) -> str | None:
+def _peek_all(args: list[str], option: str) -> list[str]:
+    """All values of a repeatable option before the arguments are parsed."""
+    found = [args[i + 1] for i, arg in enumerate(args[:-1]) if arg == option]
+    return found + [arg.partition("=")[2] for arg in args if arg.startswith(f"{option}=")]
+
+
+def _agent_of_resumed(args: list[str]) -> type | None:
+    """The agent class of the run that --resume names."""
     folder = _peek(args, "--resume")
     if folder is None or "--help" in args:
         return None
     from agents.runs import run_directory as runs
+    from agents.runs.registry import find_agent
 
+    allowed = [_absolute(module) for module in _peek_all(args, "--allow-module")]
     config = runs.read_config(Path(folder))
-    _import_from(config)
-    return config["agent"]
+    with runs.names_of_run(Path(folder), allowed):
+        try:
+            return find_agent(config["agent"])
+        except ModuleNotFoundError as error:
+            raise _with_place(error, config) from error
 
 
-def _import_from(config: dict[str, Any]) -> None:
-    """Modules that were found in the working directory then can be found now."""
-    if config["working_directory"] not in sys.path:
-        sys.path.append(config["working_directory"])
+def _with_place(error: ModuleNotFoundError, config: dict[str, Any]) -> ModuleNotFoundError:
+    """The same error, saying where the module was when the run began; a file's word for it is not followed."""
+    place = config["working_directory"]
+    file = Path(place) / f"{error.name or 'module'}.py"
+    return ModuleNotFoundError(
+        f"{error} The run was started in {place}: resume it from there, or allow the file itself, "
+        f"--allow-module {file}",
+        name=error.name,
+    )
 
 
 # -- running ------------------------------------------------------------------------------------------------
@@ -300,6 +327,10 @@ def _run(
             )
             return
     else:
+        if values["allow_module"]:
+            raise ValueError(
+                "--allow-module goes with --resume; a new run may use whatever module its own flags name"
+            )
         config = _config(values, chosen, flags, line)
         folder = Path(values["run_dir"] or _default_folder(config))
         runs.check_directory(folder, values["overwrite"])
@@ -331,7 +362,11 @@ def _resume(values: dict[str, Any], given: set[str]) -> tuple[Path, dict[str, An
     if timesteps >= config["total_timesteps"] and checkpoint.name == runs.FINAL:
         return folder, config, None
     print(f"resuming {folder} at {timesteps:,} timesteps")
-    return folder, config, runs.load_agent(config, checkpoint)
+    allowed = [_absolute(module) for module in values["allow_module"] or ()]
+    try:
+        return folder, config, runs.load_agent(config, checkpoint, allowed, folder)
+    except ModuleNotFoundError as error:
+        raise _with_place(error, config) from error
 
 
 def _learn(agent: Any, folder: Path, config: dict[str, Any], progress: bool) -> None:
@@ -343,17 +378,20 @@ def _learn(agent: Any, folder: Path, config: dict[str, Any], progress: bool) -> 
         runs.train(agent, folder, config, [bar] if progress else [])
     except runs.TrainingInterrupted:
         bar.close()
-        print(f"stopped at {agent.num_timesteps:,} timesteps; go on with: textrl train --resume {folder}")
+        print(
+            f"stopped at {agent.num_timesteps:,} timesteps; go on with: {runs.resume_command(folder, config)}"
+        )
         raise typer.Exit(130) from None
     finally:
         bar.close()
-    _summarise(agent, folder)
+    _summarise(agent, folder, config)
 
 
-def _summarise(agent: Any, folder: Path) -> None:
+def _summarise(agent: Any, folder: Path, config: dict[str, Any]) -> None:
     from rich.console import Console
 
     from agents.commands import terminal
+    from agents.runs import run_directory as runs
 
     console = Console()
     console.print()
@@ -374,7 +412,8 @@ def _summarise(agent: Any, folder: Path) -> None:
         final = f"load it with {type(agent).__name__}.load"
     what = [("final", final), ("progress.csv", "the log"), ("config.json", "all settings")]
     longer = 2 * agent.num_timesteps
-    commands.append((f"textrl train --resume {folder} --total-timesteps {longer}", "go on for as long again"))
+    again = f"{runs.resume_command(folder, config)} --total-timesteps {longer}"
+    commands.append((again, "go on for as long again"))
     terminal.print_files(console, folder, what, commands)
 
 

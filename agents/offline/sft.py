@@ -325,11 +325,11 @@ def load_model(
     if isinstance(model, (str, Path)):
         check_model_path(model)
         tokenizer = model if tokenizer is None else tokenizer
-        model = AutoModelForCausalLM.from_pretrained(str(model), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(str(model), dtype=torch.float32, trust_remote_code=False)
     if tokenizer is None:
         raise ValueError("a live model needs its tokenizer: pass tokenizer=...")
     if isinstance(tokenizer, (str, Path)):
-        tokenizer = AutoTokenizer.from_pretrained(str(tokenizer))
+        tokenizer = AutoTokenizer.from_pretrained(str(tokenizer), trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise ValueError(
             "the tokenizer has no EOS token, so the model could not learn to stop; set eos_token"

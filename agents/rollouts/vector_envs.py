@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics as VectorEpisodeStatistics
 
+from reward_models import trust
 from textrl_env.protocols import BindsPolicy, ChargesKL, TextEnv
 
 
@@ -55,8 +56,19 @@ def has_fused_way(env_id: str) -> bool:
 def _spec(env_id: str) -> gym.envs.registration.EnvSpec:
     """The spec of an id; of Gymnasium's form "module:id" the module is imported first."""
     module, _, name = env_id.rpartition(":")
+    trust.check_module(module or "textrl_env", f" (for the environment {env_id!r})")
     importlib.import_module(module or "textrl_env")
-    return gym.spec(name)
+    spec = gym.spec(name)
+    for entry in (spec.entry_point, spec.vector_entry_point):
+        _check_entry_point(env_id, entry)
+    return spec
+
+
+def _check_entry_point(env_id: str, entry: Any) -> None:
+    """Where an id comes from a file, its class must be trusted too; Gymnasium's own always is."""
+    owner = entry.partition(":")[0] if isinstance(entry, str) else getattr(entry, "__module__", None)
+    if owner is not None and owner.partition(".")[0] != "gymnasium":
+        trust.check_module(owner, f" (for the environment {env_id!r})")
 
 
 def add_batch(observation: Any) -> Any:

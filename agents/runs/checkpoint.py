@@ -1,12 +1,14 @@
 """Agents on disk: an ordinary Hugging Face folder for a language model, safetensors and JSON for the rest.
 
 A checkpoint holds everything that a resumed run needs to end with bitwise the weights of one that was never
-stopped: weights, optimiser, schedules, every random stream, the environment's state. Nothing is pickled.
+stopped: weights, optimiser, schedules, every random stream, the environment's state. Nothing is pickled, and what
+it names is imported only as :mod:`reward_models.trust` allows.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,9 +21,11 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from agents.policies.base import Policy
 from agents.policies.lora import LoraLM
 from agents.runs import env_state
-from agents.runs.names import name_of, resolve
+from agents.runs.names import name_of, resolve_class, resolve_function
+from reward_models import trust
 from textrl_env.lm.causal_lm import CausalLM
 
 
@@ -142,16 +146,29 @@ def _document(agent: Checkpointed) -> dict[str, Any]:
     }
 
 
-def load(cls: type, path: Path, env: Any, overrides: dict[str, Any]) -> Any:
+def load(
+    cls: type, path: Path, env: Any, overrides: dict[str, Any], trust_modules: Sequence[str] = ()
+) -> Any:
     """Read what :func:`save` wrote; see :meth:`agents.base.Agent.load`."""
     document = read_document(path)
-    saved = resolve(document["agent"])
+    with trust.names_from(path / "agent.json", trust_modules):
+        return _load(cls, path, env, document, overrides)
+
+
+def _load(cls: type, path: Path, env: Any, document: dict[str, Any], overrides: dict[str, Any]) -> Any:
+    kwargs = {name: value for name, value in document["kwargs"].items() if name not in overrides}
+    unread = {}
+    if not isinstance(env, str) and "env_kwargs" in kwargs:  # no environment is made of them
+        unread["env_kwargs"] = Unread(kwargs.pop("env_kwargs") or {})
+    is_cls = document["agent"] == name_of(cls)  # then the caller has named it
+    name = document["policy"]
+    trust.check_values("" if is_cls else document["agent"], name, kwargs)
+    saved = cls if is_cls else resolve_class(document["agent"], object)
     if not issubclass(saved, cls):
         raise ValueError(
             f"{path} holds a {saved.__name__}, not a {cls.__name__}; load it with {saved.__name__}.load(...)"
         )
-    kwargs = {name: decode_argument(value) for name, value in document["kwargs"].items()} | overrides
-    name = document["policy"]
+    kwargs = {name: decode_argument(value) for name, value in kwargs.items()} | unread | overrides
     policy_kwargs = dict(kwargs.get("policy_kwargs") or {})
     # An adapter goes onto the model of the env; without one, the merged model stands in for it.
     if (path / "config.json").is_file() and (env is None or policy_kwargs.get("lora_rank") is None):
@@ -159,7 +176,7 @@ def load(cls: type, path: Path, env: Any, overrides: dict[str, Any]) -> Any:
         kwargs["policy_kwargs"] = policy_kwargs | {"model": lm}
     if isinstance(env, str) and document["num_envs"] is not None:
         kwargs.setdefault("n_envs", document["num_envs"])
-    agent = saved(resolve(name) if ":" in name else name, env, **kwargs)
+    agent = saved(resolve_class(name, Policy) if ":" in name else name, env, **kwargs)
     if env is None:
         agent.set_up_policy(_Spaces(document))
     _restore(agent, document, path)
@@ -267,10 +284,16 @@ class _Spaces:
 _UNNAMED = object()
 
 
+class Unread(dict):
+    """Encoded arguments that loading had no use for; they are saved again as they were."""
+
+
 def encode_argument(value: Any) -> Any:
     """A constructor argument as JSON; functions by name; ``_UNNAMED`` where it cannot be."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, Unread):
+        return dict(value)
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, (list, tuple)):
@@ -288,9 +311,12 @@ def decode_argument(value: Any) -> Any:
     """The inverse of :func:`encode_argument`."""
     if isinstance(value, dict):
         if "__function__" in value:
-            return resolve(value["__function__"])
+            return resolve_function(value["__function__"])
         return {key: decode_argument(item) for key, item in value.items()}
     return [decode_argument(item) for item in value] if isinstance(value, list) else value
+
+
+_SPACES = ("Dict", "Discrete", "MultiDiscrete", "MultiBinary", "Box")
 
 
 def encode_space(space: gym.Space) -> dict[str, Any]:
@@ -320,6 +346,8 @@ def encode_space(space: gym.Space) -> dict[str, Any]:
 def decode_space(document: dict[str, Any]) -> gym.Space:
     """The inverse of :func:`encode_space`."""
     (kind, value), *_ = document.items()
+    if kind not in _SPACES:
+        raise ValueError(f"a checkpoint names the space {kind!r}; expected one of {sorted(_SPACES)}")
     if kind == "Dict":
         return gym.spaces.Dict({name: decode_space(child) for name, child in value.items()})
     if kind == "Box":

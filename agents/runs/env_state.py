@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from textrl_env.errors import check_choice
 from textrl_env.protocols import Stateful
 
 #: Attributes that lead to another environment, not to state.
@@ -103,6 +104,7 @@ def _encode(value: Any, key: str, arrays: dict[str, np.ndarray]) -> dict[str, An
     return None
 
 
+_BIT_GENERATORS = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
 _SEQUENCES = {"list": list, "tuple": tuple, "deque": deque}
 
 
@@ -111,6 +113,7 @@ def _decode(tagged: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
         return tagged["value"]
     if "generator" in tagged:
         state = tagged["generator"]
+        check_choice("bit_generator", state["bit_generator"], _BIT_GENERATORS)
         generator = np.random.Generator(getattr(np.random, state["bit_generator"])())
         generator.bit_generator.state = state
         return generator

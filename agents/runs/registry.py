@@ -1,17 +1,18 @@
 """Agents and policies by name: built in, ``"module:Class"`` or ``"path/to/file.py:Class"``.
 
-The working directory counts as a place to import from, as it does for ``python -m``.
+The working directory counts as a place to import from, as it does for ``python -m``. What a file names is imported
+only as :mod:`reward_models.trust` allows.
 """
 
 from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any
 
 from agents.base import Agent
 from agents.policies.base import Policy
-from agents.runs.names import import_file, import_module
+from agents.runs.names import check_class, import_file, import_module
+from reward_models import trust
 from textrl_env.errors import did_you_mean
 
 #: Names of the agents that come with the package.
@@ -56,14 +57,12 @@ def find_policy(spec: str) -> str | type:
 
 def _find_class(spec: str, base: type) -> type:
     where, _, name = spec.rpartition(":")
+    trust.check_module(where, f" (for {spec!r})")
     module = import_file(Path(where)) if where.endswith(".py") else import_module(where)
-    found: Any = getattr(module, name, None)
-    if found is None:
+    if not hasattr(module, name):
         classes = [
             n for n, value in vars(module).items() if inspect.isclass(value) and issubclass(value, base)
         ]
         hint = did_you_mean(name, classes) if classes else f"It defines no {base.__name__}."
         raise ImportError(f"{where} has no {name!r}. {hint}")
-    if not inspect.isclass(found) or not issubclass(found, base):
-        raise TypeError(f"{spec} is not a subclass of {base.__module__}.{base.__name__}")
-    return found
+    return check_class(trust.get_attribute(module, name, spec), spec, base)

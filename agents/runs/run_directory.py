@@ -19,10 +19,11 @@ import io
 import json
 import os
 import platform
+import shlex
 import shutil
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from agents.base import Agent
 from agents.callbacks.exact_gap import cheap_gap_callback
 from agents.callbacks.kl_control import AdaptiveKL, AnnealKL
 from agents.runs.registry import find_agent, find_policy
+from reward_models import trust
 
 FORMAT = 1
 CONFIG, PROGRESS, FINAL, CHECKPOINT = "config.json", "progress.csv", "final", "checkpoint-"
@@ -218,12 +220,47 @@ def make_agent(config: dict[str, Any]) -> Agent:
     )
 
 
-def load_agent(config: dict[str, Any], checkpoint: Path) -> Agent:
-    """The agent of a checkpoint, in its environment, exactly where it stopped."""
-    cls = find_agent(config["agent"])
-    find_policy(config["policy"])  # so that a policy of one's own can be found again
-    device = {} if config["device"] == "auto" else {"device": config["device"]}
-    return cls.load(checkpoint, config["env"], **device)
+def load_agent(
+    config: dict[str, Any], checkpoint: Path, trust_modules: Sequence[str] = (), folder: Path | None = None
+) -> Agent:
+    """The agent of a checkpoint, in its environment, exactly where it stopped.
+
+    Args:
+        config: Of its run.
+        checkpoint: One of the run's.
+        trust_modules: Modules or ``.py`` files outside this project whose classes and functions the run may name.
+        folder: The run directory; None is where the checkpoint lies.
+
+    Raises:
+        UntrustedNameError: The run names code that neither this project nor ``trust_modules`` has.
+    """
+    with names_of_run(folder or checkpoint.parent, trust_modules):
+        parts = (config[name] for name in ("agent", "policy", "env_kwargs", "policy_kwargs", "agent_kwargs"))
+        trust.check_values(*parts)
+        cls = find_agent(config["agent"])
+        find_policy(config["policy"])  # so that a policy of one's own can be found again
+        device = {} if config["device"] == "auto" else {"device": config["device"]}
+        return cls.load(checkpoint, config["env"], trust_modules=trust_modules, **device)
+
+
+def names_of_run(folder: Path, trust_modules: Sequence[str]) -> AbstractContextManager[None]:
+    """Inside, names come from the ``config.json`` of a run; see :func:`reward_models.trust.names_from`."""
+    return trust.names_from(folder / CONFIG, trust_modules, lambda modules: _resume_command(folder, modules))
+
+
+def resume_command(folder: Path, config: dict[str, Any]) -> str:
+    """What to type to go on with a run, the modules of one's own that it needs named."""
+    parts = (config[name] for name in ("agent", "policy", "env_kwargs", "policy_kwargs", "agent_kwargs"))
+    modules = trust.foreign_modules(*parts)
+    env_module = config["env"].rpartition(":")[0]
+    if env_module.partition(".")[0] not in (*trust.PROJECT, ""):
+        modules.append(env_module)
+    return _resume_command(folder, modules)
+
+
+def _resume_command(folder: Path, modules: Sequence[str]) -> str:
+    allowed = [word for module in modules for word in ("--allow-module", module)]
+    return shlex.join(["textrl", "train", "--resume", str(folder), *allowed])
 
 
 # -- logs -------------------------------------------------------------------------------------------------

@@ -154,13 +154,13 @@ class CausalLM:
             tokenizer = model if tokenizer is None else tokenizer
             dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
             try:
-                model = AutoModelForCausalLM.from_pretrained(str(model), dtype=dtype)
+                model = AutoModelForCausalLM.from_pretrained(str(model), dtype=dtype, trust_remote_code=False)
             except OSError as error:
                 raise FileNotFoundError(_not_found(model, error)) from error
         if tokenizer is None:
             raise ValueError("a live model needs its tokenizer: pass tokenizer=...")
         if isinstance(tokenizer, (str, Path)):
-            tokenizer = AutoTokenizer.from_pretrained(str(tokenizer))
+            tokenizer = AutoTokenizer.from_pretrained(str(tokenizer), trust_remote_code=False)
         return cls(model.to(choose_device(device)), tokenizer, temperature, autocast)
 
     def __deepcopy__(self, memo: dict) -> CausalLM:
