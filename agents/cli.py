@@ -16,6 +16,7 @@ import typer
 from agents.commands import VERBS
 from agents.process import tuned_process
 from textrl_env.errors import did_you_mean
+from textrl_env.printable import printable
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -80,5 +81,5 @@ def _one_line(error: Exception) -> str:
     said = error.format_message() if hasattr(error, "format_message") else str(error)
     if isinstance(error, KeyError):
         said = str(error.args[0]) if error.args else ""
-    said = " ".join(said.split())
+    said = printable(" ".join(said.split()))
     return said or f"{type(error).__name__} (--debug shows where)"

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agents import GRPO, PPO, REINFORCE, Agent
 from agents.runs.checkpoint import decode_space, encode_space
-from tests.tiny import id_sum, make_env, make_lm
+from tests.tiny import count_a, id_sum, make_env, make_lm
 
 AGENTS = {"PPO": PPO, "REINFORCE": REINFORCE, "GRPO": GRPO}
 
@@ -199,6 +199,25 @@ def test_plug_in_agents_are_saved_and_loaded_like_the_others(env, tmp_path):
     loaded.learn(30, reset_num_timesteps=False)
     agent.learn(30, reset_num_timesteps=False)
     assert_bitwise(agent, loaded)
+
+
+def test_a_reward_of_a_script_is_warned_about_and_is_not_needed_to_predict(tmp_path, monkeypatch):
+    script = type(count_a)(count_a.__code__, {}, "reward")
+    script.__module__ = "__main__"
+    kwargs = {"n_episodes": 2, "seed": 0, "env_kwargs": {"reward": script, "max_new_tokens": 2}}
+    agent = PPO("auto", "TextRLHF-v0", **kwargs)
+    with pytest.warns(
+        UserWarning, match=r"env_kwargs names a function of this script.*load\(\.\.\., env_kwargs"
+    ):
+        agent.save(tmp_path / "one")
+    loaded = PPO.load(tmp_path / "one")
+    with pytest.raises(ImportError, match="defined in the script that wrote the file"):
+        PPO.load(tmp_path / "one", env="TextRLHF-v0")
+    loaded.save(tmp_path / "two")
+    again = PPO.load(tmp_path / "two", env="TextRLHF-v0", env_kwargs={"reward": count_a})
+    assert again.env.unwrapped.dynamics.reward.function is count_a
+    kept = [json.loads((tmp_path / name / "agent.json").read_text())["kwargs"] for name in ("one", "two")]
+    assert kept[0]["env_kwargs"] == kept[1]["env_kwargs"], "what was not read is kept"
 
 
 def test_more_slots_than_were_saved_start_new_episodes_with_the_saved_weights(tmp_path):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 
 from agents.cli import main
+from agents.preferences import judges
 from agents.preferences.collection import collect_preferences
 from agents.preferences.judges import RUBRIC, OpenAIJudge, load_judge, parse_verdict
 from tests.tiny import PROMPTS, count_a, make_lm, make_tokenizer
@@ -164,10 +168,12 @@ class Server:
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 requests.append((self.path, dict(self.headers), body))
-                status, answer = reply(body["messages"][0]["content"])
+                status, answer, *more = reply(body["messages"][0]["content"])
                 data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(data)))
+                for name, value in dict(*more).items():
+                    self.send_header(name, value)
                 with contextlib.suppress(ConnectionError):  # the client may have given up waiting
                     self.end_headers()
                     self.wfile.write(data)
@@ -309,11 +315,86 @@ def test_something_that_is_no_completion_is_shown(serve, answer):
         judge.ask("p", "x", "y")
 
 
+def test_a_redirect_takes_neither_key_nor_question_to_another_host(serve, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    thief = serve(longer)
+    server = serve(lambda question: (307, b"", {"Location": thief.url.replace("127.0.0.1", "localhost")}))
+    with pytest.raises(ConnectionError, match=r"answered 307 and points to the host localhost.*not sent"):
+        OpenAIJudge(server.url, "judge").ask("p", "x", "y")
+    assert not thief.requests and len(server.requests) == 1
+
+
+def test_a_key_or_password_that_a_server_echoes_is_blotted_out(serve, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-a/b")
+    echoes = "bad key sk-a/b, also sk-a%2Fb, and pass-word " + "x" * 470 + "sk-a/b"
+    for status, answer in ((400, {"error": echoes}), (200, echoes.encode()), (200, {"echo": echoes})):
+        url = serve(lambda question, reply=(status, answer): reply).url.replace("//", "//me:pass-word@")
+        with pytest.raises((ConnectionError, ValueError)) as error:
+            OpenAIJudge(url, "judge").ask("p", "x", "y")
+        assert "[secret]" in str(error.value)
+        assert not any(secret in str(error.value) for secret in ("sk-a", "pass-word", "Fb"))
+
+
+def test_a_password_in_the_address_is_sent_as_a_login(serve):
+    server = serve(longer)
+    OpenAIJudge(server.url.replace("//", "//me:pass-word@"), "judge").ask("p", "x", "y")
+    assert server.requests[0][1]["Authorization"].startswith("Basic ")
+
+
+@pytest.mark.parametrize("part", ["header", "body"])
+def test_a_server_that_keeps_dripping_is_given_up_in_time(part):
+    stop = threading.Event()
+
+    def drip(listener):
+        connection, _ = listener.accept()
+        connection.recv(65536)
+        connection.sendall(
+            b"HTTP/1.1 200 OK\r\n" + (b"X: " if part == "header" else b"Content-Length: 9999\r\n\r\n")
+        )
+        with contextlib.suppress(OSError):
+            while not stop.wait(0.05):
+                connection.sendall(b" ")
+        connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=drip, args=(listener,), daemon=True).start()
+        judge = OpenAIJudge(f"http://127.0.0.1:{listener.getsockname()[1]}", "judge", timeout=0.3, retries=0)
+        started = time.monotonic()
+        with pytest.raises(ConnectionError, match=r"did not answer within 0\.3 seconds"):
+            judge.ask("p", "x", "y")
+        assert time.monotonic() - started < 5
+        stop.set()
+
+
+@pytest.mark.parametrize(("content", "named"), [(5, "int"), ([{"type": "text"}], "list"), ({}, "dict")])
+def test_a_content_that_is_no_text_is_named(serve, content, named):
+    judge = OpenAIJudge(serve(lambda question: says(content)).url, "judge", retries=0)
+    with pytest.raises(ValueError, match=f"content of type {named}.*expected a text"):
+        judge.ask("p", "x", "y")
+
+
+def test_an_answer_without_end_is_cut_off(serve, monkeypatch):
+    monkeypatch.setattr(judges, "_MOST_BYTES", 1000)
+    with pytest.raises(ValueError, match="more than 1,000 bytes"):
+        OpenAIJudge(serve(lambda question: (200, b" " * 2000)).url, "judge", retries=0).ask("p", "x", "y")
+
+
+def test_a_judge_works_where_an_event_loop_is_running(serve):
+    judge = OpenAIJudge(serve(longer).url, "judge", retries=0)
+
+    async def notebook():
+        return judge.compare(["p"], ["long"], ["x"])
+
+    assert asyncio.run(notebook()) == [1.0]
+
+
 def test_a_judge_by_url_needs_a_model_and_a_rubric_its_places():
     with pytest.raises(ValueError, match="--judge-model"):
         load_judge("http://127.0.0.1:8000/v1")
     with pytest.raises(ValueError, match="http://"):
         OpenAIJudge("127.0.0.1:8000", "m")
+    with pytest.raises(ValueError, match="must end with a path"):
+        OpenAIJudge("http://127.0.0.1/v1?key=x", "m")
     with pytest.raises(ValueError, match=r"\{second\}"):
         OpenAIJudge("http://127.0.0.1/v1", "m", rubric="{prompt} {first}")
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from textrl_env.printable import printable
+
 #: What is shown of the metrics while training, in this order, and what it is called.
 _SHOWN = {
     "train/loss": "loss",
@@ -136,13 +138,15 @@ def report(headline: str, figures: dict[str, float | str], skipped: Sequence[str
     from rich.console import Console
 
     console = Console()
-    console.print(f"\n{headline}", style="bold", highlight=False, soft_wrap=True)
+    console.print(f"\n{printable(headline)}", style="bold", highlight=False, markup=False, soft_wrap=True)
     width = max(len(name) for name in figures)
     for name, value in figures.items():
         shown = value if isinstance(value, str) else f"{value:.4g}"
-        console.print(f"  {name:<{width}}  {shown}", highlight=False, soft_wrap=True)
+        line = f"  {name:<{width}}  {printable(shown)}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     if skipped:
-        console.print(f"  {len(skipped)} bad rows were left out, the first: {skipped[0]}", style="yellow")
+        line = f"  {len(skipped)} bad rows were left out, the first: {printable(skipped[0])}"
+        console.print(line, style="yellow", markup=False)
 
 
 def print_next(commands: Sequence[tuple[str, str]]) -> None:

@@ -30,6 +30,7 @@ def report(
 
     from agents.report import write_report
     from agents.report.reading import run_label
+    from textrl_env.printable import printable
 
     made = write_report(run_dirs, output)
     console = Console()
@@ -38,7 +39,7 @@ def report(
         is_named = finding.run is not None and len(made.runs) > 1
         where = f" ({run_label(finding.run, made.runs)})" if is_named else ""
         name = f"{finding.name[0].upper()}{finding.name[1:]}{where}"
-        console.print(Text.assemble((f"{name}: ", "bold yellow"), finding.text), soft_wrap=True)
+        console.print(Text.assemble((f"{name}: ", "bold yellow"), printable(finding.text)), soft_wrap=True)
     console.print(Text.assemble(("The page: ", "bold"), str(made.page)), soft_wrap=True)
 
 
@@ -47,8 +48,9 @@ def _ends(run: Any) -> Any:
     from rich.table import Table
 
     from agents.report.metrics import decimals, headline, speed, write_number
+    from textrl_env.printable import printable
 
-    title = f"{run.agent_name} on {run.env_name}, {run.num_timesteps:,} {run.unit}"
+    title = f"{printable(run.agent_name)} on {printable(run.env_name)}, {run.num_timesteps:,} {run.unit}"
     table = Table(title=title, title_justify="left", header_style="bold")
     for heading in ("", "first", "last"):
         table.add_column(heading, justify="right" if heading else "left")

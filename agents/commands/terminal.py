@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from textrl_env.printable import printable
+
 #: Metrics of the last line of the log that a summary shows, by what people call them.
 _METRICS = {
     "rollout/ep_rew_mean": "mean return",
@@ -88,10 +90,10 @@ def samples_table(before: Any, after: Any, rows: Sequence[int], title: str) -> T
             heading, overflow="fold", justify="right" if is_number else "left", no_wrap=is_number
         )
     for row in rows:
-        cells: list[Any] = [Text(before.prompts[row])]
+        cells: list[Any] = [Text(printable(before.prompts[row]))]
         for result in (before, after):
             value = getattr(result, judge)[row, 0]
-            cells += [Text(result.responses[row][0]), f"{value:.2f}"]
+            cells += [Text(printable(result.responses[row][0])), f"{value:.2f}"]
         if cells[4] != cells[2]:
             cells[4] = Text(cells[4], style="green" if float(cells[4]) > float(cells[2]) else "red")
         table.add_row(*cells)

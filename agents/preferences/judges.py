@@ -7,24 +7,28 @@
 A judge is a :class:`~reward_models.base.Reward` (it scores answers one by one), or an object with
 ``compare(prompts, first, second) -> list[float]``: 1 where the first is better, 0 where the second is, 0.5 for a tie.
 
-Left out: judging several answers in one question, and answers that are streamed.
+The key goes to the host of ``base_url`` and nowhere else: redirects are refused, and it is blotted out of every
+message. Left out: judging several answers in one question, and answers that are streamed.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import re
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, runtime_checkable
+from urllib.parse import quote, unquote
+
+import anyio
+import httpx
+from anyio.from_thread import start_blocking_portal
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from reward_models import Reward, load_reward
+from reward_models.names import shorten
 from textrl_env import embedded
+from textrl_env.printable import printable
 
 #: What an LLM judge is told; {prompt}, {first} and {second} are filled in.
 RUBRIC = """You compare two answers to the same request. The better answer is correct, helpful, polite and concise, \
@@ -45,6 +49,12 @@ Which answer is better? Reply with one letter, A or B, or with C if neither is."
 _VERDICTS = {"A": 1.0, "B": 0.0, "C": 0.5}
 #: Statuses that another attempt may cure.
 _PASSING = (408, 409, 425, 429, 500, 502, 503, 504)
+#: Bytes of an answer; a verdict is a letter.
+_MOST_BYTES = 4 * 2**20
+
+
+class _MayPassError(ConnectionError):
+    """Another attempt may cure it."""
 
 
 @runtime_checkable
@@ -67,7 +77,7 @@ class OpenAIJudge:
         model: What the server calls the model.
         api_key_env: The environment variable that holds the key; no key is sent where it is not set.
         rubric: The question, a text with ``{prompt}``, ``{first}`` and ``{second}``; asks for A, B or C.
-        timeout: Seconds to wait for one answer.
+        timeout: Seconds for one question, from connecting to the last byte of its answer.
         retries: Further attempts after a timeout, a dropped connection, or a status that may pass (429, 503, ...).
         retry_wait: Seconds before the first further attempt; doubles with each.
         workers: Questions in flight at once.
@@ -94,7 +104,7 @@ class OpenAIJudge:
         max_tokens: int = 16,
         request: dict[str, Any] | None = None,
     ) -> None:
-        if not re.match(r"https?://", base_url):
+        if not re.match(r"https?://[^/]", base_url):
             raise ValueError(
                 f"base_url must start with http:// or https://, got {base_url!r}; "
                 "for example http://127.0.0.1:8000/v1"
@@ -104,7 +114,14 @@ class OpenAIJudge:
             raise ValueError(
                 f"the rubric must hold {', '.join(missing)}: there the request and the answers go"
             )
-        self.url = base_url.rstrip("/") + "/chat/completions"
+        url = httpx.URL(base_url)
+        if url.query or url.fragment:
+            raise ValueError(
+                f"base_url must end with a path such as /v1, got {str(url.copy_with(userinfo=b''))!r}"
+            )
+        # Apart from the address, so that a password is in no message and no log.
+        self._login = (unquote(url.username), unquote(url.password)) if url.userinfo else None
+        self.url = str(url.copy_with(userinfo=b"")).rstrip("/") + "/chat/completions"
         self.model, self.api_key_env, self.rubric = model, api_key_env, rubric
         self.timeout, self.retries, self.retry_wait = timeout, retries, retry_wait
         self.workers, self.max_tokens, self.request = workers, max_tokens, dict(request or {})
@@ -124,11 +141,7 @@ class OpenAIJudge:
         """
         rows = list(zip(prompts, first, second, strict=True))
         questions = [(p, a, b) for p, a, b in rows] + [(p, b, a) for p, a, b in rows]
-        pool = ThreadPoolExecutor(max_workers=self.workers)
-        try:
-            replies = list(pool.map(lambda question: self.ask(*question), questions))
-        finally:
-            pool.shutdown(cancel_futures=True)
+        replies = self._in_a_loop(questions)
         verdicts = [parse_verdict(reply) for reply in replies]
         self.unclear += sum(verdict is None for verdict in verdicts)
         straight, swapped = verdicts[: len(rows)], verdicts[len(rows) :]
@@ -139,6 +152,36 @@ class OpenAIJudge:
 
     def ask(self, prompt: str, first: str, second: str) -> str:
         """The model's reply to one question."""
+        return self._in_a_loop([(prompt, first, second)])[0]
+
+    def _in_a_loop(self, questions: Sequence[tuple[str, str, str]]) -> list[str]:
+        """All replies, from an event loop of their own: a thread may be running one (in a notebook) already."""
+        with start_blocking_portal() as portal:
+            return portal.call(self._ask_all, questions)
+
+    async def _ask_all(self, questions: Sequence[tuple[str, str, str]]) -> list[str]:
+        replies = [""] * len(questions)
+        limit = anyio.CapacityLimiter(self.workers)
+        failed: list[Exception] = []
+
+        async def ask(index: int) -> None:
+            async with limit:
+                try:
+                    replies[index] = await self._ask(client, *questions[index])
+                except Exception as error:
+                    failed.append(error)
+                    tasks.cancel_scope.cancel()
+
+        # The time limit is set around a whole question, since httpx's own are for single reads.
+        settings: dict[str, Any] = {"timeout": None, "follow_redirects": False, "auth": self._login}
+        async with httpx.AsyncClient(**settings) as client, anyio.create_task_group() as tasks:
+            for index in range(len(questions)):
+                tasks.start_soon(ask, index)
+        if failed:
+            raise failed[0]
+        return replies
+
+    async def _ask(self, client: httpx.AsyncClient, prompt: str, first: str, second: str) -> str:
         # Not str.format: answers and rubrics may hold braces of their own.
         parts = {"{prompt}": prompt, "{first}": first, "{second}": second}
         content = re.sub(r"\{prompt\}|\{first\}|\{second\}", lambda match: parts[match[0]], self.rubric)
@@ -148,67 +191,116 @@ class OpenAIJudge:
             "temperature": 0,
             "max_tokens": self.max_tokens,
         } | self.request
-        answer = self._post({name: value for name, value in body.items() if value is not None})
+        body = {name: value for name, value in body.items() if value is not None}
+        attempts = AsyncRetrying(
+            stop=stop_after_attempt(self.retries + 1),
+            wait=wait_exponential(multiplier=self.retry_wait),
+            retry=retry_if_exception_type(_MayPassError),
+            sleep=anyio.sleep,
+            reraise=True,
+        )
+        return self._content(await attempts(self._post, client, body))
+
+    async def _post(self, client: httpx.AsyncClient, body: dict[str, Any]) -> Any:
+        """One attempt: the parsed answer."""
+        key = self._key()
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
-            return answer["choices"][0]["message"]["content"] or ""
-        except (KeyError, IndexError, TypeError):
-            raise ValueError(
-                f"the judge at {self.url} returned no chat completion but {json.dumps(answer)[:200]}; "
-                "is it an OpenAI-style endpoint?"
+            with anyio.fail_after(self.timeout):
+                async with client.stream("POST", self.url, json=body, headers=headers) as response:
+                    data = await self._read(response)
+        except TimeoutError:
+            raise _MayPassError(
+                f"the judge at {self.url} did not answer within {self.timeout:g} seconds, "
+                f"{self.retries + 1} times; raise timeout, or lower workers"
             ) from None
-
-    def _post(self, body: dict[str, Any]) -> Any:
-        wait = self.retry_wait
-        for attempt in range(self.retries + 1):
-            last = attempt == self.retries
-            try:
-                return self._post_once(body)
-            except urllib.error.HTTPError as error:
-                if last or error.code not in _PASSING:
-                    raise ConnectionError(self._explain(error)) from None
-            except (OSError, http.client.HTTPException) as error:
-                if last:
-                    raise ConnectionError(self._explain_silence(error)) from None
-            time.sleep(wait)
-            wait *= 2
-        raise AssertionError("the last attempt returns or raises")
-
-    def _post_once(self, body: dict[str, Any]) -> Any:
-        headers = {"Content-Type": "application/json"}
-        key = os.environ.get(self.api_key_env)
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(self.url, json.dumps(body).encode(), headers, method="POST")
-        with urllib.request.urlopen(request, timeout=self.timeout) as response:
-            text = response.read().decode("utf-8", errors="replace")
+        except (httpx.TransportError, OSError) as error:
+            raise _MayPassError(
+                self._blot(f"nothing answers at {self.url}: {error}; is the server running?")
+            ) from None
+        except UnicodeEncodeError:
+            raise ValueError(f"the key in {self.api_key_env} holds characters that no header may") from None
+        if response.is_redirect:
+            raise ConnectionError(self._redirected(response))
+        text = data.decode("utf-8", errors="replace")
+        if not response.is_success:
+            kind = _MayPassError if response.status_code in _PASSING else ConnectionError
+            raise kind(self._explain(response, text))
         try:
             return json.loads(text)
-        except json.JSONDecodeError:
-            raise ValueError(f"the judge at {self.url} returned no JSON but {text[:200]!r}") from None
+        except (ValueError, RecursionError):
+            raise ValueError(
+                self._blot(f"the judge at {self.url} returned no JSON but {text[:200]!r}")
+            ) from None
 
-    def _explain(self, error: urllib.error.HTTPError) -> str:
-        said = " ".join(error.read(500).decode("utf-8", errors="replace").split())
-        if error.code in (401, 403):
-            state = "is set" if os.environ.get(self.api_key_env) else "is not set"
+    async def _read(self, response: httpx.Response) -> bytes:
+        data = bytearray()
+        async for chunk in response.aiter_bytes():
+            data += chunk
+            if len(data) > _MOST_BYTES:
+                raise ValueError(
+                    f"the judge at {self.url} sent more than {_MOST_BYTES:,} bytes for a verdict"
+                )
+        return bytes(data)
+
+    def _content(self, answer: Any) -> str:
+        try:
+            content = answer["choices"][0]["message"]["content"]
+        except (KeyError, IndexError, TypeError):
+            shown = json.dumps(answer)[:200]
+            raise ValueError(
+                self._blot(
+                    f"the judge at {self.url} returned no chat completion but {shown}; "
+                    "is it an OpenAI-style endpoint?"
+                )
+            ) from None
+        if content is not None and not isinstance(content, str):
+            raise ValueError(
+                self._blot(
+                    f"the judge at {self.url} returned a content of type {type(content).__name__} "
+                    f"({shorten(content)}); expected a text"
+                )
+            )
+        return content or ""
+
+    def _key(self) -> str:
+        return os.environ.get(self.api_key_env, "").strip()
+
+    def _blot(self, text: str) -> str:
+        """``text`` without the key and the password, also where a server has echoed them."""
+        secrets = {self._key(), self._login[1] if self._login else ""} - {""}
+        forms = {
+            form for secret in secrets for form in (secret, quote(secret, safe=""), json.dumps(secret)[1:-1])
+        }
+        for form in sorted(forms, key=len, reverse=True):
+            text = text.replace(form, "[secret]")
+        return text
+
+    def _redirected(self, response: httpx.Response) -> str:
+        target = response.next_request.url if response.next_request is not None else None
+        where = "elsewhere" if target is None else f"the host {target.host}"
+        return self._blot(
+            f"the judge at {self.url} answered {response.status_code} and points to {where}; the question and the "
+            "key were not sent there. Give base_url as the server has it now"
+        )
+
+    def _explain(self, response: httpx.Response, text: str) -> str:
+        status = response.status_code
+        if status in (401, 403):
+            state = "is set" if self._key() else "is not set"
             hint = f"the key is read from the environment variable {self.api_key_env}, which {state}"
-        elif error.code == 404:
+        elif status == 404:
             hint = (
                 f"does base_url end with its version (/v1), and does the server have a model {self.model!r}?"
             )
-        elif error.code == 429:
+        elif status == 429:
             hint = "too many questions; lower workers or raise retry_wait"
         else:
-            hint = f"tried {self.retries + 1} times" if error.code in _PASSING else "the request was refused"
-        return f"the judge at {self.url} answered {error.code} {error.reason}: {said or 'nothing'} ({hint})"
-
-    def _explain_silence(self, error: Exception) -> str:
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, TimeoutError):
-            return (
-                f"the judge at {self.url} did not answer within {self.timeout:g} seconds, "
-                f"{self.retries + 1} times; raise timeout, or lower workers"
-            )
-        return f"nothing answers at {self.url}: {reason}; is the server running?"
+            hint = f"tried {self.retries + 1} times" if status in _PASSING else "the request was refused"
+        # Blotted before it is cut, so that no part of a secret is left at the end.
+        answered = printable(" ".join(self._blot(text).split())[:500]) or "nothing"
+        reason = printable(self._blot(response.reason_phrase))
+        return f"the judge at {self.url} answered {status} {reason}: {answered} ({hint})"
 
 
 def parse_verdict(reply: str) -> float | None:

@@ -27,6 +27,7 @@ from agents.report.tables import (
     swatch,
     table,
 )
+from textrl_env.printable import printable
 
 #: Marks a file as a report, near its beginning.
 GENERATOR = '<meta name="generator" content="textrl report">'
@@ -208,9 +209,9 @@ def _samples(run: Run, alone: bool, label: str) -> str:
 
 
 def _sample_row(pair: Pair, numbers: Sequence[str], unit: str) -> list[str]:
-    row = [escape(_cut(pair.prompt))]
+    row = [escape(printable(_cut(pair.prompt)))]
     for cells, at in ((pair.first, pair.first_at), (pair.last, pair.last_at)):
-        row.append(f"{escape(_cut(cells['response']))}<small>at {at:,} {unit}</small>")
+        row.append(f"{escape(printable(_cut(cells['response'])))}<small>at {at:,} {unit}</small>")
         row += [num(escape(cells.get(name, "–").replace("-", "\N{MINUS SIGN}"))) for name in numbers]
     return row
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from agents.rollouts.rollout import Rollout
+from textrl_env.printable import markdown_cell
 
 #: Rows of the table of samples.
 _TABLE_ROWS = 8
@@ -150,7 +152,9 @@ class EpisodeLog:
         rows = [names, ["---"] * len(names)]
         for i in range(min(_TABLE_ROWS, len(self.text["response"]))):
             cells = [self.text[name][i] for name in names]
-            rows.append([f"{c:.2f}" if isinstance(c, (float, np.floating)) else _cell(str(c)) for c in cells])
+            rows.append(
+                [f"{c:.2f}" if isinstance(c, (float, np.floating)) else markdown_cell(str(c)) for c in cells]
+            )
         return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
@@ -160,15 +164,14 @@ def _mean_of_numbers(values: list[float]) -> float:
     return float(np.mean(numbers)) if numbers else float("nan")
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
 def read_table(table: str) -> list[dict[str, str]]:
     """The rows of what :meth:`EpisodeLog.table` wrote, cells by the names in its first row."""
-    # A bar inside a cell comes after a backslash, so only those between cells have a space before them.
+    # Bars inside cells are entities; before version 0.2 they came after a backslash.
     names, _, *rows = [line[2:-2].split(" | ") for line in table.split("\n")]
-    return [dict(zip(names, (cell.replace("\\|", "|") for cell in row), strict=True)) for row in rows]
+    return [
+        dict(zip(names, (html.unescape(cell.replace("\\|", "|")) for cell in row), strict=True))
+        for row in rows
+    ]
 
 
 def _log_objective(record: Callable[..., None], rollout: Rollout) -> None:

@@ -125,6 +125,11 @@ def _document(agent: Checkpointed) -> dict[str, Any]:
             )
         else:
             kwargs[name] = encoded
+            if "__main__" in trust.foreign_modules(encoded):
+                logger.warn(
+                    f"{name} names a function of this script (__main__), which another program cannot find: put it "
+                    f"into a module, or pass it again to load(..., {name}=...)"
+                )
     return {
         "format": FORMAT,
         "agent": name_of(cls),

@@ -37,6 +37,7 @@ from agents.callbacks.exact_gap import cheap_gap_callback
 from agents.callbacks.kl_control import AdaptiveKL, AnnealKL
 from agents.runs.registry import find_agent, find_policy
 from reward_models import trust
+from textrl_env.printable import printable
 
 FORMAT = 1
 CONFIG, PROGRESS, FINAL, CHECKPOINT = "config.json", "progress.csv", "final", "checkpoint-"
@@ -260,7 +261,7 @@ def resume_command(folder: Path, config: dict[str, Any]) -> str:
 
 def _resume_command(folder: Path, modules: Sequence[str]) -> str:
     allowed = [word for module in modules for word in ("--allow-module", module)]
-    return shlex.join(["textrl", "train", "--resume", str(folder), *allowed])
+    return printable(shlex.join(["textrl", "train", "--resume", str(folder), *allowed]))
 
 
 # -- logs -------------------------------------------------------------------------------------------------
