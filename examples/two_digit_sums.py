@@ -34,6 +34,7 @@ from agents.callbacks.progress import ProgressCallback
 from agents.commands.terminal import print_files, quiet_transformers
 from agents.evaluation.evaluation import EvaluationResult, evaluate_policy
 from agents.evaluation.plots import plot_learning_curve
+from agents.process import tune_process
 from agents.runs import run_directory
 from textrl_env.envs.text_rlhf import TextRLHFEnv
 from textrl_env.lm.causal_lm import CausalLM
@@ -145,6 +146,7 @@ def main() -> None:
     parser.add_argument("--run-dir", default="runs/real")
     arguments = parser.parse_args()
     quiet_transformers()
+    tune_process()
     console = Console()
     folder = Path(arguments.run_dir)
     run_directory.check_directory(folder, overwrite=True)

@@ -1,0 +1,212 @@
+"""A real pre-trained model and two-digit sums: GRPO here and in TRL, the same model, adapters, prompts and budget.
+
+    python benchmarks/real_model.py [--minutes 10] [--seeds 0] [--bf16] [--model build/smollm2]
+
+Each side is a process of its own, one after another, for so many minutes of training: the task of
+``examples/two_digit_sums.py``, LoRA 16 on every linear layer, 8 prompts times 8 answers of at most 12 tokens in a step,
+temperature 0.7, KL coefficient 0.01. ``--bf16`` gives both sides bfloat16 autocast, which only pays where the processor
+has it. Prints the seconds of a step, the peak memory, the share of right answers in the last five steps, and how long
+each side took until five steps in a row averaged ``TARGET``; writes benchmarks/real_model.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent / "examples"), str(HERE.parent)]
+
+#: Share of right answers, over five steps, that counts as having learned.
+TARGET = 0.4
+LEARNING_RATE, KL_COEF, TEMPERATURE, MAX_NEW_TOKENS, RANK = 3e-4, 0.01, 0.7, 12, 16
+PROMPTS, GROUP = 8, 8
+
+
+def ours(model: str, minutes: float, seed: int, bf16: bool) -> dict[str, Any]:
+    """GRPO of this project."""
+    import gymnasium as gym
+    from stable_baselines3.common.callbacks import BaseCallback
+    from two_digit_sums import REWARD, problems
+
+    import textrl_env  # noqa: F401  (registers the environments)
+    from agents import GRPO
+    from agents.process import tune_process
+
+    tune_process()
+
+    class Steps(BaseCallback):
+        """Notes when each step began and what its answers scored."""
+
+        def _on_training_start(self) -> None:
+            self.began = time.perf_counter()
+            self.ends, self.scores = [], []
+
+        def _on_rollout_start(self) -> None:
+            if self.scores:
+                self.ends.append(time.perf_counter() - self.began)
+            if time.perf_counter() - self.began > 60 * minutes:
+                self.model.total_timesteps = self.model.num_timesteps
+
+        def _on_rollout_end(self) -> None:
+            self.scores.append(float(sum(self.model.episodes.text["score"])) / (PROMPTS * GROUP))
+
+        def _on_step(self) -> bool:
+            return True
+
+    env = gym.make(
+        "TextRLHF-v0",
+        model=model,
+        reward=REWARD,
+        prompts=problems()[0],
+        kl_coef=KL_COEF,
+        max_new_tokens=MAX_NEW_TOKENS,
+        temperature=TEMPERATURE,
+        autocast=bf16,
+        device="cpu",
+    )
+    agent = GRPO(
+        "auto",
+        env,
+        learning_rate=LEARNING_RATE,
+        group_size=GROUP,
+        n_episodes=PROMPTS * GROUP,
+        policy_kwargs={"lora_rank": RANK},
+        seed=seed,
+    )
+    steps = Steps()
+    agent.learn(10**9, callback=steps)
+    return {"ends": steps.ends, "scores": steps.scores[: len(steps.ends)]}
+
+
+def trl(model: str, minutes: float, seed: int, bf16: bool) -> dict[str, Any]:
+    """TRL's GRPO trainer."""
+    import datasets
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+    from two_digit_sums import problems
+
+    from reward_models import numeric_answer
+
+    right = numeric_answer(column="answer")
+
+    def reward(prompts: Any, completions: Any, answer: Any, **columns: Any) -> list[float]:
+        return right(prompts, [completion[0]["content"] for completion in completions], answer=answer)
+
+    ends: list[float] = []
+    scores: list[float] = []
+
+    class Steps(TrainerCallback):
+        """Notes when each step ended and what its answers scored."""
+
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            self.began = time.perf_counter()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            ends.append(time.perf_counter() - self.began)
+            control.should_training_stop = ends[-1] > 60 * minutes
+
+        def on_log(self, *args: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+            if logs and "reward" in logs:
+                scores.append(logs["reward"])
+
+    with tempfile.TemporaryDirectory() as out:
+        config = GRPOConfig(
+            output_dir=out,
+            use_cpu=True,
+            bf16=bf16,
+            gradient_checkpointing=False,
+            per_device_train_batch_size=PROMPTS * GROUP,
+            num_generations=GROUP,
+            max_completion_length=MAX_NEW_TOKENS,
+            temperature=TEMPERATURE,
+            learning_rate=LEARNING_RATE,
+            lr_scheduler_type="constant",
+            beta=KL_COEF,
+            max_steps=10_000,
+            seed=seed,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+        )
+        trainer = GRPOTrainer(
+            model=AutoModelForCausalLM.from_pretrained(model, dtype="float32"),
+            processing_class=AutoTokenizer.from_pretrained(model),
+            reward_funcs=reward,
+            args=config,
+            train_dataset=datasets.Dataset.from_list(problems()[0]),
+            peft_config=LoraConfig(
+                r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"
+            ),
+            callbacks=[Steps()],
+        )
+        trainer.train()
+    return {"ends": ends, "scores": scores[: len(ends)]}
+
+
+SIDES = {"ours": ours, "TRL 1.16": trl}
+
+
+def seconds_until(ends: list[float], scores: list[float], target: float) -> float | None:
+    """When five steps in a row first averaged ``target``; None if they never did."""
+    for i in range(5, len(scores) + 1):
+        if statistics.mean(scores[i - 5 : i]) >= target:
+            return ends[i - 1]
+    return None
+
+
+def main() -> None:
+    """Run every side in a process of its own and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="build/smollm2")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of training, for each side and seed")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--side", choices=SIDES, default=None, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        result = SIDES[arguments.side](arguments.model, arguments.minutes, arguments.seeds[0], arguments.bf16)
+        result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps(result))
+        return
+    from smollm2 import make_folder
+
+    model = str(make_folder(Path(arguments.model)).resolve())
+    rows = []
+    for seed in arguments.seeds:
+        for side in SIDES:
+            command = [sys.executable, __file__, "--side", side, "--model", model, "--seeds", str(seed)]
+            command += ["--minutes", str(arguments.minutes), *(["--bf16"] if arguments.bf16 else [])]
+            print(f"{side}, seed {seed}: {arguments.minutes:g} minutes", flush=True)
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(f"{side} ended with {done.returncode}:\n{done.stderr[-4000:]}")
+            result = json.loads(done.stdout.strip().splitlines()[-1])
+            rows.append({"side": side, "seed": seed, "bf16": arguments.bf16, **result})
+    (HERE / "real_model.json").write_text(json.dumps(rows, indent=1) + "\n")
+    print("| side | seed | seconds a step | peak memory | right, first 5 steps | right, last 5 steps | "
+          f"minutes to {TARGET:.0%} |\n| --- | --- | --- | --- | --- | --- | --- |")  # fmt: skip
+    for row in rows:
+        ends, scores = row["ends"], row["scores"]
+        seconds = statistics.median(b - a for a, b in itertools.pairwise(ends))
+        reached = seconds_until(ends, scores, TARGET)
+        print(
+            f"| {row['side']} | {row['seed']} | {seconds:.1f} | {row['peak_mb']:,.0f} MB "
+            f"| {statistics.mean(scores[:5]):.2f} | {statistics.mean(scores[-5:]):.2f} "
+            f"| {'not reached' if reached is None else f'{reached / 60:.1f}'} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
