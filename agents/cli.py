@@ -76,10 +76,15 @@ def _check_verb(args: list[str]) -> None:
         raise ValueError(f"there is no command {args[0]!r}. {did_you_mean(args[0], VERBS)}")
 
 
+def _notes(error: Exception) -> list[str]:
+    """What was added to an error on its way, such as which completion a reward was scoring."""
+    return [f"({note})" for note in getattr(error, "__notes__", ())]
+
+
 def _one_line(error: Exception) -> str:
     """What an error says, in one line; a bare class name for one that says nothing."""
     said = error.format_message() if hasattr(error, "format_message") else str(error)
     if isinstance(error, KeyError):
         said = str(error.args[0]) if error.args else ""
-    said = printable(" ".join(said.split()))
+    said = printable(" ".join(" ".join([said, *_notes(error)]).split()))
     return said or f"{type(error).__name__} (--debug shows where)"

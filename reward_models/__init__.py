@@ -23,14 +23,15 @@ from reward_models.rules import (
     repetition_penalty,
 )
 
-#: Public names that need torch, and the module each is in.
-_LAZY = {"HFRewardModel": "reward_models.classifier"}
+#: Public names that need torch or tenacity, and the module each is in.
+_LAZY = {"HFRewardModel": "reward_models.classifier", "Guarded": "reward_models.guarded"}
 
 __all__ = [
     "Batch",
     "Clip",
     "Ensemble",
     "FunctionReward",
+    "Guarded",
     "HFRewardModel",
     "Reward",
     "RewardResult",

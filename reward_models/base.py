@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from reward_models.handing_over import own_copy
 from reward_models.names import shorten
+from reward_models.trust import is_own
 
 #: Keywords that the contract itself fills; no dataset column may be called so.
 RESERVED = ("prompts", "completions", "prompt_ids", "completion_ids")
@@ -62,6 +64,18 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    def rows(self, which: slice) -> Batch:
+        """Some of the rows."""
+        columns = {name: values[which] for name, values in self.columns.items()}
+        lists = (self.prompts, self.completions, self.prompt_ids, self.completion_ids)
+        return Batch(*(None if values is None else values[which] for values in lists), columns)
+
+    def copied(self) -> Batch:
+        """The same rows in lists of their own."""
+        return Batch(
+            *own_copy((self.prompts, self.completions, self.prompt_ids, self.completion_ids, self.columns))
+        )
 
     def offered(self) -> dict[str, Sequence[Any]]:
         """Everything a reward function may ask for, by keyword."""
@@ -114,7 +128,11 @@ class Reward(ABC):
         batch = Batch(prompts, completions, prompt_ids, completion_ids, columns or {})
         if len(batch) == 0:
             return RewardResult(np.zeros(0), {name: np.zeros(0) for name in self.names})
-        return self.evaluate(batch)
+        return self.evaluate_own(batch)
+
+    def evaluate_own(self, batch: Batch, optional: bool = False) -> RewardResult:
+        """:meth:`evaluate`, on a copy of the rows where the class is not one of this project's."""
+        return self.evaluate(batch if is_own(type(self)) else batch.copied(), optional)
 
     def __call__(
         self,

@@ -59,7 +59,7 @@ class Clip(_Wrapper):
         self.low, self.high = low, high
 
     def evaluate(self, batch: Batch, optional: bool = False) -> RewardResult:
-        result = self.reward.evaluate(batch, optional)
+        result = self.reward.evaluate_own(batch, optional)
         return RewardResult(np.clip(result.total, self.low, self.high), result.parts)
 
 
@@ -95,7 +95,7 @@ class RunningNormalizer(_Wrapper):
         return spread if spread > 1e-12 * max(abs(self.mean), 1e-300) else 1.0
 
     def evaluate(self, batch: Batch, optional: bool = False) -> RewardResult:
-        result = self.reward.evaluate(batch, optional)
+        result = self.reward.evaluate_own(batch, optional)
         if self.update:
             self._take_in(result.total[~np.isnan(result.total)])
         total = (result.total - (self.mean if self.center else 0.0)) / self.std
@@ -152,7 +152,7 @@ class Ensemble(Reward):
         return self._names
 
     def evaluate(self, batch: Batch, optional: bool = False) -> RewardResult:
-        results = [reward.evaluate(batch) for reward in self.rewards]
+        results = [reward.evaluate_own(batch) for reward in self.rewards]
         totals = np.stack([result.total for result in results])  # [members, N]
         parts = [part for result in results for part in result.parts.values()]
         total = totals.mean(axis=0) - self.k * totals.std(axis=0)

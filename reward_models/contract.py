@@ -60,7 +60,7 @@ class WeightedSum(Reward):
 
     def evaluate(self, batch: Batch, optional: bool = False) -> RewardResult:
         several = len(self.rewards) > 1
-        results = [reward.evaluate(batch, optional=optional or several) for reward in self.rewards]
+        results = [reward.evaluate_own(batch, optional=optional or several) for reward in self.rewards]
         total = np.zeros(len(batch))
         for weight, result in zip(self.weights, results, strict=True):
             total += weight * (np.nan_to_num(result.total, nan=0.0) if several else result.total)

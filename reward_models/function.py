@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from reward_models.base import Batch, Reward, RewardResult, check_scores
+from reward_models.handing_over import own_copy, place
 from reward_models.names import name_of, nearest, shorten
 
 
@@ -29,14 +30,19 @@ class FunctionReward(Reward):
         self.name = name or name_of(function)
 
     def evaluate(self, batch: Batch, optional: bool = False) -> RewardResult:
-        args, kwargs = _arguments(self.function, self.name, batch)
+        args, kwargs = own_copy(_arguments(self.function, self.name, batch))
         try:
             values = self.function(*args, **kwargs)
             if inspect.isawaitable(values):
                 values = _run(values)
-        except Exception as error:
-            error.add_note(f"raised while the reward {self.name!r} scored {len(batch)} completions")
-            raise
+        except (Exception, SystemExit, asyncio.CancelledError) as error:
+            handed = args or [kwargs.get(name, getattr(batch, name)) for name in ("prompts", "completions")]
+            note = f"raised while the reward {self.name!r} scored {place(error, *handed[:2])}"
+            if not isinstance(error, Exception):  # a reward may fail, and may not end the run
+                what = f"{type(error).__name__}: {error}".rstrip(": ")
+                error = RuntimeError(f"the reward {self.name!r} tried to leave the program with {what}")
+            error.add_note(note)
+            raise error
         scores = check_scores(values, batch, self.name, optional)
         return RewardResult(scores, {self.name: scores})
 
