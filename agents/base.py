@@ -22,7 +22,7 @@ from torch import Tensor
 
 from agents.algorithms import maths
 from agents.algorithms.flat_adam import FlatAdam
-from agents.algorithms.gradient_step import accumulate_gradients, clip_gradients
+from agents.algorithms.gradient_step import accumulate_gradients, clip_gradients, read_scalars
 from agents.algorithms.schedules import Schedule, schedule_value
 from agents.loop import LearningLoop
 from agents.policies.base import Evaluation, Policy
@@ -231,10 +231,10 @@ class Agent(LearningLoop):
         """A sequence model's values, from one pass over the finished episodes."""
         if not (self.policy.whole_episodes and self.policy.has_critic):
             return rollout
-        values = torch.zeros_like(rollout.rewards)
+        values = torch.zeros_like(rollout.rewards, device=self.device)
         for micro, rows in rollout.to(self.device).micro_batches(self.micro_batch_size):
-            values[rows.cpu()] = self.policy.evaluate(micro).values.float().cpu()
-        rollout.values = values * rollout.mask
+            values[rows] = self.policy.evaluate(micro).values.float()
+        rollout.values = values.cpu() * rollout.mask
         array, mask, done = (x.numpy() for x in (rollout.values, rollout.mask, rollout.done))
         shifted = maths.shift_values(array, np.zeros(len(array), array.dtype), mask, done)
         rollout.next_values = rollout.next_values + torch.from_numpy(shifted) * rollout.mask
@@ -306,7 +306,10 @@ class Agent(LearningLoop):
         fresh = True
         for _ in range(self.n_epochs):
             for batch in rollout.minibatches(self.batch_size, self.rng):
-                record = self.update(batch if whole else self.prepare_batch(batch), fresh)
+                batch = batch if whole else self.prepare_batch(batch)
+                for micro, _ in batch.micro_batches(self.micro_batch_size):
+                    self.policy.prepare(micro)
+                record = self.update(batch, fresh)
                 fresh = False
                 records.append(record)
                 if self.should_stop(record):
@@ -320,6 +323,8 @@ class Agent(LearningLoop):
 
     def update(self, batch: Rollout, fresh: bool = False) -> dict[str, float]:
         """One gradient step on one minibatch, in micro-batches; returns what to log.
+
+        On a GPU it waits for one transfer, that of the numbers which it returns.
 
         Args:
             batch: Rows of a rollout.
@@ -337,14 +342,14 @@ class Agent(LearningLoop):
         if extra is not None:
             extra.backward()
         norm = clip_gradients(self.optimizer, self.policy, self.max_grad_norm)
-        if not math.isfinite(norm):
+        logged = dict(zip([*names, "grad_norm"], read_scalars(totals, norm), strict=True))
+        if not math.isfinite(logged["grad_norm"]):
             raise FloatingPointError(
-                f"the gradient norm became {norm} at {self.num_timesteps} timesteps; "
+                f"the gradient norm became {logged['grad_norm']} at {self.num_timesteps} timesteps; "
                 "a lower learning_rate or a smaller reward scale usually helps"
             )
         self.optimizer.step()
-        # One transfer for all of them, after everything else has been launched.
-        return {**dict(zip(names, totals.tolist(), strict=True)), "grad_norm": norm}
+        return logged
 
     def should_stop(self, record: dict[str, float]) -> bool:
         """Whether to stop learning from this rollout, from what :meth:`update` has just returned."""

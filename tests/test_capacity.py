@@ -14,6 +14,7 @@ from benchmarks.capacity_step import DEVICES, Device, Step
 from benchmarks.llama_costs import Shape
 from benchmarks.random_llama import make_lm
 from textrl_env.lm.decoding import SlotDecoder
+from textrl_env.lm.sequences import Sequences
 from textrl_env.lm.teacher_forcing import CHUNK_LOGITS
 
 SHAPES = (
@@ -116,9 +117,9 @@ def test_a_shared_prompt_costs_every_row_a_copy_of_its_keys_and_the_fused_body_s
     prompts = [torch.arange(1, prompt + 1).numpy()] * rows
     responses = [torch.arange(1, response + 1).numpy()] * rows
     lm.teacher_forcing_works(prompt + response)  # measured once, before what is counted
-    spared = saved_bytes(lambda: lm.response_states(prompts, responses), lm.model)
+    spared = saved_bytes(lambda: lm.policy_states(Sequences.from_responses(prompts, responses)), lm.model)
     monkeypatch.setattr(lm, "fused_body", lambda body=None: None)
-    saved = saved_bytes(lambda: lm.response_states(prompts, responses), lm.model)
+    saved = saved_bytes(lambda: lm.policy_states(Sequences.from_responses(prompts, responses)), lm.model)
     assert spared < 0.9 * saved
     step = Step(
         shape,

@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 from tests.tiny import CONTEXT, EOS, WORDS, make_lm, make_model, make_tokenizer, random_sequences
 from textrl_env.lm import decoding
 from textrl_env.lm.causal_lm import CausalLM
-from textrl_env.lm.decoding import SlotDecoder, gather_log_probs, generate, pack_sequences, sample_actions
+from textrl_env.lm.decoding import SlotDecoder, gather_log_probs, generate, sample_actions
 from textrl_env.lm.shared_prompts import SharedPrompts
 
 
@@ -240,8 +240,9 @@ def test_every_listed_end_token_ends_a_response():
 
 def test_one_generator_seed_gives_one_set_of_responses(lm):
     first, second = (generate(lm, [np.array([3])] * 9, 8, torch.Generator().manual_seed(5)) for _ in "ab")
-    assert [r.tolist() for r in first[0]] == [r.tolist() for r in second[0]]
-    assert [r.tolist() for r in first[1]] == [r.tolist() for r in second[1]]
+    assert first.tokens.tolist() == second.tokens.tolist()
+    assert first.starts.tolist() == second.starts.tolist()
+    assert first.log_probs.tolist() == second.log_probs.tolist()
 
 
 # Tokens
@@ -273,13 +274,6 @@ def test_padding_that_is_the_end_token_does_not_hide_it(lm_pad_is_eos):
 
 def test_a_tokenizer_without_padding_is_enough():
     assert make_lm(pad=None).pad_id == EOS
-
-
-def test_packed_sequences_start_every_response_in_one_column():
-    ids, mask, steps = pack_sequences([np.array([1]), np.array([2, 3])], [np.array([4, 5]), np.array([6])], 9)
-    assert ids.tolist() == [[9, 1, 4, 5], [2, 3, 6, 9]]
-    assert mask.tolist() == [[0, 1, 1, 1], [1, 1, 1, 0]]
-    assert steps == 2
 
 
 def test_sampling_takes_the_argmax_when_told_to():

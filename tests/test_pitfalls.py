@@ -15,6 +15,7 @@ from agents import GRPO, PPO, REINFORCE, Agent
 from agents.policies.factory import CausalLMPolicy
 from agents.rollouts.rollout import Rollout
 from tests.tiny import EOS, WORDS, id_sum, make_env, make_lm
+from textrl_env.lm.sequences import right_padded
 
 AGENTS = {"PPO": PPO, "REINFORCE": REINFORCE, "GRPO": GRPO}
 
@@ -184,9 +185,7 @@ def padded(batch: Rollout, columns: int) -> Rollout:
     fields = [f.name for f in dataclasses.fields(batch) if f.name not in ("inputs", "group")]
     # Log-probabilities of nothing are 0, here as in every rollout.
     wide = {name: widen(getattr(batch, name), 0.0 if "log_probs" in name else 1e3) for name in fields}
-    inputs = {name: widen(tensor) for name, tensor in batch.inputs.items()}
-    if "attention_mask" in inputs:
-        inputs["attention_mask"][:, -columns:] = 0
+    inputs = {n: widen(x) if isinstance(x, torch.Tensor) else x for n, x in batch.inputs.items()}
     return Rollout(inputs, group=batch.group, **wide)
 
 
@@ -274,9 +273,8 @@ def test_14_the_answers_of_a_group_are_neighbours_and_share_their_start(world):
     )
     rollout = start(agent)
     assert rollout.group.tolist() == [i // 4 for i in range(16)]
-    if "input_ids" in rollout.inputs:
-        width = rollout.inputs["input_ids"].shape[1] - rollout.mask.shape[1]
-        starts = rollout.inputs["input_ids"][:, :width] * rollout.inputs["attention_mask"][:, :width]
+    if "sequences" in rollout.inputs:
+        starts = torch.from_numpy(right_padded(rollout.inputs["sequences"].prompts))
     else:
         starts = rollout.inputs["features"][:, 0]
     groups = starts.reshape(4, 4, -1)

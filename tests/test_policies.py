@@ -14,7 +14,7 @@ from agents import PPO, CausalLMPolicy, Evaluation, MlpPolicy, Policy, Rollout
 from agents.policies.factory import encode, feature_size, make_policy
 from agents.rollouts.vector_envs import make_envs
 from tests.tiny import make_env, make_lm
-from textrl_env.lm.decoding import pack_sequences
+from textrl_env.lm.sequences import Sequences
 
 DISCRETE = spaces.Discrete(3)
 OBSERVATION_SPACES = {
@@ -208,11 +208,10 @@ def lm_policy(kind="llama", critic="shared", num_envs=3, **kwargs):
 
 
 def lm_rollout(policy, prompts, responses) -> Rollout:
-    ids, attention, steps = pack_sequences(prompts, responses)
-    mask = torch.from_numpy(attention[:, -steps:].astype(bool))
-    inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(attention)}
-    zeros = torch.zeros(mask.shape)
-    return Rollout(inputs, inputs["input_ids"][:, -steps:], zeros, zeros, zeros, zeros, mask, mask)
+    sequences = Sequences.from_responses(prompts, responses)
+    mask = torch.from_numpy(sequences.mask())
+    actions, zeros = torch.from_numpy(sequences.padded(sequences.actions)), torch.zeros(mask.shape)
+    return Rollout({"sequences": sequences}, actions, zeros, zeros, zeros, zeros, mask, mask)
 
 
 @pytest.mark.parametrize("critic", ["separate", "shared", None])

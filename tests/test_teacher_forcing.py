@@ -12,7 +12,8 @@ from torch import nn
 from tests.tiny import make_lm, random_sequences
 from textrl_env.lm import teacher_forcing
 from textrl_env.lm.decoding import sample_actions
-from textrl_env.lm.teacher_forcing import linear_log_probs, pack_rows, unique_rows
+from textrl_env.lm.sequences import Sequences, distinct
+from textrl_env.lm.teacher_forcing import linear_log_probs, pack_rows
 
 
 def plain(lm, prompts, responses):
@@ -45,7 +46,7 @@ def test_log_probs_entropies_and_gradients_are_those_of_plain_passes(kind, tempe
     asked = random_sequences(distinct)
     prompts = [asked[i % len(asked)] for i in range(len(lengths))]
     responses = random_sequences(lengths, seed=1)
-    got, entropy, _ = lm.evaluate(prompts, responses)
+    got, entropy, _ = lm.evaluate(Sequences.from_responses(prompts, responses))
     wanted, wanted_entropy = plain(lm, prompts, responses)
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(entropy, wanted_entropy, atol=1e-5, rtol=1e-4)
@@ -60,7 +61,7 @@ def test_gradients_are_right_where_one_prompt_has_more_rows_than_another():
     lm.model.requires_grad_(True)
     first, second = random_sequences([6, 4])
     prompts, responses = [first, second, first, first], random_sequences([7, 7, 6, 5], seed=1)
-    mine = weight_gradient(lm, lm.evaluate(prompts, responses)[0].sum())
+    mine = weight_gradient(lm, lm.evaluate(Sequences.from_responses(prompts, responses))[0].sum())
     theirs = weight_gradient(lm, plain(lm, prompts, responses)[0].sum())
     torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
 
@@ -77,7 +78,7 @@ def test_a_prompt_is_read_once_for_all_its_responses(monkeypatch):
     embed = lm.body.embed_tokens.forward
     monkeypatch.setattr(lm.body.embed_tokens, "forward", lambda ids: read.append(ids.numel()) or embed(ids))
     prompts = random_sequences([20]) * 6
-    lm.evaluate(prompts, random_sequences([5] * 6, seed=1))
+    lm.evaluate(Sequences.from_responses(prompts, random_sequences([5] * 6, seed=1)))
     assert read == [20, 6 * 4]
 
 
@@ -87,7 +88,7 @@ def test_a_head_that_is_more_than_a_matrix_takes_the_plain_way_and_is_still_righ
     lm.model.lm_head = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), head)
     assert not lm.teacher_forcing_works()
     prompts, responses = random_sequences([3, 3]), random_sequences([4, 2], seed=1)
-    got, entropy, _ = lm.evaluate(prompts, responses)
+    got, entropy, _ = lm.evaluate(Sequences.from_responses(prompts, responses))
     wanted, wanted_entropy = plain(lm, prompts, responses)
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(entropy, wanted_entropy, atol=1e-5, rtol=1e-4)
@@ -112,8 +113,10 @@ def test_the_plain_way_gives_the_states_of_the_other(monkeypatch):
     states = {}
     for works in (True, False):
         monkeypatch.setattr(lm, "teacher_forcing_works", lambda length, works=works: works)
-        states[works] = lm.response_states(prompts, responses)
-        torch.testing.assert_close(states[works], lm.evaluate(prompts, responses, with_states=True)[2])
+        states[works] = lm.policy_states(Sequences.from_responses(prompts, responses))
+        torch.testing.assert_close(
+            states[works], lm.evaluate(Sequences.from_responses(prompts, responses), with_states=True)[2]
+        )
     torch.testing.assert_close(states[True], states[False], atol=1e-5, rtol=1e-4)
 
 
@@ -165,10 +168,9 @@ def test_packed_sequences_do_not_overlap_and_share_rows_with_their_own_only(item
         assert len(mine) < 2 or mine[0] + mine[1] > lengths.max()
 
 
-def test_unique_rows_keep_the_order_of_first_appearance():
-    rows, inverse = unique_rows([np.array([2, 1]), np.array([3]), np.array([2, 1])])
-    assert [r.tolist() for r in rows] == [[2, 1], [3]]
-    assert inverse.tolist() == [0, 1, 0]
+def test_distinct_rows_keep_the_order_of_first_appearance():
+    first, kind = distinct([np.array([2, 1]), np.array([3]), np.array([2, 1])])
+    assert first.tolist() == [0, 1] and kind.tolist() == [0, 1, 0]
 
 
 def test_samples_have_the_frequencies_of_the_softmax_and_impossible_actions_never_come():
@@ -187,7 +189,7 @@ def test_under_autocast_a_reference_says_to_the_bit_what_its_policy_says_with_gr
     lm.model.requires_grad_(True)
     asked = random_sequences([7] * distinct)
     prompts, responses = [asked[i % distinct] for i in range(4)], random_sequences([6, 2, 5, 6], seed=1)
-    with_gradient, _, _ = lm.evaluate(prompts, responses)
+    with_gradient, _, _ = lm.evaluate(Sequences.from_responses(prompts, responses))
     said = lm.response_log_probs(prompts, responses)
     lengths = [len(r) for r in responses]
     rows = np.split(with_gradient.detach().double().numpy(), np.cumsum(lengths)[:-1])

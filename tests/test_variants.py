@@ -14,6 +14,7 @@ from agents.algorithms.maths import masked_mean
 from agents.policies.factory import Evaluation
 from agents.rollouts.rollout import Rollout, concatenate
 from tests.tiny import make_env, make_model, make_tokenizer
+from textrl_env.lm.sequences import right_padded
 
 VARIANTS = [RLOO, REINFORCEPlusPlus, DrGRPO, DAPO, GSPO, CISPO]
 every_variant = pytest.mark.parametrize("cls", VARIANTS, ids=lambda cls: cls.__name__)
@@ -320,7 +321,13 @@ def test_log_probs_and_entropies_of_a_response_are_those_of_trls_trainer(tmp_pat
     agent = GRPO("auto", make_env(num_envs=2), group_size=GROUP, n_episodes=len(LENGTHS), seed=0)
     (rollout,) = caught_rollouts(agent)
     trainer = trl_trainer("GRPO", tmp_path)
-    ids, attention = rollout.inputs["input_ids"], rollout.inputs["attention_mask"]
+    sequences = rollout.inputs["sequences"]
+    # It wants prompts that end, and responses that begin, in one column.
+    prompts = np.fliplr(right_padded([prompt[::-1] for prompt in sequences.prompts]))
+    lengths = sequences.first[:, None]
+    real = np.concatenate([np.arange(prompts.shape[1])[::-1] < lengths, sequences.mask()], axis=1)
+    ids = torch.from_numpy(np.concatenate([prompts, right_padded(sequences.responses)], axis=1))
+    attention = torch.from_numpy(real).long()
     log_probs, entropy, _ = trainer._get_per_token_logps_and_entropies(
         trainer.model, ids, attention, rollout.mask.shape[1], compute_entropy=True
     )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -44,11 +43,11 @@ def accumulate_gradients(
     loss_total: Tensor | float = 0.0
     totals: Tensor | float = 0.0
     names: list[str] = []
-    for micro, rows in _micro_batches(batch, micro_batch_size):
+    for micro, rows in batch.micro_batches(micro_batch_size):
         new, batch.evaluation = batch.evaluation if fresh else None, None
         if new is None or new.log_probs.shape != micro.mask.shape:
             new = policy.evaluate(micro)
-        if not micro.mask.all():
+        if not (micro.mask.is_cpu and micro.mask.all()):  # looking at a GPU's mask would mean waiting for it
             # Values at padding mean nothing and could overflow a ratio; 0 times inf is NaN.
             new = Evaluation(*(None if x is None else torch.where(micro.mask, x, 0.0) for x in new))
         if fresh:
@@ -65,14 +64,18 @@ def accumulate_gradients(
     return ["loss", *names], torch.cat([loss_total.view(1).to(totals.dtype), totals])
 
 
-def _micro_batches(batch: Rollout, size: int | None) -> Iterator[tuple[Rollout, Any]]:
-    if size is None or size >= len(batch):
-        return iter([(batch, ...)])  # all rows, as they are
-    return batch.micro_batches(size)
-
-
-def clip_gradients(optimizer: torch.optim.Optimizer, policy: Policy, max_norm: float) -> float:
+def clip_gradients(optimizer: torch.optim.Optimizer, policy: Policy, max_norm: float) -> float | Tensor:
     """Scale the gradient down to ``max_norm``; returns the norm it had."""
     if isinstance(optimizer, FlatAdam):
         return optimizer.clip_grad_norm(max_norm)
-    return float(torch.nn.utils.clip_grad_norm_(policy.parameters(), max_norm))
+    return torch.nn.utils.clip_grad_norm_(policy.parameters(), max_norm)
+
+
+def read_scalars(values: Tensor, norm: float | Tensor) -> list[float]:
+    """The numbers of ``values`` and the gradient's norm, in one transfer from the device.
+
+    This is where a gradient step waits for a GPU, and the only place.
+    """
+    return torch.cat(
+        [values, torch.as_tensor(norm, dtype=values.dtype, device=values.device).view(1)]
+    ).tolist()

@@ -105,10 +105,11 @@ def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     mean = masked_mean(x, mask)
     std = (((x - mean) ** 2 * mask).sum() / (count - 1).clamp(min=1)).sqrt()
     # Equal entries differ by rounding only; dividing that by itself would make noise look like signal.
-    if count < 2 or std <= 1e-6 * (x * mask).abs().max():
-        return torch.zeros_like(x) if shift_mean else x * mask
+    flat = (count < 2) | (std <= 1e-6 * (x * mask).abs().max())
     scaled = (x - mean) / (std + 1e-8)
-    return (scaled if shift_mean else scaled + mean) * mask
+    unscaled, scaled = (torch.zeros_like(x), scaled) if shift_mean else (x, scaled + mean)
+    # Chosen without looking, for which a GPU would have to be waited for.
+    return torch.where(flat, unscaled, scaled) * mask
 
 
 def group_advantages(scores: Tensor, group_size: int, scale: str = "std") -> Tensor:

@@ -26,6 +26,7 @@ from textrl_env.exact.solver import (
     kl_divergence,
     solve,
 )
+from textrl_env.lm.decoding import SlotDecoder
 
 #: Prefixes in one call of the policy.
 _BATCH = 4096
@@ -98,12 +99,10 @@ def _next_token_log_probs(policy: Policy, observation: dict[str, np.ndarray]) ->
     if not hasattr(policy, "lm"):
         actions = [np.full(len(observation["input_ids"]), token) for token in range(vocab_size)]
         return np.stack([policy.log_prob(observation, action) for action in actions], axis=1)
-    tensors = (torch.from_numpy(observation[name]) for name in ("input_ids", "attention_mask"))
-    # One column more: the logits that predict a token do not look at it.
-    ids, mask = (torch.nn.functional.pad(x.to(policy.device), (0, 1)) for x in tensors)
-    mask[:, -1] = 1
-    logits, _ = policy.lm.response_outputs(ids, mask, 1)
-    return logits[:, 0].double().log_softmax(-1).cpu().numpy()
+    real = observation["attention_mask"] > 0
+    rows = [ids[known] for ids, known in zip(observation["input_ids"], real, strict=True)]
+    decoder = SlotDecoder(policy.lm, len(rows), real.shape[1], use_cache=False)
+    return decoder.prefill(np.arange(len(rows)), rows).double().log_softmax(-1).cpu().numpy()
 
 
 class ExactGapCallback(BaseCallback):

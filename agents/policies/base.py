@@ -56,11 +56,14 @@ class Policy(nn.Module):
         """
         raise NotImplementedError
 
+    def prepare(self, rollout: Rollout) -> None:
+        """Called before the update that evaluates these rows: what evaluation needs is moved to the device now."""
+
     def evaluate(self, rollout: Rollout) -> Evaluation:
         """Log-probabilities, values and entropies of what was done, with gradient."""
         raise NotImplementedError
 
-    def stack(self, observations: list[Any], actions: np.ndarray, mask: np.ndarray) -> dict[str, Tensor]:
+    def stack(self, observations: list[Any], actions: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
         """``Rollout.inputs`` from ``T`` batches of observations and the actions ``[N, T]``."""
         raise NotImplementedError
 

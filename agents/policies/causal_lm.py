@@ -19,7 +19,8 @@ from agents.rollouts.rollout import Rollout
 from textrl_env.errors import check_choice
 from textrl_env.lm.causal_lm import CausalLM
 from textrl_env.lm.decoding import SlotDecoder, gather_log_probs, sample_actions
-from textrl_env.lm.decoding import generate as generate_responses
+from textrl_env.lm.decoding import generate as generate_sequences
+from textrl_env.lm.sequences import ENVIRONMENT, POLICY, PROMPT, Sequences, step_places
 
 
 class CausalLMPolicy(Policy):
@@ -130,48 +131,53 @@ class CausalLMPolicy(Policy):
 
     def generate(
         self, prompts: list[np.ndarray], max_new_tokens: int, deterministic: bool = False
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Responses to prompts (token ids) and their log-probabilities; see ``language_model.generate``."""
-        return generate_responses(self.lm, prompts, max_new_tokens, self.generator, deterministic)
+    ) -> Sequences:
+        """Responses to prompts (token ids) and their log-probabilities; see :func:`~textrl_env.lm.generate`.
+
+        Override it for another generator. A pair of lists (responses, log-probabilities) will do as well; unless our
+        own decoder has written them, the log-probabilities are computed again by this policy.
+        """
+        return generate_sequences(self.lm, prompts, max_new_tokens, self.generator, deterministic)
+
+    def prepare(self, rollout: Rollout) -> None:
+        rollout.inputs["sequences"].derived(step_places)
+        self.lm.layout(rollout.inputs["sequences"])
 
     def evaluate(self, rollout: Rollout) -> Evaluation:
-        prompts, responses = _sequences(rollout)
+        sequences = rollout.inputs["sequences"].to(self.device)
         shares_trunk = self.value_head is not None and self.body is None
-        log_probs, entropy, states = self.lm.evaluate(prompts, responses, with_states=shares_trunk)
-        values = self._values(prompts, responses, states)
-        real = rollout.inputs["attention_mask"][:, -rollout.mask.shape[1] :].bool()  # [B, T]
-        blank = torch.zeros(real.shape, device=real.device)
+        log_probs, entropy, states = self.lm.evaluate(sequences, with_states=shares_trunk)
+        values = self._values(sequences, states)
+        steps = rollout.mask.shape[1]
         flat = (log_probs, values, entropy)
-        return Evaluation(*(None if x is None else blank.masked_scatter(real, x) for x in flat))
+        return Evaluation(*(None if x is None else sequences.padded(x, steps) for x in flat))
 
-    def _values(
-        self, prompts: list[np.ndarray], responses: list[np.ndarray], states: Tensor | None
-    ) -> Tensor | None:
-        """The critic's values before each response token, float32 and flat."""
+    def _values(self, sequences: Sequences, states: Tensor | None) -> Tensor | None:
+        """The critic's values before each of the policy's tokens, float32 ``[m]``."""
         if self.value_head is None:
             return None
         if self.body is not None:
-            states = self.lm.response_states(prompts, responses, self.body)
+            states = self.lm.policy_states(sequences, self.body)
         elif self.detach_critic:
             states = states.detach()
         return self.value_head(states.float()).squeeze(-1)
 
-    def stack(self, observations: list[Any], actions: np.ndarray, mask: np.ndarray) -> dict[str, Tensor]:
-        # A whole episode is its first observation and the actions after it.
-        first = observations[0]
-        ids, attention = np.asarray(first["input_ids"]), np.asarray(first["attention_mask"])
-        return {
-            "input_ids": torch.from_numpy(np.concatenate([ids, actions * mask], axis=1)),
-            "attention_mask": torch.from_numpy(np.concatenate([attention, mask.astype(np.int64)], axis=1)),
-        }
+    def stack(self, observations: list[Any], actions: np.ndarray, mask: np.ndarray) -> dict[str, Sequences]:
+        lengths = np.stack([np.asarray(o["attention_mask"]).sum(1) for o in observations], axis=1)  # [N, T]
+        episodes = [
+            _episode(observations, slot, written, np.flatnonzero(alive), lengths[slot])
+            for slot, (written, alive) in enumerate(zip(actions, mask, strict=True))
+        ]
+        return {"sequences": Sequences.concatenate(episodes)}
 
     @torch.no_grad()
     def predict_values(self, observation: Any) -> np.ndarray:
         mask = np.asarray(observation["attention_mask"]).astype(bool)
         prompts = [row[real] for row, real in zip(np.asarray(observation["input_ids"]), mask, strict=True)]
-        anything = [np.zeros(1, dtype=np.int64)] * len(prompts)
-        states = None if self.body is not None else self.lm.response_states(prompts, anything)
-        return self._values(prompts, anything, states).double().cpu().numpy()
+        # The state that predicts a token does not look at it, so any token may stand in its place.
+        sequences = Sequences.from_responses(prompts, [np.zeros(1, dtype=np.int64)] * len(prompts))
+        states = None if self.body is not None else self.lm.policy_states(sequences)
+        return self._values(sequences, states).double().cpu().numpy()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the language model and its tokenizer as an ordinary Hugging Face folder, adapters merged."""
@@ -182,14 +188,29 @@ class CausalLMPolicy(Policy):
         self.lm.tokenizer.save_pretrained(str(folder))
 
 
-def _sequences(rollout: Rollout) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Prompts and responses of a rollout, without their padding."""
-    ids, mask = (rollout.inputs[name].cpu().numpy() for name in ("input_ids", "attention_mask"))
-    before = ids.shape[1] - rollout.mask.shape[1]
-    mask = mask.astype(bool)
-    prompts = [row[:before][real[:before]] for row, real in zip(ids, mask, strict=True)]
-    responses = [row[before:][real[before:]] for row, real in zip(ids, mask, strict=True)]
-    return prompts, responses
+def _episode(
+    observations: list[Any], slot: int, actions: np.ndarray, steps: np.ndarray, lengths: np.ndarray
+) -> Sequences:
+    """One slot's episode: its last observation and the last action; earlier ones stand where an observation ended.
+
+    Args:
+        observations: ``T`` batches of observations.
+        slot: Which one.
+        actions: Of this slot, ``[T]``.
+        steps: The steps of the episode among the ``T``.
+        lengths: Tokens that this slot showed at each step, int ``[T]``.
+    """
+    final = {name: np.asarray(x)[slot] for name, x in observations[steps[-1] if len(steps) else 0].items()}
+    tokens = np.append(final["input_ids"][final["attention_mask"] > 0], actions[steps[-1:]])
+    places = lengths[steps]
+    if not np.array_equal(tokens[places], actions[steps]):
+        raise ValueError(
+            f"the observations of slot {slot} do not keep what the policy wrote: its actions {actions[steps].tolist()} "
+            f"are not in {tokens.tolist()} where earlier observations ended, at {places.tolist()}"
+        )
+    written_by = np.full(len(tokens), ENVIRONMENT)
+    written_by[: lengths[0]], written_by[places] = PROMPT, POLICY
+    return Sequences(tokens, np.zeros(1), written_by)
 
 
 def _check_text_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:

@@ -20,7 +20,7 @@ from agents.policies.base import Evaluation, Policy
 from agents.rollouts.episode_log import EpisodeLog
 from agents.rollouts.rollout import Rollout, concatenate
 from agents.rollouts.vector_envs import start_option
-from textrl_env.lm.decoding import pack_sequences
+from textrl_env.lm.sequences import Sequences
 from textrl_env.protocols import TextEnv
 
 
@@ -251,27 +251,23 @@ def collect_fused(agent: Collecting, n_episodes: int, group_size: int = 1) -> Ro
     prompt_ids = np.repeat(env.draw_prompts(n_episodes // group_size), group_size)
     evaluation = None
 
-    def generate(prompts: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def generate(prompts: list[np.ndarray]) -> Sequences:
         nonlocal evaluation
-        responses, log_probs = policy.generate(prompts, env.max_new_tokens)
-        if policy.has_critic or policy.autocast:
-            # One pass for the values also says the log-probabilities as the update will.
-            log_prob, *evaluation = _evaluate_responses(agent, prompts, responses)
-            log_probs = [row[: len(r)] for row, r in zip(log_prob, responses, strict=True)]
-        return responses, log_probs
+        sequences = Sequences.from_generated(policy.generate(prompts, env.max_new_tokens), prompts)
+        sequences = sequences.to(agent.device)
+        if policy.has_critic or policy.autocast or not sequences.native:
+            # One pass for the values also gives the log-probabilities as the update will.
+            sequences, *evaluation = _evaluate_responses(agent, sequences)
+        return sequences
 
     episodes = env.run_episodes(generate, prompt_ids)
     agent.record_text_episodes(episodes)
-    input_ids, attention_mask, _ = pack_sequences(
-        episodes.prompt_tokens, [t[m] for t, m in zip(episodes.tokens, episodes.mask, strict=True)]
-    )
-    mask = episodes.mask
+    sequences, mask = episodes.sequences, episodes.mask
     done = np.zeros_like(mask)
     done[np.arange(len(mask)), mask.sum(1) - 1] = True
-    values, said = (np.zeros(mask.shape), None) if evaluation is None else evaluation
-    values = values * mask
+    values, first_evaluation = (np.zeros(mask.shape), None) if evaluation is None else evaluation
     rollout = Rollout(
-        inputs={"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(attention_mask)},
+        inputs={"sequences": sequences},
         actions=torch.from_numpy(episodes.tokens),
         rewards=_float(episodes.rewards),
         log_probs=_float(episodes.log_prob),
@@ -283,7 +279,7 @@ def collect_fused(agent: Collecting, n_episodes: int, group_size: int = 1) -> Ro
         penalties=_float(env.kl_coef * episodes.kl),
         group=torch.from_numpy(np.arange(len(mask)) // group_size),
     )
-    rollout.evaluation = said
+    rollout.evaluation = first_evaluation
     for t in range(mask.shape[1]):
         if not agent.count_steps(int(mask[:, t].sum()), done[:, t]):
             agent.stopped = True
@@ -291,24 +287,26 @@ def collect_fused(agent: Collecting, n_episodes: int, group_size: int = 1) -> Ro
 
 
 def _evaluate_responses(
-    agent: Collecting, prompts: list[np.ndarray], responses: list[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray, Evaluation | None]:
-    """Log-probabilities and values ``[B, T]`` of given responses, by the policy's own evaluation.
+    agent: Collecting, sequences: Sequences
+) -> tuple[Sequences, np.ndarray, Evaluation | None]:
+    """The same sequences with the log-probabilities of the policy's own evaluation, and values ``[B, T]``.
 
-    Where the first update will ask for just this again, what was said comes along with its gradient.
+    Where the first update will ask for just this again, the evaluation comes along with its gradient.
     """
-    input_ids, attention_mask, steps = pack_sequences(prompts, responses)
-    mask = torch.from_numpy(attention_mask[:, -steps:].astype(bool))
-    inputs = {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(attention_mask)}
+    mask = torch.from_numpy(sequences.mask())
     zeros = torch.zeros(mask.shape)
-    batch = Rollout(inputs, inputs["input_ids"][:, -steps:], zeros, zeros, zeros, zeros, mask, mask)
-    log_probs, values = torch.zeros(mask.shape), torch.zeros(mask.shape)
+    batch = Rollout({"sequences": sequences}, zeros, zeros, zeros, zeros, zeros, mask, mask).to(agent.device)
+    found = torch.zeros(2, *mask.shape, device=agent.device)  # log-probabilities and values
     sizes = (agent.batch_size, agent.micro_batch_size)
     at_once = all(size is None or size >= len(batch) for size in sizes)
     with torch.set_grad_enabled(at_once):
-        for micro, rows in batch.to(agent.device).micro_batches(agent.micro_batch_size):
+        for micro, rows in batch.micro_batches(agent.micro_batch_size):
             new = agent.policy.evaluate(micro)
-            log_probs[rows.cpu()] = new.log_probs.detach().float().cpu()
+            found[0, rows] = new.log_probs.detach().float()
             if new.values is not None:
-                values[rows.cpu()] = new.values.detach().float().cpu()
-    return log_probs.double().numpy(), values.double().numpy(), new if at_once else None
+                found[1, rows] = new.values.detach().float()
+    log_probs, values = found.cpu().double().numpy()
+    own = sequences.spread(log_probs[mask.numpy()])
+    if not sequences.native and sequences.log_probs is not None:
+        agent.episodes.note_generator(np.abs(sequences.log_probs - own)[sequences.policy].mean())
+    return sequences.with_values(log_probs=own), values, new if at_once else None

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from gymnasium import logger
 from torch import Tensor
 
 from agents.rollouts.rollout import Rollout
@@ -15,6 +16,8 @@ from textrl_env.printable import markdown_cell
 
 #: Rows of the table of samples.
 _TABLE_ROWS = 8
+#: Mean distance in nats from which a generator's log-probabilities are another model's and not rounding.
+_GENERATOR_GAP = 0.05
 
 
 class EpisodeLog:
@@ -31,6 +34,8 @@ class EpisodeLog:
         self.successes: deque[bool] = deque(maxlen=window)
         self.text: dict[str, list[Any]] = {}
         self.score_seconds = 0.0
+        self.generator_gaps: list[float] = []
+        self._warned_of_generator = False
         self._running_return = np.zeros(1)
         self._running_length = np.zeros(1, dtype=np.int64)
 
@@ -110,6 +115,19 @@ class EpisodeLog:
             self.text.setdefault(name, []).extend(values)
         self.score_seconds += episodes.score_seconds
 
+    def note_generator(self, gap: float) -> None:
+        """Note how far the log-probabilities that a generator reported are from the policy's, in nats on average.
+
+        Warns once where that is more than rounding; the policy's own are what is used.
+        """
+        self.generator_gaps.append(float(gap))
+        if not gap <= _GENERATOR_GAP and not self._warned_of_generator:
+            self._warned_of_generator = True
+            logger.warn(
+                f"the generator reports log-probabilities that are {gap:.3g} nats from the policy's on average; the "
+                "policy's own are used. Has it the policy's present weights and temperature?"
+            )
+
     def log(self, record: Callable[..., None], rollout: Rollout, is_text: bool) -> None:
         """Record everything under its name and forget the texts."""
         if self.returns:
@@ -124,7 +142,9 @@ class EpisodeLog:
         if is_text and self.text.get("response"):
             self._log_completions(record)
             record("time/score_seconds", self.score_seconds)
-        self.text = {}
+        if self.generator_gaps:
+            record("rollout/generator_log_prob_gap", float(np.mean(self.generator_gaps)))
+        self.text, self.generator_gaps = {}, []
         self.score_seconds = 0.0
 
     def _log_scores(self, record: Callable[..., None]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from textrl_env.lm.sequences import Sequences
 
 
 @dataclasses.dataclass
@@ -16,7 +18,7 @@ class Rollout:
     """``B`` segments or episodes of ``T`` steps.
 
     Attributes:
-        inputs: What the policy needs to say log-probabilities again; each tensor leads with ``B``.
+        inputs: What the policy evaluates: tensors that lead with ``B``, or ``{"sequences": Sequences}`` of ``B``.
         actions: ``[B, T]``, or ``[B, T, A]`` for continuous actions.
         rewards: ``[B, T]``.
         log_probs: ``[B, T]``, of the policy that acted.
@@ -28,12 +30,12 @@ class Rollout:
         penalties: ``[B, T]``, what the KL has taken off the rewards (>= 0 in expectation), where it has.
         advantages: ``[B, T]``, set by the agent.
         returns: ``[B, T]``, the critic's targets, set by the agent.
-        group: int ``[B]``, the start state that each episode shares with its group, for logs and tests.
+        group: int ``[B]`` in the host's memory, the start state that each episode shares with its group.
         evaluation: What the policy has already said of all rows, with gradient, for the first update of the whole
             rollout; parts of a rollout have none.
     """
 
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Any]
     actions: Tensor
     rewards: Tensor
     log_probs: Tensor
@@ -49,6 +51,8 @@ class Rollout:
 
     #: Not a field, so that no part, copy or change of a rollout has it.
     evaluation = None
+    _lengths: ClassVar[np.ndarray | None] = None
+    _pieces: ClassVar[tuple[int, list[tuple[Tensor, Tensor, dict[str, Any]]]] | None] = None
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -58,22 +62,39 @@ class Rollout:
         """Number of real steps of each row, int64 ``[B]``."""
         return self.mask.sum(1)
 
-    def _map(self, function: Any) -> Rollout:
+    def _map(self, function: Callable[[Any], Any]) -> Rollout:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        inputs = {name: function(tensor) for name, tensor in fields.pop("inputs").items()}
+        inputs = {name: function(value) for name, value in fields.pop("inputs").items()}
         return Rollout(inputs, **{n: None if t is None else function(t) for n, t in fields.items()})
 
-    def __getitem__(self, rows: Tensor) -> Rollout:
-        """The rows at the given indices."""
-        return self._map(lambda tensor: tensor[rows])
+    def __getitem__(self, rows: Any) -> Rollout:
+        """The rows at the given indices, or where a bool ``[B]`` is true."""
+        rows = torch.as_tensor(rows)
+        return self._take(rows.cpu(), rows.to(self.mask.device))
+
+    def _take(self, rows: Tensor, here: Tensor) -> Rollout:
+        """Rows by their indices in the host's memory and, the same, ``here`` where the tensors are."""
+
+        def pick(value: Any) -> Any:
+            on_device = isinstance(value, Tensor) and value.device == here.device
+            return value[here if on_device else rows]
+
+        part = self._map(pick)
+        if self._lengths is not None:
+            part._lengths = self._lengths[rows.numpy()]
+        return part
 
     def to(self, device: torch.device) -> Rollout:
-        """On another device."""
+        """On another device; ``group`` stays in the host's memory, and so does what micro-batches are cut by."""
         if self.mask.device == device:
             return self
-        moved = self._map(lambda tensor: tensor.to(device))
-        moved.evaluation = self.evaluation
+        moved = dataclasses.replace(self, group=None)._map(lambda value: value.to(device))
+        moved.group, moved.evaluation = self.group, self.evaluation
+        moved._lengths = self._host_lengths()
         return moved
+
+    def _host_lengths(self) -> np.ndarray:
+        return self.lengths.cpu().numpy() if self._lengths is None else self._lengths
 
     def flatten_steps(self) -> Rollout:
         """Every real step a row of its own, ``[sum(mask), 1]``; only for inputs that lead with ``[B, T]``."""
@@ -88,20 +109,35 @@ class Rollout:
         if batch_size is None or batch_size >= len(self):
             yield self
             return
-        order = torch.from_numpy(generator.permutation(len(self))).to(self.mask.device)
+        order = torch.from_numpy(generator.permutation(len(self)))
         for start in range(0, len(self), batch_size):
             yield self[order[start : start + batch_size]]
 
-    def micro_batches(self, size: int | None) -> Iterator[tuple[Rollout, Tensor]]:
-        """Pieces of at most ``size`` rows, each with its row indices: groups together, else of like length."""
+    def micro_batches(self, size: int | None) -> Iterator[tuple[Rollout, Any]]:
+        """Pieces of at most ``size`` rows, each with an index of its rows: groups together, else of like length.
+
+        What policies read is cut at the first call and kept, so that it is moved to a device once.
+        """
         if size is None or size >= len(self):
-            yield self, torch.arange(len(self), device=self.mask.device)
+            yield self, slice(None)
             return
+        if self._pieces is None or self._pieces[0] != size:
+            self._pieces = (
+                size,
+                [(rows, here, self._take(rows, here).inputs) for rows, here in self._cuts(size)],
+            )
+        for rows, here, inputs in self._pieces[1]:
+            piece = dataclasses.replace(self, inputs={})._take(rows, here)
+            piece.inputs = inputs
+            yield piece, here
+
+    def _cuts(self, size: int) -> list[tuple[Tensor, Tensor]]:
+        """Rows of each piece, in the host's memory and where the tensors are."""
         grouped = self.group is not None and len(self.group.unique()) < len(self)
-        order = (self.group if grouped else self.lengths).argsort(stable=True)
-        for start in range(0, len(self), size):
-            rows = order[start : start + size]
-            yield self[rows], rows
+        keys = self.group.numpy() if grouped else self._host_lengths()
+        order = torch.from_numpy(keys.argsort(kind="stable"))
+        here = order.to(self.mask.device)
+        return list(zip(order.split(size), here.split(size), strict=True))
 
 
 def concatenate(waves: list[Rollout]) -> Rollout:
@@ -124,20 +160,12 @@ def concatenate(waves: list[Rollout]) -> Rollout:
         if field.name in ("inputs", "group"):
             continue
         fields[field.name] = None if values[0] is None else join(values)
-    return Rollout(inputs=_join_inputs(waves, width, join), **fields)
+    return Rollout(inputs=_join_inputs(waves, join), **fields)
 
 
-def _join_inputs(waves: list[Rollout], width: int, join: Any) -> dict[str, Tensor]:
-    inputs = [wave.inputs for wave in waves]
-    if "input_ids" not in inputs[0]:
-        return {name: join([each[name] for each in inputs]) for name in inputs[0]}
-    # Token sequences: prompts are padded on the left, responses on the right.
-    after = [wave.mask.shape[1] for wave in waves]
-    before = [each["input_ids"].shape[1] - steps for each, steps in zip(inputs, after, strict=True)]
-    padding = [(max(before) - b, width - a) for b, a in zip(before, after, strict=True)]
-    return {
-        name: torch.cat(
-            [torch.nn.functional.pad(each[name], pad) for each, pad in zip(inputs, padding, strict=True)]
-        )
-        for name in inputs[0]
-    }
+def _join_inputs(waves: list[Rollout], join: Callable[[list[Tensor]], Tensor]) -> dict[str, Any]:
+    joined = {}
+    for name, first in waves[0].inputs.items():
+        parts = [wave.inputs[name] for wave in waves]
+        joined[name] = Sequences.concatenate(parts) if isinstance(first, Sequences) else join(parts)
+    return joined

@@ -51,12 +51,11 @@ def seconds(work: workloads.Workload, repeats: int) -> float:
     taken = []
     for _ in range(repeats + 1):
         started = time.perf_counter()
-        responses, _ = generate(policy, prompts, work.max_new_tokens, generator)
-        reference.response_log_probs(prompts, responses)
+        sequences = generate(policy, prompts, work.max_new_tokens, generator)
+        reference.log_probs(sequences)
         # Rows at a time, as micro_batch_size does it: activations stay a fixed size.
         for first in range(0, len(prompts), 128):
-            rows = slice(first, first + 128)
-            policy.evaluate(prompts[rows], responses[rows])[0].sum().backward()
+            policy.evaluate(sequences[first : first + 128])[0].sum().backward()
         taken.append(time.perf_counter() - started)
     return float(np.median(taken[1:]))
 

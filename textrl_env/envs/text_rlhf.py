@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,25 +22,21 @@ from textrl_env.data.prompts import load_prompts
 from textrl_env.kl import KLDynamics, KLEnv, KLVectorEnv, estimate_kl
 from textrl_env.lm.causal_lm import CausalLM
 from textrl_env.lm.decoding import SlotDecoder, gather_log_probs
+from textrl_env.lm.sequences import Sequences
 
-#: Whole responses for given prompts: token ids in, token ids and behaviour log-probabilities out.
-Generate = Callable[[Sequence[np.ndarray]], tuple[list[np.ndarray], list[np.ndarray]]]
+#: Whole responses for given prompts: lists of token ids in; out come :class:`~textrl_env.lm.sequences.Sequences`, or a
+#: pair (responses, log-probabilities) of lists of arrays.
+Generate = Callable[[Sequence[np.ndarray]], Any]
 
 
 @dataclasses.dataclass
 class Episodes:
-    """Whole episodes as arrays; ``B`` episodes, ``T`` the longest response, 0 after the end of a response.
+    """Whole episodes; ``B`` of them, and as arrays ``[B, T]`` with ``T`` the most tokens that the policy wrote.
 
     Attributes:
+        sequences: Prompts and responses with log-probabilities, KL and rewards beside the tokens.
         prompt_id: int64 ``[B]``.
         prompts: ``B`` texts.
-        prompt_tokens: ``B`` int64 arrays.
-        tokens: int64 ``[B, T]``, the actions.
-        mask: bool ``[B, T]``, true on real actions (the end token included).
-        log_prob: float64 ``[B, T]``, acting policy.
-        ref_logprob: float64 ``[B, T]``, reference.
-        kl: float64 ``[B, T]``, the estimate that is charged.
-        rewards: float64 ``[B, T]``, what ``step`` would have returned.
         score: float64 ``[B]``, before the KL.
         parts: Each reward by name, float64 ``[B]``.
         responses: ``B`` texts.
@@ -47,15 +44,9 @@ class Episodes:
         score_seconds: Time spent in the reference and the reward.
     """
 
+    sequences: Sequences
     prompt_id: np.ndarray
     prompts: list[str]
-    prompt_tokens: list[np.ndarray]
-    tokens: np.ndarray
-    mask: np.ndarray
-    log_prob: np.ndarray
-    ref_logprob: np.ndarray
-    kl: np.ndarray
-    rewards: np.ndarray
     score: np.ndarray
     parts: dict[str, np.ndarray]
     responses: list[str]
@@ -63,7 +54,45 @@ class Episodes:
     score_seconds: float
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.sequences)
+
+    @property
+    def prompt_tokens(self) -> list[np.ndarray]:
+        """``B`` int64 arrays."""
+        return self.sequences.prompts
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """The actions, int64 ``[B, T]``, 0 after the end of a response."""
+        return self.sequences.padded(self.sequences.actions)
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """bool ``[B, T]``, true on real actions (the end token included)."""
+        return self.sequences.mask()
+
+    @cached_property
+    def log_prob(self) -> np.ndarray:
+        """Of the acting policy, float64 ``[B, T]``."""
+        return self._steps("log_probs")
+
+    @cached_property
+    def ref_logprob(self) -> np.ndarray:
+        """Of the reference, float64 ``[B, T]``."""
+        return self._steps("ref_log_probs")
+
+    @cached_property
+    def kl(self) -> np.ndarray:
+        """The estimate that is charged, float64 ``[B, T]``."""
+        return self._steps("kl")
+
+    @cached_property
+    def rewards(self) -> np.ndarray:
+        """What ``step`` would have returned, float64 ``[B, T]``."""
+        return self._steps("rewards")
+
+    def _steps(self, name: str) -> np.ndarray:
+        return self.sequences.padded(getattr(self.sequences, name)[self.sequences.policy])
 
 
 class TextRLHFDynamics(KLDynamics):
@@ -232,49 +261,36 @@ class TextRLHFDynamics(KLDynamics):
         """Whole episodes from ``prompt_ids`` (int ``[B]``); see :meth:`TextRLHFEnv.run_episodes`."""
         prompt_ids = np.array([self._check_prompt_id(k) for k in prompt_ids], dtype=np.int64)
         prompts = [self.prompt_tokens[k] for k in prompt_ids]
-        responses, log_probs = generate(prompts)
-        self._check_generated(prompts, responses, log_probs)
+        sequences = Sequences.from_generated(generate(prompts), prompts)
+        self._check_generated(sequences)
         started = time.perf_counter()
-        width = max(len(r) for r in responses)
-        mask = np.arange(width) < np.array([len(r) for r in responses])[:, None]  # [B, T]
-        tokens = np.zeros((len(responses), width), dtype=np.int64)
-        log_prob = np.zeros(mask.shape)
-        tokens[mask] = np.concatenate(responses)
-        log_prob[mask] = np.concatenate(log_probs)
-        ref_logprob = self.lm.response_log_probs(prompts, responses)
-        kl = np.where(mask, estimate_kl(log_prob - ref_logprob, self.kl_estimator), 0.0)
-        is_eos = np.array([bool(np.isin(r[-1], self.lm.eos_ids)) for r in responses])
+        log_prob, ref_logprob = sequences.log_probs[sequences.policy], self.lm.log_probs(sequences)
+        kl = estimate_kl(log_prob - ref_logprob, self.kl_estimator)
+        ends = np.cumsum(sequences.num_actions) - 1  # each episode's last action among all actions
+        is_eos = np.isin(sequences.actions[ends], self.lm.eos_ids)
         texts = [self.prompt_texts[k] for k in prompt_ids]
-        scored = self._score(texts, prompts, responses, prompt_ids, is_eos)
+        scored = self._score(texts, prompts, sequences.responses, prompt_ids, is_eos)
         rewards = -self.kl_coef * kl
-        rewards[np.arange(len(mask)), mask.sum(1) - 1] += scored["score"]
+        rewards[ends] += scored["score"]
+        beside = {"ref_log_probs": ref_logprob, "kl": kl, "rewards": rewards}
         return Episodes(
+            sequences=sequences.with_values(**{name: sequences.spread(x) for name, x in beside.items()}),
             prompt_id=prompt_ids,
             prompts=texts,
-            prompt_tokens=prompts,
-            tokens=tokens,
-            mask=mask,
-            log_prob=log_prob,
-            ref_logprob=ref_logprob,
-            kl=kl,
-            rewards=rewards,
             stop_reason=["eos" if e else "length" for e in is_eos],
             score_seconds=time.perf_counter() - started,
             **scored,
         )
 
-    def _check_generated(self, prompts: list, responses: list, log_probs: list) -> None:
-        if not len(prompts) == len(responses) == len(log_probs):
+    def _check_generated(self, sequences: Sequences) -> None:
+        if sequences.log_probs is None:
+            raise ValueError("generate() returned Sequences without log_probs, which the KL is charged by")
+        longest = int(sequences.num_actions.argmax())
+        if sequences.num_actions[longest] > self.max_new_tokens:
             raise ValueError(
-                f"generate() got {len(prompts)} prompts and returned {len(responses)} responses "
-                f"and {len(log_probs)} log-probability arrays"
+                f"generate() returned {sequences.num_actions[longest]} tokens for episode {longest}; expected between "
+                f"1 and max_new_tokens={self.max_new_tokens}"
             )
-        for i, (response, log_prob) in enumerate(zip(responses, log_probs, strict=True)):
-            if not 1 <= len(response) <= self.max_new_tokens or len(log_prob) != len(response):
-                raise ValueError(
-                    f"generate() returned {len(response)} tokens and {len(log_prob)} log-probabilities for "
-                    f"episode {i}; expected equally many, between 1 and max_new_tokens={self.max_new_tokens}"
-                )
 
     # -- scoring, shared by both ways -------------------------------------------------------------------
 
@@ -399,13 +415,13 @@ class _TextRLHF:
         """The fused way: whole episodes at once, with the rewards that ``step`` would have given.
 
         Args:
-            generate: Takes ``B`` prompts as int64 arrays; returns ``B`` int64 arrays of response tokens (the
-                end token included, at most ``max_new_tokens``) and ``B`` arrays with the acting policy's
-                log-probability of each of them.
+            generate: Takes ``B`` prompts as int64 arrays; returns :class:`~textrl_env.lm.sequences.Sequences` with
+                ``log_probs``, or a pair: ``B`` int64 arrays of response tokens (the end token included, at most
+                ``max_new_tokens``) and ``B`` arrays with the acting policy's log-probability of each of them.
             prompt_ids: Where each episode starts, int ``[B]``.
 
         Returns:
-            The episodes, as numpy arrays.
+            The episodes; nothing of them is a torch tensor.
         """
         return self.dynamics.run_episodes(generate, np.asarray(prompt_ids))
 

@@ -138,22 +138,17 @@ def from_text_env(env: Any, batch_size: int = 256) -> TokenMDP:
         env: Single or vector, wrapped or not.
         batch_size: Prefixes in one pass of the reference, responses in one call of the reward.
     """
-    import torch
-
-    from textrl_env.lm.decoding import pack_sequences
+    from textrl_env.lm.decoding import SlotDecoder
 
     text = env.unwrapped.dynamics
     lm = text.lm
 
-    @torch.no_grad()
     def log_probs(prompt_ids: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        # The logits that predict a token do not look at it, so any token may stand in its place.
-        stand_in = np.column_stack([tokens, np.zeros(len(tokens), dtype=np.int64)])
-        prompts = [text.prompt_tokens[k] for k in prompt_ids]
-        input_ids, mask, steps = pack_sequences(prompts, list(stand_in))
-        tensors = (torch.from_numpy(x).to(lm.device) for x in (input_ids, mask))
-        logits, _ = lm.response_outputs(*tensors, steps)
-        return logits[:, -1].double().log_softmax(-1).cpu().numpy()
+        rows = [
+            np.append(text.prompt_tokens[k], written) for k, written in zip(prompt_ids, tokens, strict=True)
+        ]
+        decoder = SlotDecoder(lm, len(rows), max(map(len, rows)), use_cache=False)
+        return decoder.prefill(np.arange(len(rows)), rows).double().log_softmax(-1).cpu().numpy()
 
     def score(prompt_ids: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         texts = [text.prompt_texts[k] for k in prompt_ids]

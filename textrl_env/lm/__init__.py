@@ -1,1 +1,13 @@
-"""What runs a language model: loading, decoding with a cache, and reading finished responses in one pass."""
+"""What runs a language model: loading, decoding with a cache, and reading finished sequences in one pass."""
+
+from textrl_env.lazy import lazy_names
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "CausalLM": "textrl_env.lm.causal_lm",
+        "Sequences": "textrl_env.lm.sequences",
+        "SlotDecoder": "textrl_env.lm.decoding",
+        "generate": "textrl_env.lm.decoding",
+    },
+)

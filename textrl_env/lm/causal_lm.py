@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -24,14 +25,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl_env.lm import self_check
-from textrl_env.lm.decoding import pack_sequences
 from textrl_env.lm.fused_llama import FusedLlama
 from textrl_env.lm.precision import bfloat16_products
-from textrl_env.lm.teacher_forcing import linear_log_probs, response_states
-
-
-def _longest(prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]) -> int:
-    return max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
+from textrl_env.lm.sequences import Sequences
+from textrl_env.lm.teacher_forcing import PackedLayout, PaddedLayout, linear_log_probs
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
@@ -227,106 +224,68 @@ class CausalLM:
         """Logits of the acting distribution, float32: real tokens only, divided by the temperature."""
         return logits[..., : self.vocab_size].float() / self.temperature
 
-    def response_outputs(
-        self, input_ids: Tensor, attention_mask: Tensor, num_steps: int, with_hidden: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """One causal pass over whole sequences.
+    def layout(self, sequences: Sequences) -> PackedLayout | PaddedLayout:
+        """Where this model reads the tokens of ``sequences``, computed and moved at the first call."""
+        packs = self.teacher_forcing_works(int(sequences.lengths.max()))
+        return sequences.to(self.device).derived(PackedLayout if packs else PaddedLayout)
+
+    def policy_states(self, sequences: Sequences, body: PreTrainedModel | None = None) -> Tensor:
+        """The last hidden states that predict the policy's tokens, ``[m, hidden]``, with gradient.
 
         Args:
-            input_ids: ``[B, P + T]``: prompts left-padded to ``P``, responses of up to ``T`` after them.
-            attention_mask: ``[B, P + T]``, 1 on real tokens.
-            num_steps: ``T``.
-            with_hidden: Whether to return the last hidden states too.
-
-        Returns:
-            The acting logits ``[B, T, vocab_size]`` (position t predicts response token t), and the hidden
-            states ``[B, T, hidden]`` they were made from, or None.
-        """
-        with self.precision():
-            out = self.model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                # Left padding: a plain forward would count the pads as positions.
-                position_ids=(attention_mask.long().cumsum(-1) - 1).clamp(min=0),
-                logits_to_keep=num_steps + 1,
-                output_hidden_states=with_hidden,
-                use_cache=False,
-            )
-        hidden = out.hidden_states[-1][:, -num_steps - 1 : -1] if with_hidden else None
-        return self.action_logits(out.logits[:, -num_steps - 1 : -1]), hidden
-
-    def response_states(
-        self,
-        prompts: Sequence[np.ndarray],
-        responses: Sequence[np.ndarray],
-        body: PreTrainedModel | None = None,
-    ) -> Tensor:
-        """The last hidden states that predict the tokens of given responses.
-
-        Args:
-            prompts: ``B`` int64 arrays of token ids.
-            responses: ``B`` int64 arrays of token ids.
+            sequences: With ``m`` tokens written by the policy.
             body: Of another model of the same architecture (a critic's); None is this model's own.
-
-        Returns:
-            ``[sum of the responses' lengths, hidden]``, response after response.
         """
-        body = self.body if body is None else body
-        if self.teacher_forcing_works(_longest(prompts, responses)):
-            with self.precision():
-                return response_states(self.fused_body(body) or body, prompts, responses)
-        ids, mask, steps = self._packed(prompts, responses)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        body, layout = self.body if body is None else body, self.layout(sequences)
         with self.precision():
-            out = body(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
-        return out.last_hidden_state[:, -steps - 1 : -1][mask[:, -steps:].bool()]
+            if isinstance(layout, PackedLayout):
+                return layout.states(self.fused_body(body) or body)
+            return layout.take(body(input_ids=layout.ids, use_cache=False).last_hidden_state)
 
     def evaluate(
-        self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], with_states: bool = False
+        self, sequences: Sequences, with_states: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Log-probabilities and entropies of given responses, with gradient.
+        """Log-probabilities and entropies of the policy's tokens, with gradient.
 
         Args:
-            prompts: ``B`` int64 arrays of token ids.
-            responses: ``B`` int64 arrays of token ids.
-            with_states: Whether to return the hidden states too.
+            sequences: With ``m`` tokens written by the policy, wherever they stand.
+            with_states: Whether to return the hidden states that predict them too.
 
         Returns:
-            log_probs, entropies (both float32) and, if wanted, hidden states of the real response tokens, one
-            after another: ``[n]``, ``[n]`` and ``[n, hidden]``, ``n`` the sum of the responses' lengths.
+            log_probs and entropies (both float32) ``[m]`` and, if wanted, hidden states ``[m, hidden]``.
         """
-        if self.teacher_forcing_works(_longest(prompts, responses)):
-            return self.evaluate_packed(prompts, responses, with_states)
-        return self.evaluate_padded(prompts, responses, with_states)
+        if isinstance(self.layout(sequences), PackedLayout):
+            return self.evaluate_packed(sequences, with_states)
+        return self.evaluate_padded(sequences, with_states)
 
     def evaluate_packed(
-        self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], with_states: bool = False
+        self, sequences: Sequences, with_states: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """:meth:`evaluate` by :mod:`~textrl_env.lm.teacher_forcing`, whether or not this model can be read so."""
-        actions = torch.from_numpy(np.concatenate(responses)).to(self.device)
+        """:meth:`evaluate` by :class:`PackedLayout`, whether or not this model can be read so."""
+        layout = sequences.to(self.device).derived(PackedLayout)
         with self.precision():
-            states = response_states(self.fused_body() or self.body, prompts, responses)
+            states = layout.states(self.fused_body() or self.body)
             scaled = states if self.temperature == 1.0 else states / self.temperature
-            log_probs, entropies = linear_log_probs(scaled, self.head, actions, self.vocab_size)
+            log_probs, entropies = linear_log_probs(scaled, self.head, layout.actions, self.vocab_size)
         return log_probs, entropies, states if with_states else None
 
     def evaluate_padded(
-        self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], with_states: bool = False
+        self, sequences: Sequences, with_states: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """:meth:`evaluate` by one padded pass through the model's own modules, all logits held at once."""
-        ids, mask, steps = self._packed(prompts, responses)
-        logits, states = self.response_outputs(ids, mask, steps, with_states)
+        layout = sequences.to(self.device).derived(PaddedLayout)
+        with self.precision():
+            out = self.model(
+                input_ids=layout.ids,
+                logits_to_keep=layout.keep,
+                output_hidden_states=with_states,
+                use_cache=False,
+            )
+        logits = self.action_logits(layout.take(out.logits))
         log_z = logits.logsumexp(-1)
-        log_probs = logits.gather(-1, ids[:, -steps:, None]).squeeze(-1) - log_z
+        log_probs = logits.gather(-1, layout.actions[:, None]).squeeze(-1) - log_z
         entropies = log_z - ((logits - log_z.unsqueeze(-1)).exp() * logits).sum(-1)
-        real = mask[:, -steps:].bool()
-        return log_probs[real], entropies[real], states[real] if with_states else None
-
-    def _packed(
-        self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]
-    ) -> tuple[Tensor, Tensor, int]:
-        ids, mask, steps = pack_sequences(prompts, responses)
-        return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device), steps
+        return log_probs, entropies, layout.take(out.hidden_states[-1]) if with_states else None
 
     @property
     def _inner(self) -> PreTrainedModel:
@@ -354,29 +313,37 @@ class CausalLM:
         return FusedLlama(self.body if body is None else body)
 
     @torch.no_grad()
+    def log_probs(self, sequences: Sequences, max_tokens: int = 16384) -> np.ndarray:
+        """Log-probabilities of the policy's tokens, without gradient.
+
+        Args:
+            sequences: With ``m`` tokens written by the policy.
+            max_tokens: Tokens in one pass; neighbours share a pass.
+
+        Returns:
+            float64 ``[m]``.
+        """
+        sequences = sequences.to(self.device)
+        work = np.cumsum(sequences.lengths) // max_tokens
+        cuts = [0, *np.flatnonzero(np.diff(work)) + 1, len(work)]
+        whole = len(cuts) == 2
+        parts = [
+            self.evaluate(sequences if whole else sequences[a:b])[0] for a, b in itertools.pairwise(cuts)
+        ]
+        return torch.cat(parts).cpu().double().numpy()
+
     def response_log_probs(
         self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], max_tokens: int = 16384
     ) -> np.ndarray:
-        """Log-probabilities of given responses, without gradient.
+        """:meth:`log_probs` of responses to prompts, float64 ``[B, T]``; 0 after the end of a response.
 
         Args:
             prompts: ``B`` int64 arrays of token ids.
             responses: ``B`` int64 arrays of token ids.
             max_tokens: Tokens in one pass; neighbours share a pass.
-
-        Returns:
-            float64 ``[B, T]``, ``T`` the longest response; 0 after the end of a response.
         """
-        lengths = np.array([len(r) for r in responses])
-        result = np.zeros((len(prompts), lengths.max()))
-        mask = np.arange(lengths.max()) < lengths[:, None]
-        work = np.cumsum([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)])
-        for rows in np.split(np.arange(len(work)), np.flatnonzero(np.diff(work // max_tokens)) + 1):
-            chosen = [prompts[i] for i in rows], [responses[i] for i in rows]
-            part = np.zeros((len(rows), lengths.max()))
-            part[mask[rows]] = self.evaluate(*chosen)[0].double().cpu().numpy()
-            result[rows] = part
-        return result
+        sequences = Sequences.from_responses(prompts, responses)
+        return sequences.padded(self.log_probs(sequences, max_tokens))
 
     def _passes(self, check: Callable[[CausalLM], bool]) -> bool:
         """The result of a check of :mod:`~textrl_env.lm.self_check`, which is made once."""

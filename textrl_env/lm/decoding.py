@@ -1,4 +1,4 @@
-"""Sequences of tokens: sampled, laid out in batches, and decoded with one key/value cache per slot.
+"""Sequences of tokens: sampled, and decoded with one key/value cache per slot.
 
 :class:`SlotDecoder` keeps a cache for each slot, so slots of different lengths advance together and restart on
 their own; :func:`generate` writes whole responses with it. Beam search and sampling that is cut to the likeliest
@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from textrl_env.lm.fused_llama import FusedLlama
+from textrl_env.lm.sequences import Sequences, distinct, right_padded
 from textrl_env.lm.shared_prompts import SharedPrompts, attending
-from textrl_env.lm.teacher_forcing import right_padded, unique_rows
 
 
 class DecodingModel(Protocol):
@@ -77,25 +77,6 @@ def sample_actions(logits: Tensor, generator: torch.Generator | None, determinis
     at = torch.rand(total.shape, generator=generator, dtype=torch.float64) * total
     below = torch.nextafter(total, torch.zeros_like(total))  # never past the last action that has mass
     return torch.searchsorted(mass, torch.minimum(at, below), right=True).squeeze(-1)
-
-
-def pack_sequences(
-    prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], fill: int = 0
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Lay prompts and responses out so that every response starts in the same column.
-
-    Returns:
-        input_ids int64 ``[B, P + T]``, attention_mask int64 of the same shape, and ``T``.
-    """
-    before = max(len(p) for p in prompts)
-    after = max(len(r) for r in responses)
-    input_ids = np.full((len(prompts), before + after), fill, dtype=np.int64)
-    mask = np.zeros_like(input_ids)
-    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        span = slice(before - len(prompt), before + len(response))
-        input_ids[row, span] = np.concatenate([prompt, response])
-        mask[row, span] = 1
-    return input_ids, mask, after
 
 
 #: Prompts of at least so many tokens are held once for all their responses.
@@ -363,7 +344,7 @@ def generate(
     max_new_tokens: int,
     generator: torch.Generator | None = None,
     deterministic: bool = False,
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
+) -> Sequences:
     """Sample one response to each prompt with a key/value cache.
 
     Equal prompts are prefilled once; finished rows leave the batch.
@@ -376,11 +357,12 @@ def generate(
         deterministic: Take the most likely token instead of sampling.
 
     Returns:
-        ``B`` int64 arrays of response tokens (the end token included), and as many float64 arrays with the
-        log-probability of each token under the acting distribution.
+        The prompts with their responses (the end token included) and the log-probability of each of the responses'
+        tokens under the acting distribution. ``responses, log_probs = generate(...)`` gives both as lists of arrays.
     """
     lm = lm.for_decoding()
-    unique, inverse = unique_rows(prompts)
+    first, inverse = distinct(prompts)
+    unique = [prompts[i] for i in first]
     longest = max(len(p) for p in unique)
     decoder = SlotDecoder(lm, len(unique), longest + max_new_tokens)
     logits = decoder.prefill(np.arange(len(unique)), unique)
@@ -410,7 +392,7 @@ def generate(
             rows = np.flatnonzero(alive)
             decoder, episodes, alive = decoder.fork(rows), episodes[rows], alive[rows]
         logits = decoder.step(np.arange(len(episodes)), tokens[episodes, t])
-    return (
-        [row[:n] for row, n in zip(tokens, lengths, strict=True)],
-        [row[:n] for row, n in zip(log_probs, lengths, strict=True)],
+    responses, known = (
+        [row[:n] for row, n in zip(rows, lengths, strict=True)] for rows in (tokens, log_probs)
     )
+    return Sequences.from_responses(prompts, responses, known, native=True)

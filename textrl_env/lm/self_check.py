@@ -16,6 +16,7 @@ from torch import Tensor
 
 from textrl_env.lm.decoding import DecodingModel, SlotDecoder
 from textrl_env.lm.fused_llama import FusedLlama
+from textrl_env.lm.sequences import Sequences
 
 _log = logging.getLogger(__name__)
 
@@ -28,10 +29,10 @@ class CheckedModel(DecodingModel, Protocol):
 
     autocast: bool
 
-    def evaluate_packed(self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]) -> tuple:
+    def evaluate_packed(self, sequences: Sequences) -> tuple:
         """Log-probabilities by teacher forcing over packed rows."""
 
-    def evaluate_padded(self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]) -> tuple:
+    def evaluate_padded(self, sequences: Sequences) -> tuple:
         """Log-probabilities by plain padded passes."""
 
 
@@ -56,13 +57,14 @@ def teacher_forcing_works(lm: CheckedModel) -> bool:
     if not isinstance(lm.head, torch.nn.Linear):
         return False
     first, second, *responses = _random_sequences(lm, (3, 2, 3, 1, 2, 2))
-    batches = ([first, first, second, second], responses), ([first, second], responses[:2])
+    shared = Sequences.from_responses([first, first, second, second], responses)
+    batches = shared, shared[[0, 2]]
     try:
-        packed = [lm.evaluate_packed(*batch)[0] for batch in batches]
+        packed = [lm.evaluate_packed(batch)[0] for batch in batches]
     except _NOT_SUPPORTED as error:
         _log.debug("teacher forcing with shared prompts failed: %r", error)
         return False
-    padded = [lm.evaluate_padded(*batch)[0] for batch in batches]
+    padded = [lm.evaluate_padded(batch)[0] for batch in batches]
     return _close(lm, torch.cat(packed), torch.cat(padded))
 
 

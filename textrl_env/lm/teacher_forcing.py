@@ -1,15 +1,17 @@
-"""One pass over given responses: each distinct prompt read once, little padding, no more logits than are needed.
+"""One pass over finished sequences: each distinct prompt read once, little padding, no more logits than are needed.
 
-:func:`response_states` gives the hidden state that predicts each response token, :func:`linear_log_probs` the
-log-probability and the entropy there without ever holding all logits. Both are exact, with gradients; models that
-do not come apart into a body and a linear head take the plain way of
-:meth:`~textrl_env.lm.causal_lm.CausalLM.response_outputs`.
+A layout says where each token of a batch is read and where the state that predicts each of the policy's tokens will
+stand: :class:`PackedLayout` fills rows with several sequences behind shared prompts, :class:`PaddedLayout` is one
+sequence a row for models that do not come apart into a body and a linear head. Both are computed on the host from
+:class:`~textrl_env.lm.sequences.Sequences` and moved in one transfer; tokens of prompts and environments are read and
+predict nothing. :func:`linear_log_probs` gives log-probabilities and entropies without ever holding all logits. All of
+it is exact, with gradients.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,126 +21,142 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from textrl_env.lm.fused_llama import FusedLlama
+from textrl_env.lm.sequences import Sequences, distinct, move, ranges, right_padded
 from textrl_env.lm.shared_prompts import SharedPrompts
 
 #: Logits held at a time.
 CHUNK_LOGITS = 8_000_000
+#: Prompts are shared where that spares at least this share of the tokens.
+_WORTH_SHARING = 0.1
 
 
-def response_states(
-    body: nn.Module, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]
-) -> Tensor:
-    """The last hidden states that predict the tokens of given responses.
+class PackedLayout:
+    """Sequences laid into rows, several in a row where they fit, behind prompts that are read once.
 
-    Args:
-        body: A transformers model without its head.
-        prompts: ``B`` int64 arrays of token ids. Where many are equal, each distinct one is read once and its
-            keys and values are shared.
-        responses: ``B`` int64 arrays of token ids.
-
-    Returns:
-        ``[sum of the responses' lengths, hidden]``, response after response.
-    """
-    unique, inverse = unique_rows(prompts)
-    lengths = np.array([len(r) for r in responses])
-    spared = sum(map(len, prompts)) - sum(map(len, unique))
-    # The last token of a response predicts nothing that is asked for.
-    if spared >= 0.1 * (sum(map(len, prompts)) + lengths.sum()):
-        return _after_shared_prompts(body, unique, inverse, [r[:-1] for r in responses], lengths)
-    rows = _Rows([np.concatenate([p, r[:-1]]) for p, r in zip(prompts, responses, strict=True)])
-    out = body(**rows.inputs(body.device), use_cache=False)
-    first = rows.start + np.array([len(p) - 1 for p in prompts])
-    return _take([out.last_hidden_state], _ranges(first, lengths))
-
-
-def _after_shared_prompts(
-    body: nn.Module,
-    prompts: list[np.ndarray],
-    inverse: np.ndarray,
-    written: list[np.ndarray],
-    lengths: np.ndarray,
-) -> Tensor:
-    """The same, the prompts read once and their keys and values put before what was written after them."""
-    before = np.array([len(p) for p in prompts])
-    padded = right_padded(prompts)
-    cache = DynamicCache()
-    ids = torch.from_numpy(padded).to(body.device)
-    states = [body(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state]
-    ends = padded.shape[1] * np.arange(len(prompts)) + before - 1
-    start = np.zeros(len(written), dtype=np.int64)
-    if lengths.max() > 1:
-        rows = _Rows(written, inverse)
-        if isinstance(body, FusedLlama) and body.device.type == "cpu":
-            keys, values = ([getattr(layer, x) for layer in cache.layers] for x in ("keys", "values"))
-            prefix = {"prompts": SharedPrompts(keys, values, before, rows.owner)}
-            inputs = rows.inputs(body.device) | {"position_ids": rows.places(body.device, before)}
-        else:
-            owner = torch.from_numpy(rows.owner).to(body.device)
-            prefix = {"past_key_values": Cache(layers=[_Prefix(layer, owner) for layer in cache.layers])}
-            inputs = rows.inputs(body.device, before)
-        states.append(body(**inputs, **prefix, use_cache=True).last_hidden_state)
-        start = padded.size + rows.start
-    index = _ranges(start - 1, lengths)
-    some = lengths > 0
-    index[(np.cumsum(lengths) - lengths)[some]] = ends[inverse[some]]
-    return _take(states, index)
-
-
-class _Rows:
-    """Sequences laid into as few rows as they need, none longer than the longest sequence.
+    What comes before the policy's first token counts as the prompt. Where many are equal, each distinct one is read
+    once and its keys and values stand before what follows it; otherwise a prompt is part of its row.
 
     Args:
-        sequences: ``B`` int64 arrays.
-        owners: int ``[B]``; only sequences of one owner share a row.
+        sequences: ``B`` of them, ``m`` tokens of the policy's together.
 
     Attributes:
-        owner: Of each row, int64 ``[R]``.
-        start: Where each sequence begins in the flattened rows, int64 ``[B]``.
+        actions: The policy's tokens, int64 ``[m]``.
     """
 
-    def __init__(self, sequences: list[np.ndarray], owners: np.ndarray | None = None) -> None:
-        lengths = np.array([len(s) for s in sequences])
-        owners = np.zeros(len(sequences), dtype=np.int64) if owners is None else owners
-        row, column, self.owner = pack_rows(lengths, owners)
-        width = int(lengths.max())
-        self.ids = np.zeros((len(self.owner), width), dtype=np.int64)
-        self.positions = np.zeros_like(self.ids)
-        self.sequence = np.full_like(self.ids, -1)  # which one a token belongs to; -1 is padding
-        for i, tokens in enumerate(sequences):
-            span = slice(column[i], column[i] + len(tokens))
-            self.ids[row[i], span] = tokens
-            self.positions[row[i], span] = np.arange(len(tokens))
-            self.sequence[row[i], span] = i
-        self.start = row * width + column
-        self.alone = len(self.owner) == len(sequences)  # one in each row
+    def __init__(self, sequences: Sequences) -> None:
+        first, last = sequences.first, sequences.last
+        unique, owners = distinct(sequences.prompts)
+        spared = first.sum() - first[unique].sum()
+        self._shares = bool(spared >= _WORTH_SHARING * (last + 1).sum())
+        prompts = right_padded([sequences.prompts[i] for i in unique]) if self._shares else np.zeros((0, 0))
+        skipped = first if self._shares else np.zeros_like(first)  # what is not read in the rows
+        # The policy's last token predicts nothing that is asked for, and neither does what comes after it.
+        lengths = last - skipped
+        owners = owners if self._shares else np.zeros_like(owners)
+        row, column, self._owners = pack_rows(lengths, owners)
+        width = int(lengths.max(initial=0))
+        ids, positions = np.zeros((2, len(self._owners), width), dtype=np.int64)
+        sequence = np.full_like(ids, -1)  # which one a token belongs to; -1 is padding
+        place = row * width + column  # where each sequence begins in the flattened rows
+        filled = ranges(place, lengths)
+        ids.ravel()[filled] = sequences.tokens[ranges(sequences.starts + skipped, lengths)]
+        positions.ravel()[filled] = ranges(skipped, lengths)
+        sequence.ravel()[filled] = np.repeat(np.arange(len(lengths)), lengths)
+        self._alone = len(self._owners) == len(sequences)  # one in each row
 
-    def inputs(self, device: torch.device, before: np.ndarray | None = None) -> dict[str, Tensor]:
-        """What a model takes.
+        rows = sequences.rows
+        offset = sequences.policy - sequences.starts[rows]  # of the policy's tokens in their sequences
+        states = (
+            prompts.size + place[rows] + offset - skipped[rows] - 1
+        )  # where what predicts them will stand
+        if self._shares:
+            after_prompt = offset == first[rows]
+            ends = prompts.shape[1] * np.arange(len(unique)) + first[unique] - 1
+            states[after_prompt] = ends[owners[rows[after_prompt]]]
+        self._before = first[unique]  # tokens of each prompt
+        known = self._before[self._owners] if self._shares else np.zeros(0)  # cached tokens before each row
+        arrays = [prompts, ids, positions, sequence, self._owners, known, states, sequences.actions]
+        moved = move(arrays, sequences.device)
+        self._prompts, self._ids, self._positions, self._sequence, self._owner, self._known = moved[:6]
+        self._states, self.actions = moved[6:]
+
+    def states(self, body: nn.Module) -> Tensor:
+        """The last hidden states that predict the policy's tokens, ``[m, hidden]``, with gradient.
 
         Args:
-            device: Where it is.
-            before: How many cached tokens come before each owner's sequences, int ``[owners]``.
+            body: A transformers model without its head, or a stand-in for it.
         """
-        inputs = {"input_ids": torch.from_numpy(self.ids).to(device)}
-        if self.alone and before is None:
-            return inputs  # padding on the right: causal attention never looks at it
-        width = self.ids.shape[1]
-        sequence = torch.from_numpy(self.sequence).to(device)
-        mask = torch.ones(width, width, dtype=torch.bool, device=device).tril()
-        if not self.alone:
-            mask = mask & (sequence[:, :, None] == sequence[:, None, :])  # [R, W, W]
-        if before is not None:
-            known = torch.from_numpy(before[self.owner]).to(device)[:, None]
-            seen = torch.arange(int(before.max()), device=device) < known  # [R, P]
-            shape = (len(known), width, -1)
-            mask = torch.cat([seen[:, None].expand(shape), mask.expand(shape)], dim=2)
-        places = self.places(device, before)
-        return inputs | {"attention_mask": mask.view(-1, 1, *mask.shape[-2:]), "position_ids": places}
+        if not self._shares:
+            read = [body(**self._row_inputs(body), use_cache=False).last_hidden_state]
+        else:
+            cache = DynamicCache()
+            read = [body(input_ids=self._prompts, past_key_values=cache, use_cache=True).last_hidden_state]
+            if self._ids.numel():
+                inputs = self._inputs_after(cache, body)
+                read.append(body(**inputs, use_cache=True).last_hidden_state)
+        flat = [states.flatten(0, 1) for states in read]
+        pool = flat[0] if len(flat) == 1 else torch.cat(flat)
+        return pool.index_select(0, self._states)
 
-    def places(self, device: torch.device, before: np.ndarray | None = None) -> Tensor:
-        """Positions of the tokens, ``before[owner]`` of others standing before them, int64 ``[R, W]``."""
-        places = self.positions if before is None else self.positions + before[self.owner][:, None]
-        return torch.from_numpy(places).to(device)
+    def _row_inputs(self, body: nn.Module) -> dict[str, Any]:
+        """What a model takes of the rows, each token seeing those of its own sequence before it."""
+        if self._alone:  # padding on the right: causal attention never looks at it
+            inputs = {"input_ids": self._ids}
+            if self._ids.device.type == "cpu" or isinstance(body, FusedLlama):
+                return inputs
+            # Without a cache transformers looks at the positions, for which a GPU has to be waited for.
+            return inputs | {"past_key_values": DynamicCache()}
+        inputs = {"input_ids": self._ids, "position_ids": self._positions}
+        return inputs | {"attention_mask": self._own_tokens()[:, None]}
+
+    def _inputs_after(self, cache: Cache, body: nn.Module) -> dict[str, Any]:
+        """What a model takes of the rows when the prompts are in ``cache``."""
+        inputs: dict[str, Any] = {"input_ids": self._ids, "position_ids": self._positions}
+        if isinstance(body, FusedLlama) and body.device.type == "cpu":
+            if not self._alone:
+                inputs["attention_mask"] = self._own_tokens()[:, None]
+            keys, values = ([getattr(layer, x) for layer in cache.layers] for x in ("keys", "values"))
+            return inputs | {"prompts": SharedPrompts(keys, values, self._before, self._owners)}
+        seen = torch.arange(int(self._before.max()), device=self._ids.device) < self._known[:, None]  # [R, P]
+        own = self._own_tokens().expand(len(seen), -1, -1)
+        mask = torch.cat([seen[:, None].expand(-1, own.shape[1], -1), own], dim=2)
+        prompts = Cache(layers=[_Prefix(layer, self._owner) for layer in cache.layers])
+        return inputs | {"attention_mask": mask[:, None], "past_key_values": prompts}
+
+    def _own_tokens(self) -> Tensor:
+        """bool ``[R or 1, W, W]``: which tokens of its row a token may look at."""
+        width = self._ids.shape[1]
+        mask = torch.ones(1, width, width, dtype=torch.bool, device=self._ids.device).tril()
+        if not self._alone:
+            mask = mask & (self._sequence[:, :, None] == self._sequence[:, None, :])
+        return mask
+
+
+class PaddedLayout:
+    """One sequence a row, padded on the right.
+
+    There is no mask: neither causal attention nor a recurrent state sees what comes later, and positions count from 0.
+
+    Args:
+        sequences: ``B`` of them, ``m`` tokens of the policy's together.
+
+    Attributes:
+        ids: int64 ``[B, L]``.
+        keep: Of how many columns, counted from the right, logits are needed.
+        actions: The policy's tokens, int64 ``[m]``.
+    """
+
+    def __init__(self, sequences: Sequences) -> None:
+        ids, rows = sequences.right_padded(), sequences.rows
+        width = ids.shape[1]
+        column = sequences.policy - sequences.starts[rows] - 1  # of what predicts each of the policy's tokens
+        self.keep = int(width - column.min(initial=width - 1))
+        states = rows * self.keep + column - (width - self.keep)
+        self.ids, self._states, self.actions = move([ids, states, sequences.actions], sequences.device)
+
+    def take(self, outputs: Tensor) -> Tensor:
+        """Of outputs ``[B, L or keep, ...]``, those that predict the policy's tokens, ``[m, ...]``."""
+        return outputs[:, -self.keep :].flatten(0, 1).index_select(0, self._states)
 
 
 class _Prefix(CacheLayerMixin):
@@ -167,41 +185,6 @@ class _Prefix(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return -1
-
-
-def _take(states: list[Tensor], index: np.ndarray) -> Tensor:
-    """Rows ``index`` of ``[b, L, hidden]`` states, flattened one after another: ``[n, hidden]``."""
-    flat = [x.reshape(-1, x.shape[-1]) for x in states]
-    pool = flat[0] if len(flat) == 1 else torch.cat(flat)
-    return pool.index_select(0, torch.from_numpy(index).to(pool.device))
-
-
-def _ranges(start: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """``start[i], start[i] + 1, ...``, ``lengths[i]`` of them, one after another."""
-    offset = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return np.repeat(start, lengths) + offset
-
-
-def right_padded(sequences: Sequence[np.ndarray]) -> np.ndarray:
-    """Sequences under each other, int64 ``[B, L]``, zeros after the end of the shorter ones."""
-    rows = np.zeros((len(sequences), max(len(s) for s in sequences)), dtype=np.int64)
-    for row, sequence in zip(rows, sequences, strict=True):
-        row[: len(sequence)] = sequence
-    return rows
-
-
-def unique_rows(prompts: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
-    """The distinct prompts in order of first appearance, and for each prompt its index among them."""
-    seen: dict[bytes, int] = {}
-    unique: list[np.ndarray] = []
-    inverse = np.empty(len(prompts), dtype=np.int64)
-    for i, prompt in enumerate(prompts):
-        key = np.ascontiguousarray(prompt).tobytes()
-        if key not in seen:
-            seen[key] = len(unique)
-            unique.append(prompt)
-        inverse[i] = seen[key]
-    return unique, inverse
 
 
 def pack_rows(lengths: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -308,7 +291,7 @@ class _LinearLogProbs(torch.autograd.Function):
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
     """Float32 logits of some rows after others, all in one piece of memory, which may be overwritten."""
-    size = min(len(hidden), max(1, CHUNK_LOGITS // len(weight)))
+    size = max(1, min(len(hidden), CHUNK_LOGITS // len(weight)))
     space = torch.empty(size, len(weight), dtype=weight.dtype, device=weight.device)
     wide = space if space.dtype in (torch.float32, torch.float64) else space.float()
     for start in range(0, len(hidden), size):
