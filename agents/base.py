@@ -196,7 +196,7 @@ class Agent(LearningLoop):
         fused = self.device.type in ("cpu", "cuda")
         self.optimizer = make_optimizer(parameters, **settings, fused=fused)
         if self.env is not None:
-            bind_policy(self.env, self.policy.log_prob)
+            bind_policy(self.env, self.policy.log_prob, self.policy.slot_log_prob)
 
     def _policy_device(self) -> torch.device:
         """Small networks are fastest on the CPU; a language model goes where the env's is, or to what there is."""

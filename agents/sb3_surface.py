@@ -12,7 +12,8 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import configure_logger
 
 from agents.policies.base import Policy
-from agents.rollouts.vector_envs import add_batch, bind_policy
+from agents.rollouts.observations import add_batch, copied, is_single
+from agents.rollouts.vector_envs import bind_policy
 from agents.runs import checkpoint
 
 
@@ -51,7 +52,7 @@ class StableBaselines3Surface:
         """Learn in another environment with the same spaces."""
         if self.env is None:
             self.set_up_env(env)
-            bind_policy(self.env, self.policy.log_prob)
+            bind_policy(self.env, self.policy.log_prob, self.policy.slot_log_prob)
             return
         old = self.env
         self.set_up_env(env)
@@ -63,7 +64,7 @@ class StableBaselines3Surface:
         self.last_obs = None
         if not self.policy.whole_episodes:
             self.text_env = None
-        bind_policy(self.env, self.policy.log_prob)
+        bind_policy(self.env, self.policy.log_prob, self.policy.slot_log_prob)
 
     def close(self) -> None:
         """Close the environment."""
@@ -92,10 +93,9 @@ class StableBaselines3Surface:
         Returns:
             The action or actions, and ``state``.
         """
-        space = self.policy.observation_space
-        single = _is_single(space, observation)
-        if single:
-            observation = add_batch(observation)
+        single = is_single(self.policy.observation_space, observation)
+        # The caller may write into what it has handed over; what a policy remembers must not change with it.
+        observation = add_batch(copied(observation)) if single else copied(observation)
         actions = self.policy.to_env(self.policy.act(observation, deterministic)[0])
         return (actions[0] if single else actions), state
 
@@ -126,10 +126,3 @@ class StableBaselines3Surface:
             UntrustedNameError: It names code outside this project that ``trust_modules`` does not (an ImportError).
         """
         return checkpoint.load(cls, Path(path), env, kwargs, trust_modules)
-
-
-def _is_single(space: gym.Space, observation: Any) -> bool:
-    if isinstance(space, gym.spaces.Dict):
-        name, child = next(iter(space.spaces.items()))
-        return np.asarray(observation[name]).ndim == len(child.shape)
-    return np.asarray(observation).ndim == len(space.shape or ())

@@ -127,7 +127,7 @@ BUGS = [
         "last_values[:, None]], axis=1)\n        return following * ~terminated",
         "last_values[:, None]], axis=1)\n        return following", ("maths",)),
     Bug("environment is not told who acts", BASE,
-        "if self.env is not None:\n            bind_policy(self.env, self.policy.log_prob)",
+        "if self.env is not None:\n            bind_policy(self.env, self.policy.log_prob, self.policy.slot_log_prob)",
         "if self.env is not None:\n            pass", ("pitfalls",)),
     # -- the equations -------------------------------------------------------------------------------------
     Bug("mean over padding too", MATHS, "return (x * mask).sum() / mask.sum().clamp(min=1)", "return x.mean()",

@@ -9,6 +9,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from agents.policies.actions import to_space
+from agents.rollouts.observations import add_batch, equal, row_of
 from agents.rollouts.rollout import Rollout
 
 
@@ -52,7 +54,8 @@ class Policy(nn.Module):
         """Choose actions for a batch of observations.
 
         Returns:
-            actions ``[N]`` (or ``[N, A]``), log_probs float64 ``[N]``, values float64 ``[N]``.
+            actions ``[N]`` (or ``[N, ...]``), those of the action space but for clipping; log_probs float64 ``[N]``;
+            values float64 ``[N]``.
         """
         raise NotImplementedError
 
@@ -73,28 +76,32 @@ class Policy(nn.Module):
 
     def log_prob(self, observation: Any, action: np.ndarray) -> np.ndarray:
         """Log-probabilities ``[N]`` of given actions; what :meth:`act` has just said is not computed twice."""
-        if self._last is not None and _equal(self._last[0], observation) and _equal(self._last[1], action):
+        if self._last is not None and equal(self._last[:2], (observation, action)):
             return self._last[2]
         return self._log_prob(observation, action)
+
+    def slot_log_prob(self, slot: int, observation: Any, action: Any) -> float:
+        """The same of one observation, that of ``slot`` in the batch that has just acted.
+
+        Single envs inside a vector env ask one by one; to answer each from the batch that they are part of keeps
+        what a policy has cached of all slots.
+        """
+        if self._last is not None and slot < len(self._last[2]):
+            acted, actions, log_probs = self._last
+            if equal((row_of(acted, slot), actions[slot]), (observation, action)):
+                return float(log_probs[slot])
+        return float(self.log_prob(add_batch(observation), np.asarray(action)[None])[0])
 
     def _log_prob(self, observation: Any, action: np.ndarray) -> np.ndarray:
         raise NotImplementedError
 
     def to_env(self, actions: np.ndarray) -> np.ndarray:
-        """Actions as the environment takes them (continuous ones clipped to the space)."""
-        if isinstance(self.action_space, spaces.Box):
-            return np.clip(actions, self.action_space.low, self.action_space.high)
-        return actions
+        """Actions as the environment takes them: of its dtype, continuous ones clipped to the space."""
+        return to_space(self.action_space, actions)
 
     def weights_changed(self) -> None:
         """Called after every update; forget what was computed with the old weights."""
         self._last = None
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return all(np.array_equal(a[name], b[name]) for name in a)
-    return np.array_equal(a, b)
 
 
 def make_linear(inputs: int, outputs: int, gain: float) -> nn.Linear:

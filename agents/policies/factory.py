@@ -1,6 +1,6 @@
 """Policies by name, and how one is made for an environment.
 
-Both policies answer the same four calls, ``act``, ``evaluate``, ``stack`` and ``predict_values``, so an
+Every policy answers the same four calls, ``act``, ``evaluate``, ``stack`` and ``predict_values``, so an
 algorithm never sees which one it trains. Dropout is off everywhere, always.
 """
 
@@ -12,7 +12,9 @@ import gymnasium as gym
 
 from agents.policies.base import Evaluation, Policy
 from agents.policies.causal_lm import CausalLMPolicy
-from agents.policies.mlp import MlpPolicy, encode, feature_size
+from agents.policies.extractor import CnnPolicy, ExtractorPolicy, has_image
+from agents.policies.features import encode, feature_size
+from agents.policies.mlp import MlpPolicy
 from textrl_env.errors import check_keywords, did_you_mean
 from textrl_env.lm.causal_lm import CausalLM
 
@@ -27,7 +29,12 @@ __all__ = [
     "make_policy",
 ]
 
-POLICIES: dict[str, type[Policy]] = {"MlpPolicy": MlpPolicy, "CausalLMPolicy": CausalLMPolicy}
+POLICIES: dict[str, type[Policy]] = {
+    "MlpPolicy": MlpPolicy,
+    "CnnPolicy": CnnPolicy,
+    "MultiInputPolicy": ExtractorPolicy,
+    "CausalLMPolicy": CausalLMPolicy,
+}
 
 
 def make_policy(
@@ -36,18 +43,15 @@ def make_policy(
     """Build a policy for an environment.
 
     Args:
-        policy: "MlpPolicy", "CausalLMPolicy", "auto" (a language model where the env has one), or a class.
+        policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy", "CausalLMPolicy", or "auto" (a language model where the
+            env has one, convolutions where it shows images), or a class.
         env: The vector env.
         critic: One of the policy's kinds of critic, None, or "default" for the policy's own default.
         policy_kwargs: Passed on to the policy.
     """
     lm = _env_lm(env)
-    if policy == "auto":
-        policy = "MlpPolicy" if lm is None and "model" not in policy_kwargs else "CausalLMPolicy"
     if isinstance(policy, str):
-        if policy not in POLICIES:
-            raise ValueError(f"policy={policy!r} is not known. {did_you_mean(policy, [*POLICIES, 'auto'])}")
-        policy = POLICIES[policy]
+        policy = _policy_class(policy, env.single_observation_space, lm, policy_kwargs)
     kwargs = dict(policy_kwargs)
     if critic != "default":
         kwargs.setdefault("critic", critic)
@@ -55,6 +59,32 @@ def make_policy(
         kwargs.setdefault("model", lm)
     check_keywords(policy.__name__, policy.__init__, kwargs)
     return policy(env.single_observation_space, env.single_action_space, **kwargs)
+
+
+def _policy_class(
+    name: str, space: gym.Space, lm: CausalLM | None, policy_kwargs: dict[str, Any]
+) -> type[Policy]:
+    """The class that a name means in an environment with these observations."""
+    nested = isinstance(space, (gym.spaces.Dict, gym.spaces.Tuple))
+    if name == "auto":
+        if lm is not None or "model" in policy_kwargs:
+            return CausalLMPolicy
+        name = "MlpPolicy" if not has_image(space) else "MultiInputPolicy" if nested else "CnnPolicy"
+    if name not in POLICIES:
+        raise ValueError(f"policy={name!r} is not known. {did_you_mean(name, [*POLICIES, 'auto'])}")
+    if name == "MultiInputPolicy" and not nested:
+        raise ValueError(
+            f'policy="MultiInputPolicy" takes Dict and Tuple observations, got {space}; use "MlpPolicy"'
+        )
+    if (
+        name == "MultiInputPolicy"
+        and not has_image(space)
+        and "features_extractor_class" not in policy_kwargs
+    ):
+        return MlpPolicy  # no image: all parts in one vector, which acts faster
+    if name == "MlpPolicy" and "features_extractor_class" in policy_kwargs:
+        return ExtractorPolicy
+    return POLICIES[name]
 
 
 def _env_lm(env: gym.vector.VectorEnv) -> CausalLM | None:

@@ -18,8 +18,9 @@ from torch import Tensor
 from agents.algorithms import maths
 from agents.policies.base import Evaluation, Policy
 from agents.rollouts.episode_log import EpisodeLog
+from agents.rollouts.observations import copied, zeros_with_rows
 from agents.rollouts.rollout import Rollout, concatenate
-from agents.rollouts.vector_envs import start_option
+from agents.rollouts.vector_envs import kl_envs, start_option
 from textrl_env.lm.sequences import Sequences
 from textrl_env.protocols import TextEnv
 
@@ -42,6 +43,7 @@ class Collecting(Protocol):
         batch_size: Rows of a minibatch, or None.
         micro_batch_size: Rows evaluated at once, or None.
         kl_coef: The env's KL coefficient, or None.
+        num_timesteps: Steps taken so far.
         stopped: Whether a callback has asked to stop.
     """
 
@@ -59,6 +61,7 @@ class Collecting(Protocol):
     batch_size: int | None
     micro_batch_size: int | None
     kl_coef: float | None
+    num_timesteps: int
     stopped: bool
 
     def count_steps(self, steps: int, done: np.ndarray) -> bool:
@@ -75,9 +78,14 @@ def _float(array: np.ndarray) -> Tensor:
 
 
 class _StepBuffer:
-    """Lists of per-step arrays ``[N]``, stacked to ``[N, T]`` at the end."""
+    """Lists of per-step arrays ``[N]``, stacked to ``[N, T]`` at the end.
 
-    def __init__(self) -> None:
+    Args:
+        scored: Whether the infos come from an environment of ours, with a reference and a score.
+    """
+
+    def __init__(self, scored: bool) -> None:
+        self.scored = scored
         self.columns: dict[str, list[np.ndarray]] = {}
         self.observations: list[Any] = []
 
@@ -92,24 +100,44 @@ class _StepBuffer:
 
 def _final_observations(infos: dict, wanted: np.ndarray, like: Any) -> Any:
     """The final observations of the wanted slots as a batch shaped like ``like``; other rows are zero."""
-    rows = np.flatnonzero(wanted)
-    if isinstance(like, dict):
-        batch = {name: np.zeros_like(value) for name, value in like.items()}
-        for row in rows:
-            for name in batch:
-                batch[name][row] = infos["final_obs"][row][name]
-        return batch
-    batch = np.zeros_like(like)
-    for row in rows:
-        batch[row] = infos["final_obs"][row]
-    return batch
+    if "final_obs" not in infos:
+        raise ValueError(
+            "the vector env says that it resets within the step (autoreset_mode SAME_STEP) and has ended an episode, "
+            'but its infos have no "final_obs", which a critic needs of episodes that were cut off'
+        )
+    return zeros_with_rows(like, {int(slot): infos["final_obs"][slot] for slot in np.flatnonzero(wanted)})
+
+
+def _kl_columns(infos: dict, ends: dict, done: np.ndarray) -> dict[str, np.ndarray]:
+    """What an environment of ours says of its reference in each step: ``ref_logprob`` and ``kl``, each ``[N]``."""
+    columns = {}
+    for name in ("ref_logprob", "kl"):
+        if name in infos or name in ends:
+            running = np.asarray(infos.get(name, np.zeros(len(done))))
+            columns[name] = np.where(done, ends[name], running) if name in ends else np.array(running)
+    return columns
+
+
+def _check_rewards(rewards: np.ndarray, alive: np.ndarray, agent: Collecting) -> None:
+    bad = alive & ~np.isfinite(rewards)
+    if bad.any():
+        slot = int(np.flatnonzero(bad)[0])
+        raise ValueError(
+            f"the environment gave the reward {rewards[slot]} in slot {slot} after {agent.num_timesteps} timesteps; "
+            "an agent can learn from finite rewards only"
+        )
 
 
 def _step(agent: Collecting, observation: Any, alive: np.ndarray, buffer: _StepBuffer):
     """One step of every slot, recorded; returns the next observation, done and the infos."""
     envs, policy = agent.env, agent.policy
+    # What an env hands out is the env's: it may write its next step into the same arrays.
+    observation = copied(observation)
     actions, log_probs, values = policy.act(observation)
     following, rewards, terminated, truncated, infos = envs.step(policy.to_env(actions))
+    rewards = np.array(rewards, dtype=np.float64)
+    terminated, truncated = np.array(terminated, dtype=bool), np.array(truncated, dtype=bool)
+    _check_rewards(rewards, alive, agent)
     bootstrap = np.zeros(len(alive))
     same_step = agent.autoreset_mode is AutoresetMode.SAME_STEP
     cut = truncated & ~terminated & alive
@@ -118,11 +146,6 @@ def _step(agent: Collecting, observation: Any, alive: np.ndarray, buffer: _StepB
         bootstrap = np.where(cut, policy.predict_values(final), 0.0)
     done = terminated | truncated
     ends = infos.get("final_info", {}) if same_step else infos
-    columns = {"ref_logprob": 0.0, "kl": 0.0}
-    for name in columns:
-        if name in infos or name in ends:
-            running = np.asarray(infos.get(name, np.zeros(len(alive))))
-            columns[name] = np.where(done, ends[name], running) if name in ends else running
     buffer.add(
         observation,
         actions=actions,
@@ -133,9 +156,10 @@ def _step(agent: Collecting, observation: Any, alive: np.ndarray, buffer: _StepB
         truncated=truncated,
         bootstrap=bootstrap,
         mask=alive.copy(),
-        **{n: v for n, v in columns.items() if not np.isscalar(v)},
+        # "kl" in the info of a stranger's environment is something else.
+        **(_kl_columns(infos, ends, done) if buffer.scored else {}),
     )
-    agent.episodes.step(rewards, alive, done, ends)
+    agent.episodes.step(rewards, alive, done, ends, buffer.scored)
     return following, done, infos
 
 
@@ -163,7 +187,7 @@ def _assemble(agent: Collecting, buffer: _StepBuffer, last_values: np.ndarray) -
 
 def collect_steps(agent: Collecting, n_steps: int) -> Rollout:
     """Step every slot ``n_steps`` times, going on where the last rollout stopped."""
-    buffer = _StepBuffer()
+    buffer = _StepBuffer(bool(kl_envs(agent.env)))
     observation, waiting = agent.last_obs, agent.waiting
     for _ in range(n_steps):
         # Under NEXT_STEP autoreset the step after an end is a reset in disguise: action ignored, reward 0.
@@ -232,7 +256,7 @@ def _reset_to(agent: Collecting, starts: list[Any]) -> Any:
 def _run_wave(agent: Collecting, starts: list[Any]) -> Rollout:
     observation = _reset_to(agent, starts)
     alive = np.arange(agent.num_envs) < len(starts)
-    buffer = _StepBuffer()
+    buffer = _StepBuffer(bool(kl_envs(agent.env)))
     while alive.any():
         observation, done, _ = _step(agent, observation, alive, buffer)
         proceed = agent.count_steps(int(alive.sum()), done & alive)

@@ -61,7 +61,9 @@ class EpisodeLog:
         self._running_return = np.array(state["running_return"], dtype=np.float64)
         self._running_length = np.array(state["running_length"], dtype=np.int64)
 
-    def step(self, rewards: np.ndarray, alive: np.ndarray, done: np.ndarray, ends: dict[str, Any]) -> None:
+    def step(
+        self, rewards: np.ndarray, alive: np.ndarray, done: np.ndarray, ends: dict[str, Any], scored: bool
+    ) -> None:
         """Note one step of every slot.
 
         Args:
@@ -69,6 +71,7 @@ class EpisodeLog:
             alive: bool ``[N]``, slots whose step counts.
             done: bool ``[N]``.
             ends: The info of episodes that ended in this step, ``[N]`` arrays.
+            scored: Whether ``ends`` come from an environment that scores responses, as ``TextRLHF-v0`` does.
         """
         self._running_return += rewards * alive
         self._running_length += alive
@@ -76,9 +79,9 @@ class EpisodeLog:
             return
         for slot in np.flatnonzero(done & alive):
             self.add(self._running_return[slot], self._running_length[slot])
-            if "is_success" in ends:
+            if "is_success" in ends and np.all(ends.get("_is_success", [True] * (slot + 1))[slot]):
                 self.successes.append(bool(ends["is_success"][slot]))
-            if "score" in ends:
+            if scored and "score" in ends:
                 self._add_text_end(ends, slot)
         self._running_return[done] = 0.0
         self._running_length[done] = 0
@@ -90,7 +93,8 @@ class EpisodeLog:
 
     def _add_text_end(self, ends: dict[str, Any], slot: int) -> None:
         for name in ("score", "stop_reason", "response", "response_length", "kl_sum"):
-            self.text.setdefault(name, []).append(ends[name][slot])
+            if name in ends:
+                self.text.setdefault(name, []).append(ends[name][slot])
         for name in ends:
             if name.startswith("score/"):
                 self.text.setdefault(name, []).append(float(ends[name][slot]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -11,6 +12,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics as VectorEpisodeStatistics
 
+from agents.rollouts.observations import add_batch
 from reward_models import trust
 from textrl_env.protocols import BindsPolicy, ChargesKL, TextEnv
 
@@ -71,32 +73,31 @@ def _check_entry_point(env_id: str, entry: Any) -> None:
         trust.check_module(owner, f" (for the environment {env_id!r})")
 
 
-def add_batch(observation: Any) -> Any:
-    """One observation as a batch of one."""
-    if isinstance(observation, dict):
-        return {name: np.asarray(value)[None] for name, value in observation.items()}
-    return np.asarray(observation)[None]
-
-
 def bind_policy(
-    env: gym.Env | gym.vector.VectorEnv, log_prob: Callable[[Any, np.ndarray], np.ndarray]
+    env: gym.Env | gym.vector.VectorEnv,
+    log_prob: Callable[[Any, np.ndarray], np.ndarray],
+    slot_log_prob: Callable[[int, Any, Any], float] | None = None,
 ) -> None:
     """Tell environments that charge a KL who acts: this one, or the single envs inside it.
 
     Args:
         env: An env or a vector env.
         log_prob: ``log_prob(observations, actions) -> [N]``, of batches.
+        slot_log_prob: ``slot_log_prob(slot, observation, action)``, of one observation out of the last batch; None
+            asks ``log_prob`` for a batch of one.
     """
 
-    def single(observation: Any, action: Any) -> float:
+    def single(slot: int, observation: Any, action: Any) -> float:
+        if slot_log_prob is not None:
+            return slot_log_prob(slot, observation, action)
         return log_prob(add_batch(observation), np.asarray(action)[None])[0]
 
     base = env.unwrapped
     if isinstance(base, BindsPolicy):
-        base.bind_policy(single if isinstance(base, gym.Env) else log_prob)
-    for inner in getattr(base, "envs", []):
+        base.bind_policy(partial(single, 0) if isinstance(base, gym.Env) else log_prob)
+    for slot, inner in enumerate(getattr(base, "envs", [])):
         if isinstance(inner.unwrapped, BindsPolicy):
-            inner.unwrapped.bind_policy(single)
+            inner.unwrapped.bind_policy(partial(single, slot))
 
 
 def start_option(env: gym.vector.VectorEnv) -> str | None:
@@ -108,7 +109,7 @@ def start_option(env: gym.vector.VectorEnv) -> str | None:
 
 
 def kl_envs(env: gym.vector.VectorEnv | None) -> list[Any]:
-    """The environments, the vector env itself or those inside it, that charge a KL."""
+    """The environments of ours, the vector env itself or those inside it, that charge a KL."""
     base = None if env is None else env.unwrapped
     inside = [base, *(inner.unwrapped for inner in getattr(base, "envs", []))]
     return [each for each in inside if isinstance(each, ChargesKL)]

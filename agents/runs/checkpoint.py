@@ -23,6 +23,7 @@ from torch import Tensor
 
 from agents.policies.base import Policy
 from agents.policies.lora import LoraLM
+from agents.rollouts.observations import from_named_arrays, named_arrays
 from agents.runs import env_state
 from agents.runs.names import name_of, resolve_class, resolve_function
 from reward_models import trust
@@ -82,8 +83,8 @@ def save(agent: Checkpointed, path: Path) -> None:
         if agent.text_env is not None and agent.text_env is not agent.env.unwrapped:
             document["text_env_state"], more = env_state.capture(agent.text_env)
             arrays |= {f"text.{name}": array for name, array in more.items()}
-        observation = agent.last_obs if isinstance(agent.last_obs, dict) else {"": agent.last_obs}
         if agent.last_obs is not None:
+            observation = named_arrays(agent.last_obs)
             arrays |= {f"last_obs.{name}": np.asarray(value) for name, value in observation.items()}
         arrays["waiting"] = agent.waiting
     # safetensors wants contiguous arrays of at least one dimension; scalars are restored by env_state.
@@ -240,7 +241,8 @@ def _restore(agent: Checkpointed, document: dict[str, Any], path: Path) -> None:
     if document["kl_coef"] is not None:
         agent.kl_coef = document["kl_coef"]
     observation = {n.removeprefix("last_obs."): a for n, a in arrays.items() if n.startswith("last_obs.")}
-    agent.last_obs = observation.get("", observation) if observation else None
+    space = agent.policy.observation_space
+    agent.last_obs = from_named_arrays(space, observation) if observation else None
     agent.waiting = arrays["waiting"]
 
 
@@ -329,10 +331,14 @@ def encode_space(space: gym.Space) -> dict[str, Any]:
     spaces = gym.spaces
     if isinstance(space, spaces.Dict):
         return {"Dict": {name: encode_space(child) for name, child in space.spaces.items()}}
+    if isinstance(space, spaces.Tuple):
+        return {"Tuple": [encode_space(child) for child in space.spaces]}
     if isinstance(space, spaces.Discrete):
-        return {"Discrete": {"n": int(space.n), "start": int(space.start)}}
+        own = {"n": int(space.n), "start": int(space.start)}
+        return {"Discrete": own if space.dtype == np.int64 else own | {"dtype": space.dtype.name}}
     if isinstance(space, spaces.MultiDiscrete):
-        return {"MultiDiscrete": {"nvec": space.nvec.tolist()}}
+        own = {"nvec": space.nvec.tolist(), "dtype": space.dtype.name}
+        return {"MultiDiscrete": own | ({"start": space.start.tolist()} if space.start.any() else {})}
     if isinstance(space, spaces.MultiBinary):
         n = space.n
         return {"MultiBinary": {"n": int(n) if isinstance(n, (int, np.integer)) else [int(k) for k in n]}}
@@ -355,6 +361,8 @@ def decode_space(document: dict[str, Any]) -> gym.Space:
         raise ValueError(f"a checkpoint names the space {kind!r}; expected one of {sorted(_SPACES)}")
     if kind == "Dict":
         return gym.spaces.Dict({name: decode_space(child) for name, child in value.items()})
+    if kind == "Tuple":
+        return gym.spaces.Tuple([decode_space(child) for child in value])
     if kind == "Box":
         dtype = np.dtype(value["dtype"])
         low, high = (np.asarray(value[name], dtype=dtype) for name in ("low", "high"))
