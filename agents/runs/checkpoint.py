@@ -323,7 +323,7 @@ def decode_argument(value: Any) -> Any:
     return [decode_argument(item) for item in value] if isinstance(value, list) else value
 
 
-_SPACES = ("Dict", "Discrete", "MultiDiscrete", "MultiBinary", "Box")
+_SPACES = ("Dict", "Tuple", "Discrete", "MultiDiscrete", "MultiBinary", "Box")
 
 
 def encode_space(space: gym.Space) -> dict[str, Any]:
