@@ -42,7 +42,7 @@ def test_an_unknown_keyword_names_the_nearest():
         ({"kl_coef": float("nan")}, "kl_coef must be a finite number >= 0, got nan"),
         ({"kl_estimator": "k4"}, r"kl_estimator='k4' is not known; expected one of \['k1', 'k2', 'k3'\]"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
-        ({"render_mode": "human"}, r"render_mode='human' is not one of \['ansi'\]"),
+        ({"render_mode": "human"}, r"render_mode='human' is not one of \['ansi', 'rgb_array'\]"),
     ],
 )
 def test_arguments_out_of_range_are_refused_with_what_was_expected(kwargs, message):

@@ -8,6 +8,7 @@ import numpy as np
 from gymnasium import spaces
 
 from textrl_env.core import Dynamics, DynamicsEnv, DynamicsVectorEnv
+from textrl_env.envs.canvas import GREEN, ORANGE, PALE_BLUE, QUIET, Canvas, bars
 
 
 class ToyBanditDynamics(Dynamics):
@@ -15,6 +16,7 @@ class ToyBanditDynamics(Dynamics):
 
     start_option: ClassVar[str] = "state"
     state_names: ClassVar[tuple[str, ...]] = ("context",)
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 2}
 
     def __init__(
         self,
@@ -37,6 +39,8 @@ class ToyBanditDynamics(Dynamics):
         self.observation_space = spaces.Discrete(contexts)
         self.action_space = spaces.Discrete(arms)
         self.context = np.zeros(num_slots, dtype=np.int64)
+        # What the picture shows of the last pull; no part of the state.
+        self._pulled: list[tuple[int, int, float] | None] = [None] * num_slots
 
     def reset(self, slots: np.ndarray, starts: list[Any] | None) -> dict[str, np.ndarray]:
         context = self.rng.integers(self.contexts, slots)
@@ -59,7 +63,28 @@ class ToyBanditDynamics(Dynamics):
             # Idle slots draw nothing, so a slot's stream does not depend on its neighbours.
             rewards[active] += self.noise_std * self.rng.normal(active)
         regret = means.max(axis=1) - expected
+        for slot in np.flatnonzero(active):
+            self._pulled[slot] = int(self.context[slot]), int(actions[slot]), float(rewards[slot])
         return rewards, np.ones(self.num_slots, dtype=bool), {"regret": regret, "is_success": regret == 0}, {}
+
+    def render(self, slot: int, mode: str) -> np.ndarray:
+        """The arms of the last pull's context (or of the present one) as bars of their expected rewards."""
+        context, arm, reward = self._pulled[slot] or (int(self.context[slot]), None, 0.0)
+        means = self.means[context]
+        canvas = Canvas(480, 320)
+        title = f"Context {context} of {self.contexts}" if self.contexts > 1 else f"{self.arms} arms"
+        canvas.text(24, 18, title, 16, bold=True)
+        said = "nothing pulled yet" if arm is None else f"pulled arm {arm}: reward {reward:.2f}"
+        canvas.text(456, 21, said, 13, QUIET if arm is None else ORANGE, "ra")
+        colours = [GREEN if mean == means.max() else PALE_BLUE for mean in means]
+        if arm is not None:
+            colours[arm] = ORANGE if colours[arm] != GREEN else GREEN
+        bars(canvas, (24, 56, 456, 276), means, [str(i) for i in range(self.arms)], colours)
+        if arm is not None:
+            x = 24 + (arm + 0.5) * 432 / self.arms
+            canvas.polygon([(x - 6, 290), (x + 6, 290), (x, 280)], ORANGE)
+        canvas.text(24, 296, "expected reward of each arm; the best is green", 11, QUIET)
+        return canvas.array()
 
     def transition_model(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The exact model: every arm leads to one terminal state, added after the contexts.
@@ -106,7 +131,7 @@ class ToyBanditEnv(DynamicsEnv):
 
     ## Arguments
     ``arms`` (10); ``contexts`` (1); ``noise_std`` (0.1; 1.0 is Sutton and Barto's testbed); ``arms_seed`` (0)
-    draws the expected rewards, which are readable as ``env.unwrapped.dynamics.means``.
+    draws the expected rewards, which are readable as ``env.unwrapped.dynamics.means``; ``render_mode`` "rgb_array".
 
     ## References
     Sutton and Barto, Reinforcement Learning, 2nd edition, chapter 2.

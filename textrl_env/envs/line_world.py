@@ -8,6 +8,7 @@ import numpy as np
 from gymnasium import spaces
 
 from textrl_env.core import Dynamics, DynamicsEnv, DynamicsVectorEnv
+from textrl_env.envs.canvas import CARD, GREEN, LINE, ORANGE, PALE_BLUE, QUIET, Canvas
 
 LEFT, STAY, RIGHT = 0, 1, 2
 
@@ -17,7 +18,7 @@ class LineWorldDynamics(Dynamics):
 
     start_option: ClassVar[str] = "state"
     state_names: ClassVar[tuple[str, ...]] = ("position",)
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 4}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
 
     def __init__(
         self,
@@ -76,10 +77,34 @@ class LineWorldDynamics(Dynamics):
         rewards = np.where(moved == self.length - 1, self.goal_reward, self.step_reward)
         return transitions, np.where(terminal[:, None], 0.0, rewards), terminal
 
-    def render(self, slot: int, mode: str) -> str:
+    def render(self, slot: int, mode: str) -> str | np.ndarray:
+        if mode == "rgb_array":
+            return self._picture(int(self.position[slot]))
         cells = ["."] * (self.length - 1) + ["G"]
         cells[self.position[slot]] = "A"
         return "".join(cells)
+
+    def _picture(self, position: int) -> np.ndarray:
+        cell = max(min(64, 960 // self.length), 4)
+        canvas = Canvas(max(self.length * cell + 48, 320), cell + 112)
+        canvas.text(24, 18, "Walk right to the goal", 16, bold=True)
+        left, top = (canvas.width - self.length * cell) / 2, 60
+        middle = top + cell / 2
+        for k in range(self.length):
+            x = left + k * cell
+            fill = PALE_BLUE if k == self.start else CARD
+            canvas.rectangle(x, top, x + cell, top + cell, fill, outline=LINE)
+            if cell >= 24:
+                canvas.text(x + cell / 2, top + cell + 6, str(k), 11, QUIET, "mt")
+        goal, r = left + (self.length - 0.5) * cell, 0.36 * cell
+        canvas.polygon(
+            [(goal - r, middle), (goal, middle - r), (goal + r, middle), (goal, middle + r)], GREEN
+        )
+        canvas.disc(left + (position + 0.5) * cell, middle, 0.26 * cell, ORANGE)
+        there = position == self.length - 1
+        said = "at the goal" if there else f"{self.length - 1 - position} steps to go"
+        canvas.text(canvas.width / 2, canvas.height - 12, said, 12, GREEN if there else QUIET, "mb")
+        return canvas.array()
 
 
 class LineWorldEnv(DynamicsEnv):
@@ -110,7 +135,7 @@ class LineWorldEnv(DynamicsEnv):
 
     ## Arguments
     ``length`` (7) cells; ``start`` (0) or None; ``goal_reward`` (1.0); ``step_reward`` (-0.01);
-    ``render_mode`` "ansi".
+    ``render_mode`` "ansi" or "rgb_array".
 
     ## References
     Sutton and Barto, Reinforcement Learning, 2nd edition, chapter 13.

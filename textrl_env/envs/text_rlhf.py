@@ -19,6 +19,7 @@ from gymnasium import logger, spaces
 from reward_models import load_reward
 from textrl_env import embedded
 from textrl_env.data.prompts import load_prompts
+from textrl_env.envs.text_picture import draw_response, token_texts
 from textrl_env.kl import KLDynamics, KLEnv, KLVectorEnv, estimate_kl
 from textrl_env.lm.causal_lm import CausalLM
 from textrl_env.lm.decoding import SlotDecoder, gather_log_probs
@@ -101,7 +102,7 @@ class TextRLHFDynamics(KLDynamics):
     start_option: ClassVar[str] = "prompt_id"
     extra_start_options: ClassVar[tuple[str, ...]] = ("prompt",)
     state_names: ClassVar[tuple[str, ...]] = ("prompt_id", "tokens", "length", "prompt_length", "kl_sum")
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 4}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
 
     def __init__(
         self,
@@ -214,8 +215,16 @@ class TextRLHFDynamics(KLDynamics):
             rewards[terminated] += final["score"]
         return rewards, terminated, {"ref_logprob": ref_logprob, "kl": kl}, final
 
-    def render(self, slot: int, mode: str) -> str:
+    def render(self, slot: int, mode: str) -> str | np.ndarray:
         written = self.tokens[slot, self.prompt_length[slot] : self.length[slot]]
+        if mode == "rgb_array":
+            over = len(written) >= self.max_new_tokens or bool(np.isin(written[-1:], self.lm.eos_ids).any())
+            kl = float(self.kl_sum[slot])
+            prompt, pieces = (
+                self._prompt_text(slot, self.prompt_id[slot]),
+                token_texts(self.lm.tokenizer, written),
+            )
+            return draw_response(prompt, pieces, self.max_new_tokens, kl, over)
         text = self.lm.tokenizer.decode(written, skip_special_tokens=False)
         return f"[prompt] {self._prompt_text(slot, self.prompt_id[slot])}\n[{len(written)} tokens] {text}"
 
@@ -477,7 +486,7 @@ class TextRLHFEnv(_TextRLHF, KLEnv):
     - ``gold`` (embedded rubric on the embedded prompts): a second reward that is logged and never trained on.
     - ``tokenizer`` (the model's), ``device`` ("auto"), ``dtype`` ("float32") of the reference; ``autocast``
       (where CUDA is): bfloat16 matrix products in the reference and in policies that start from it.
-    - ``render_mode`` "ansi": the prompt and what has been written.
+    - ``render_mode``: the prompt and what has been written, as text ("ansi") or as a picture ("rgb_array").
 
     ## References
     Ouyang et al., Training language models to follow instructions with human feedback (2022).

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from gymnasium import spaces
 
+from textrl_env.envs.canvas import BLUE, CARD, GREEN, INK, LINE, PALE_BLUE, QUIET, Canvas, bars
 from textrl_env.kl import KLDynamics, KLEnv, KLVectorEnv, estimate_kl
 
 EOS = 0
@@ -33,6 +34,7 @@ class TokenTreeDynamics(KLDynamics):
 
     start_option: ClassVar[str] = "prompt_id"
     state_names: ClassVar[tuple[str, ...]] = ("prompt_id", "input_ids", "length", "node", "kl_sum")
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 2}
 
     def __init__(
         self,
@@ -111,6 +113,38 @@ class TokenTreeDynamics(KLDynamics):
         score = np.where(terminated, self.score_table[row, actions], 0.0)
         final = self._final_info(np.flatnonzero(active & terminated), score, stopped)
         return score - self.kl_coef * kl, terminated, {"ref_logprob": ref_logprob, "kl": kl}, final
+
+    def render(self, slot: int, mode: str) -> str | np.ndarray:
+        length = int(self.length[slot])
+        tokens = self.input_ids[slot, self.input_ids.shape[1] - length :].tolist()
+        if mode == "ansi":
+            return " ".join([f"[prompt {self.prompt_id[slot]}]", *map(str, tokens)])
+        return self._picture(slot, tokens)
+
+    def _picture(self, slot: int, tokens: list[int]) -> np.ndarray:
+        """The response so far as a row of cards, and what the reference would write next as bars."""
+        canvas = Canvas(560, 340)
+        canvas.text(24, 18, f"Prompt {self.prompt_id[slot]}", 16, bold=True)
+        canvas.text(536, 21, f"KL so far {self.kl_sum[slot]:.2f}", 13, QUIET, "ra")
+        wide = min(56.0, 512 / self.horizon)
+        for t in range(self.horizon):
+            x, written = 24 + t * wide, t < len(tokens)
+            fill = CARD if not written else GREEN if self.eos and tokens[t] == EOS else PALE_BLUE
+            canvas.rectangle(x, 52, x + wide - 6, 96, fill, 6, LINE)
+            if written and wide >= 24:
+                end = self.eos and tokens[t] == EOS
+                canvas.text(
+                    x + (wide - 6) / 2, 74, "end" if end else str(tokens[t]), 14, CARD if end else INK, "mm"
+                )
+        over = len(tokens) == self.horizon or bool(self.eos and tokens and tokens[-1] == EOS)
+        if over:
+            canvas.text(280, 210, "the response is over", 14, QUIET, "mm")
+            return canvas.array()
+        canvas.text(24, 116, "what the reference would write next", 12, QUIET)
+        probabilities = np.exp(self.ref_table[self.level_start[self.length[slot]] + self.node[slot]])
+        labels = ["end" if self.eos and k == EOS else str(k) for k in range(self.vocab_size)]
+        bars(canvas, (24, 134, 536, 326), probabilities, labels, [BLUE] * self.vocab_size)
+        return canvas.array()
 
     def _write(self, actions: np.ndarray, active: np.ndarray) -> None:
         """Append each active slot's token: the row moves one place to the left."""
@@ -191,7 +225,7 @@ class TokenTreeEnv(KLEnv):
     ## Arguments
     ``vocab_size`` (5); ``horizon`` (4); ``num_prompts`` (2); ``eos`` (True); ``kl_coef`` (0.1);
     ``kl_estimator`` ("k1", "k2" or "k3"); ``ref_seed`` (0) draws the reference's logits and ``reward_seed``
-    (0) the scores, all of them from N(0, 1).
+    (0) the scores, all of them from N(0, 1); ``render_mode`` "ansi" or "rgb_array".
 
     ## References
     Ziegler et al., Fine-Tuning Language Models from Human Preferences (2019); Schulman, Approximating KL
