@@ -30,7 +30,14 @@ from agents.policies.factory import make_policy
 from agents.rollouts.collectors import collect_episodes, collect_fused, collect_steps
 from agents.rollouts.episode_log import EpisodeLog
 from agents.rollouts.rollout import Rollout
-from agents.rollouts.vector_envs import bind_policy, fused_env, has_fused_way, kl_envs, make_envs
+from agents.rollouts.vector_envs import (
+    bind_policy,
+    check_time_limits,
+    fused_env,
+    has_fused_way,
+    kl_envs,
+    make_envs,
+)
 from textrl_env.errors import did_you_mean
 from textrl_env.lm.causal_lm import choose_device
 
@@ -75,6 +82,8 @@ class Agent(LearningLoop):
     flatten: ClassVar[bool] = False
     #: Whether the loss reads values.
     uses_critic: ClassVar[bool] = False
+    #: Arguments of a base class that mean nothing to this method, and why; giving one is an error.
+    takes_no: ClassVar[dict[str, str]] = {}
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Agent:
         # Remember the arguments as they were given, so that save() can write them, also for plug-in agents.
@@ -161,6 +170,7 @@ class Agent(LearningLoop):
 
     def set_up_env(self, env: str | gym.Env | gym.vector.VectorEnv) -> None:
         slots = self.n_envs or (self.n_episodes or 16 if self.whole_episodes else 1)
+        self._check_id_arguments(env)
         if isinstance(env, str) and has_fused_way(env):
             slots = self.n_envs or 1  # the fused way needs no slots
         self.text_env = fused_env(env)
@@ -170,6 +180,23 @@ class Agent(LearningLoop):
         mode = self.env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
         self.autoreset_mode = mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)
         self.waiting = np.zeros(self.num_envs, dtype=bool)
+        check_time_limits(self.env)
+
+    def _check_id_arguments(self, env: Any) -> None:
+        """Raise a ValueError for arguments that say how to make an env from its id, beside an env that is made."""
+        if isinstance(env, str):
+            return
+        made = env.num_envs if isinstance(env, gym.vector.VectorEnv) else 1
+        if self.n_envs not in (None, made):
+            raise ValueError(
+                f"n_envs={self.n_envs} is for an env that is made from its id, but this one is there already and has "
+                f"{made} slot{'s' if made > 1 else ''}: {env}; pass the id, or gym.make_vec(id, num_envs={self.n_envs})"
+            )
+        if self.env_kwargs:
+            raise ValueError(
+                f"env_kwargs={self.env_kwargs} is for an env that is made from its id, but this one is there already: "
+                f"{env}; pass the id, or give the arguments to gym.make"
+            )
 
     def set_up_policy(self, spaces: Any = None) -> None:
         """Make the policy and its optimiser from the env, or from spaces alone to predict only."""
@@ -231,7 +258,7 @@ class Agent(LearningLoop):
         """A sequence model's values, from one pass over the finished episodes."""
         if not (self.policy.whole_episodes and self.policy.has_critic):
             return rollout
-        values = torch.zeros_like(rollout.rewards, device=self.device)
+        values = torch.zeros(rollout.mask.shape, device=self.device)
         for micro, rows in rollout.to(self.device).micro_batches(self.micro_batch_size):
             values[rows] = self.policy.evaluate(micro).values.float()
         rollout.values = values.cpu() * rollout.mask
@@ -256,9 +283,9 @@ class Agent(LearningLoop):
         rewards, values, next_values = arrays
         mask, done = rollout.mask.numpy(), rollout.done.numpy()
         if not self.policy.has_critic:
-            return torch.from_numpy(maths.reward_to_go(rewards, mask, done, self.gamma)).float()
+            return torch.from_numpy(maths.reward_to_go(rewards, mask, done, self.gamma))
         estimate = maths.gae(rewards, values, next_values, mask, done, self.gamma, self.gae_lambda)
-        return torch.from_numpy(estimate).float()
+        return torch.from_numpy(estimate)
 
     def loss(self, batch: Rollout, new: Evaluation) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of every step; override with the method's own.
@@ -287,8 +314,12 @@ class Agent(LearningLoop):
 
     def prepare_rollout(self, rollout: Rollout) -> Rollout:
         """Set advantages and returns, and cut the rollout into steps where the method wants that."""
-        rollout.advantages = self.advantages(rollout)
-        rollout.returns = rollout.advantages + rollout.values
+        advantages = self.advantages(rollout)
+        # In float64 up to here: differences between large returns would be lost in float32.
+        rollout.returns = (advantages + rollout.values).float()
+        rollout.advantages = advantages.float()
+        rollout.rewards = rollout.rewards.float()
+        rollout.penalties = None if rollout.penalties is None else rollout.penalties.float()
         if self.flatten and not self.policy.whole_episodes:
             rollout = rollout.flatten_steps()
         return rollout.to(self.device)
@@ -381,6 +412,8 @@ def _check_agent_keywords(cls: type, given: dict[str, Any]) -> None:
             raise TypeError(
                 f"{cls.__name__} got an unexpected keyword argument {name!r}. {did_you_mean(name, known)}"
             )
+        if name in cls.takes_no:
+            raise TypeError(f"{cls.__name__} takes no {name}: {cls.takes_no[name]}")
 
 
 def _check_positive(**values: int | None) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from gymnasium.envs.registration import register
 
-from textrl_env.lazy import moved_modules
+from textrl_env.lazy import lazy_names, moved_modules
 
 __version__ = "0.1.0"
 
@@ -45,6 +45,14 @@ register(
     id="TokenTree-v0",
     entry_point="textrl_env.envs.token_tree:TokenTreeEnv",
     vector_entry_point="textrl_env.envs.token_tree:TokenTreeVectorEnv",
+)
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "ActingPolicy": "textrl_env.acting_policy",
+        "VectorActingPolicy": "textrl_env.acting_policy",
+    },
 )
 
 # Where things were in version 0.1.

@@ -80,6 +80,8 @@ class Dynamics(ABC):
     action_space: spaces.Space
     #: The key of ``reset(options=...)`` and of the reset info that names a start state; None if there is one.
     start_option: ClassVar[str | None] = None
+    #: The argument that says how many steps an episode may have, where that is part of the task; None elsewhere.
+    budget_argument: ClassVar[str | None] = None
     #: Names of the array attributes that a checkpoint has to hold, each of leading size ``N``.
     state_names: ClassVar[tuple[str, ...]] = ()
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
@@ -89,6 +91,11 @@ class Dynamics(ABC):
             raise ValueError(f"num_envs must be at least 1, got {num_slots}")
         self.num_slots = num_slots
         self.rng = SlotRNG(num_slots)
+
+    @property
+    def budget(self) -> int | None:
+        """The most steps of an episode, where that is part of the task."""
+        return None if self.budget_argument is None else getattr(self, self.budget_argument)
 
     @abstractmethod
     def reset(self, slots: np.ndarray, starts: list[Any] | None) -> dict[str, np.ndarray]:
@@ -139,6 +146,16 @@ class Dynamics(ABC):
         self.rng.counter[...] = state["rng.counter"]
 
 
+def _check_time_limit(dynamics: Dynamics, max_episode_steps: int | None) -> None:
+    """Raise a ValueError for a time limit that would cut off the step on which the score is paid."""
+    name, budget = dynamics.budget_argument, dynamics.budget
+    if budget is not None and max_episode_steps is not None and max_episode_steps < budget:
+        raise ValueError(
+            f"max_episode_steps={max_episode_steps} would cut responses off before they are scored; the budget of this "
+            f"environment is {name}={budget}: set {name}={max_episode_steps} instead"
+        )
+
+
 def _adopt_signature(cls: type, own: list[inspect.Parameter]) -> None:
     """Show the constructor arguments of a class's dynamics in the class's own signature."""
     dynamics = getattr(cls, "dynamics_class", None)
@@ -168,13 +185,51 @@ def dynamics_start_keys(dynamics: Dynamics) -> tuple[str, ...]:
 
 def _start_of(dynamics: Dynamics, options: dict[str, Any] | None) -> Any:
     """The value of the one start option that is given, or None."""
-    given = [(options or {}).get(name) for name in dynamics_start_keys(dynamics)]
-    given = [value for value in given if value is not None]
+    given = {name: (options or {}).get(name) for name in dynamics_start_keys(dynamics)}
+    given = {name: value for name, value in given.items() if value is not None}
     if len(given) > 1:
         raise ValueError(
             f"reset(options=...) takes one of {dynamics_start_keys(dynamics)}, got several: {options}"
         )
-    return given[0] if given else None
+    for name, value in given.items():
+        _check_start_type(name, value, dynamics)
+        return value
+    return None
+
+
+def _check_start_type(name: str, value: Any, dynamics: Dynamics) -> None:
+    """Raise a ValueError for a number where a text belongs, or the other way round."""
+    texts = name != dynamics.start_option
+    each = value if isinstance(value, (list, tuple)) or np.ndim(value) else [value]
+    for start in each:
+        number = isinstance(start, (int, np.integer)) and not isinstance(start, bool)
+        if start is not None and not (isinstance(start, str) if texts else number):
+            wanted = "a text" if texts else "an integer"
+            other = dynamics_start_keys(dynamics)[-1 if not texts else 0]
+            hint = (
+                f"; options[{other!r}] takes {'an integer' if texts else 'a text'}" if other != name else ""
+            )
+            raise ValueError(f"options[{name!r}] must be {wanted}, got {start!r}{hint}")
+
+
+def parse_autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
+    """An autoreset mode, also from its name in any of the usual spellings.
+
+    Args:
+        mode: Gymnasium's enum, "same-step", "SAME_STEP" or "SameStep", and so on for next-step and disabled.
+
+    Raises:
+        ValueError: It is none of the three.
+    """
+    for known in AutoresetMode:
+        if mode is known or (isinstance(mode, str) and _plain(mode) == _plain(known.name)):
+            return known
+    names = [known.value for known in AutoresetMode]
+    raise ValueError(f"autoreset_mode={mode!r} is not known; expected one of {names}")
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
 
 
 class DynamicsEnv(gym.Env):
@@ -297,12 +352,13 @@ class DynamicsVectorEnv(gym.vector.VectorEnv):
         check_keywords(type(self).__name__, self.dynamics_class.__init__, kwargs)
         self.dynamics = self.dynamics_class(num_envs, **kwargs)
         self.num_envs = num_envs
-        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.autoreset_mode = parse_autoreset_mode(autoreset_mode)
         self.metadata = dict(self.dynamics.metadata)
         self.metadata["autoreset_mode"] = self.autoreset_mode
         self.metadata["start_option"] = self.dynamics.start_option
         self.render_mode = render_mode
         self.max_episode_steps = max_episode_steps
+        _check_time_limit(self.dynamics, max_episode_steps)
         self.single_observation_space = self.dynamics.observation_space
         self.single_action_space = self.dynamics.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)

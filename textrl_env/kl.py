@@ -83,6 +83,11 @@ class KLEnv(DynamicsEnv):
 
     dynamics: KLDynamics
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Gymnasium's AsyncVectorEnv shows of the envs in its worker processes nothing but their metadata.
+        cls.metadata = {**cls.metadata, "charges_kl": True}
+
     def bind_policy(self, log_prob: LogProb | None) -> None:
         """Tell the env who acts.
 
@@ -106,6 +111,11 @@ class KLEnv(DynamicsEnv):
         check_kl_arguments(value, self.dynamics.kl_estimator)
         self.dynamics.kl_coef = value
 
+    @property
+    def kl_estimator(self) -> str:
+        """How each token's KL is estimated: "k1", "k2" or "k3"."""
+        return self.dynamics.kl_estimator
+
 
 class KLVectorEnv(DynamicsVectorEnv):
     """A vector env that can be told who acts, and whose KL coefficient can be changed between episodes."""
@@ -122,3 +132,4 @@ class KLVectorEnv(DynamicsVectorEnv):
         self.dynamics.log_prob = log_prob
 
     kl_coef = KLEnv.kl_coef
+    kl_estimator = KLEnv.kl_estimator

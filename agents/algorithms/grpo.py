@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from gymnasium import logger
 from torch import Tensor
 
 from agents.algorithms import maths
@@ -11,6 +12,7 @@ from agents.algorithms.schedules import Schedule, schedule_value
 from agents.base import Agent
 from agents.policies.base import Evaluation, Policy
 from agents.rollouts.rollout import Rollout
+from agents.rollouts.vector_envs import longest_episode
 from textrl_env.errors import check_choice
 
 
@@ -35,13 +37,24 @@ class GRPO(Agent):
         average: "sequence" (GRPO), "token" (DAPO) or "constant" (Dr. GRPO) mean of the loss.
         kl_in: "reward" (each token's KL is charged, as the env does) or "loss". Either way it is counted
             once, with the env's ``kl_coef``; an env without a reference has none.
-        kl_loss_estimator: "k3" (as published) or "k2" (each token's own KL, unbiased), for ``kl_in="loss"``.
+        kl_loss_estimator: "k3" (as published), "k3-corrected" (k3 times the importance ratio, TRL's default) or "k2";
+            for ``kl_in="loss"``. The gradients of the last two are each token's own KL's, k3's is biased.
+        gamma: Discount of the rewards in an episode's return; the papers have none, so 1.
         ent_coef: Weight of the entropy bonus.
+        entropy_average: "loss" averages the bonus as ``average`` does the rest; "token" over all tokens of the batch,
+            as TRL does whatever its loss (Dr. GRPO's then differs).
         max_grad_norm: Gradients are clipped to this norm.
         **kwargs: See :class:`~agents.base.Agent`.
     """
 
     whole_episodes: ClassVar[bool] = True
+    takes_no: ClassVar[dict[str, str]] = {
+        "critic": "the other answers of a group are its baseline",
+        "gae_lambda": "it has no critic to mix with the return",
+        "vf_coef": "it has no critic",
+        "n_steps": "it learns from whole episodes: n_episodes says how many",
+    }
+    _told = False
 
     def __init__(
         self,
@@ -58,17 +71,22 @@ class GRPO(Agent):
         average: str = "sequence",
         kl_in: str = "reward",
         kl_loss_estimator: str = "k3",
+        gamma: float = 1.0,
         ent_coef: float = 0.0,
+        entropy_average: str = "loss",
         max_grad_norm: float = 1.0,
         **kwargs: Any,
     ) -> None:
         check_choice("scale", scale, ("std", "none", "leave-one-out"))
         check_choice("average", average, ("token", "sequence", "constant"))
         check_choice("kl_in", kl_in, ("reward", "loss"))
-        check_choice("kl_loss_estimator", kl_loss_estimator, ("k2", "k3"))
+        check_choice("kl_loss_estimator", kl_loss_estimator, ("k2", "k3", "k3-corrected"))
+        check_choice("entropy_average", entropy_average, ("loss", "token"))
         self.clip_range, self.clip_range_high = clip_range, clip_range_high
         self.scale, self.average = scale, average
         self.kl_in, self.kl_loss_estimator = kl_in, kl_loss_estimator
+        self.entropy_average = entropy_average
+        self._batch_size = 1, 1  # episodes and steps of the whole minibatch
         super().__init__(
             policy,
             env,
@@ -76,7 +94,7 @@ class GRPO(Agent):
             n_episodes=n_episodes,
             batch_size=batch_size,
             n_epochs=n_epochs,
-            gamma=1.0,
+            gamma=gamma,
             ent_coef=ent_coef,
             max_grad_norm=max_grad_norm,
             group_size=group_size,
@@ -84,10 +102,13 @@ class GRPO(Agent):
         )
 
     def episode_scores(self, rollout: Rollout) -> Tensor:
-        """What an episode is worth, ``[B]``: its undiscounted return, the KL taken out if the loss has it."""
+        """What an episode is worth, ``[B]``: its return, the KL taken out if the loss has it."""
         rewards = rollout.rewards
         if self.kl_in == "loss" and rollout.penalties is not None:
             rewards = rewards + rollout.penalties
+        if self.gamma != 1.0:
+            step = rollout.mask.cumsum(1) - 1  # steps outside the mask do not discount
+            rewards = rewards * self.gamma ** step.clamp(min=0)
         return (rewards * rollout.mask).sum(1)
 
     def advantages(self, rollout: Rollout) -> Tensor:
@@ -95,12 +116,38 @@ class GRPO(Agent):
         groups = scores.view(-1, self.group_size)
         std = groups.std(1) if self.group_size > 1 else groups.new_zeros(len(groups))
         self.logger.record("group/reward_std", float(std.mean()))
-        self.logger.record("group/frac_zero_std", float((std < 1e-6).float().mean()))
+        self.logger.record("group/frac_zero_std", float(maths.all_equal(groups).float().mean()))
         relative = maths.group_advantages(scores, self.group_size, self.scale)
         return relative[:, None] * rollout.mask
 
     def loss_weights(self, batch: Rollout) -> Tensor:
-        return maths.loss_weights(batch.mask, self.average, getattr(self.text_env, "max_new_tokens", None))
+        self._batch_size = len(batch), int(batch.mask.sum())
+        return maths.loss_weights(batch.mask, self.average, self._constant_length(batch))
+
+    def _constant_length(self, batch: Rollout) -> int | None:
+        """What Dr. GRPO divides by, the most steps that an episode can have; None where it is not asked for."""
+        if self.average != "constant":
+            return None
+        budget = longest_episode(self.env)
+        if budget is None and not self._told:
+            self._told = True
+            logger.warn(
+                f'{type(self).__name__} averages over a constant length (average="constant"), but {self.env} has no '
+                "limit on the length of an episode: each minibatch is divided by its own longest episode. Wrap the "
+                "env in gymnasium.wrappers.TimeLimit, or make it with max_episode_steps"
+            )
+        return budget
+
+    def _entropy_bonus(self, batch: Rollout, entropy: Tensor) -> Tensor:
+        """The bonus of each step, ``[b, T]``, scaled so that :meth:`loss_weights` average it as was asked."""
+        if self.entropy_average == "loss" or self.average == "token":
+            return self.ent_coef * entropy
+        episodes, steps = self._batch_size
+        if self.average == "sequence":
+            length = batch.lengths[:, None]
+        else:
+            length = self._constant_length(batch) or batch.mask.shape[1]
+        return self.ent_coef * entropy * (episodes * length / max(steps, 1))
 
     def importance_ratio(self, batch: Rollout, new: Evaluation) -> Tensor:
         """``pi / pi_old`` of each step, ``[b, T]``; override for one of whole sequences."""
@@ -115,7 +162,9 @@ class GRPO(Agent):
         low = schedule_value(self.clip_range, self._progress_remaining)
         ratio = self.importance_ratio(batch, new)
         policy_loss = self.policy_loss(batch, new, ratio)
-        losses = policy_loss - self.ent_coef * new.entropy
+        losses = policy_loss
+        if self.ent_coef:
+            losses = losses - self._entropy_bonus(batch, new.entropy)
         metrics = {
             "policy_gradient_loss": policy_loss,
             "approx_kl": maths.approx_kl(ratio),
@@ -123,7 +172,9 @@ class GRPO(Agent):
             "ratio": ratio,
         }
         if self.kl_in == "loss" and batch.ref_log_probs is not None and self.kl_coef:
-            kl = maths.kl_loss(new.log_probs, batch.ref_log_probs, self.kl_loss_estimator)
+            estimator, _, corrected = self.kl_loss_estimator.partition("-")
+            token_ratio = (new.log_probs - batch.log_probs).exp() if corrected else None
+            kl = maths.kl_loss(new.log_probs, batch.ref_log_probs, estimator, token_ratio)
             losses = losses + self.kl_coef * kl
             metrics["kl_loss"] = kl
         return losses, metrics

@@ -19,6 +19,7 @@ from agents.algorithms.schedules import Schedule, schedule_value
 from agents.base import Agent
 from agents.policies.base import Evaluation, Policy
 from agents.rollouts.rollout import Rollout, concatenate
+from agents.rollouts.vector_envs import longest_episode
 from reward_models.rules import overlong_penalty
 
 
@@ -165,9 +166,7 @@ class DAPO(GRPO):
         """Rows of the groups whose scores, before the KL and the length, are not all equal."""
         penalties = 0.0 if rollout.penalties is None else rollout.penalties
         scores = ((rollout.rewards + penalties) * rollout.mask).sum(1).view(-1, self.group_size)
-        # Putting the KL back leaves rounding of float32.
-        tolerance = 1e-5 * scores.abs().amax(1).clamp(min=1)
-        differs = scores.amax(1) - scores.amin(1) > tolerance
+        differs = ~maths.all_equal(scores)
         return differs.repeat_interleave(self.group_size).nonzero().squeeze(1)
 
     def episode_scores(self, rollout: Rollout) -> Tensor:
@@ -180,9 +179,7 @@ class DAPO(GRPO):
 
     def _budget(self, rollout: Rollout) -> int:
         """The most steps that an episode can have; the longest seen where the environment does not say."""
-        dynamics = getattr(self.env.unwrapped, "dynamics", None)
-        known = getattr(self.text_env, "max_new_tokens", None) or getattr(dynamics, "horizon", None)
-        return known or rollout.mask.shape[1]
+        return longest_episode(self.env) or rollout.mask.shape[1]
 
 
 class GSPO(GRPO):

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from textrl_env.errors import check_choice
 
+#: Units in the last place by which equal numbers may differ that were added up in another order.
+_ROUNDING = 4
+
 
 def reward_to_go(rewards: np.ndarray, mask: np.ndarray, done: np.ndarray, gamma: float) -> np.ndarray:
     """``G_t = sum_k gamma^k r_{t+k}`` within each episode (Sutton and Barto, eq. 3.8).
@@ -102,14 +105,32 @@ def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     A single entry, or equal entries, give zeros (or are left as they are without a shift), never NaN.
     """
     count = mask.sum()
-    mean = masked_mean(x, mask)
-    std = (((x - mean) ** 2 * mask).sum() / (count - 1).clamp(min=1)).sqrt()
-    # Equal entries differ by rounding only; dividing that by itself would make noise look like signal.
-    flat = (count < 2) | (std <= 1e-6 * (x * mask).abs().max())
-    scaled = (x - mean) / (std + 1e-8)
-    unscaled, scaled = (torch.zeros_like(x), scaled) if shift_mean else (x, scaled + mean)
+    low, high = (x.masked_fill(~mask, sign * torch.inf) for sign in (1, -1))
+    spread, size = high.max() - low.min(), (x * mask).abs().max()
+    flat = (count < 2) | (spread <= _ROUNDING * torch.finfo(x.dtype).eps * size)
+    exact = _double(x)
+    mean = masked_mean(exact, mask)
+    std = (((exact - mean) ** 2 * mask).sum() / (count - 1).clamp(min=1)).sqrt()
+    scaled = (exact - mean) / (std + 1e-8)
+    unscaled, scaled = (torch.zeros_like(exact), scaled) if shift_mean else (exact, scaled + mean)
     # Chosen without looking, for which a GPU would have to be waited for.
-    return torch.where(flat, unscaled, scaled) * mask
+    return (torch.where(flat, unscaled, scaled) * mask).to(x.dtype)
+
+
+def all_equal(x: Tensor, dim: int = -1) -> Tensor:
+    """Whether the numbers along a dimension are equal, up to the rounding of their own precision.
+
+    Equal numbers that have been added up in another order differ by a few units in the last place. Dividing that by
+    itself would make noise look like signal; a wider tolerance would take signal for noise: of rewards around a
+    million, float32 still tells halves apart.
+    """
+    tolerance = _ROUNDING * torch.finfo(x.dtype).eps * x.abs().amax(dim)
+    return x.amax(dim) - x.amin(dim) <= tolerance
+
+
+def _double(x: Tensor) -> Tensor:
+    """In float64, where the device has it: a mean of large float32 numbers would eat their differences."""
+    return x if x.device.type == "mps" else x.double()
 
 
 def group_advantages(scores: Tensor, group_size: int, scale: str = "std") -> Tensor:
@@ -127,18 +148,16 @@ def group_advantages(scores: Tensor, group_size: int, scale: str = "std") -> Ten
     check_choice("scale", scale, ("std", "none", "leave-one-out"))
     if len(scores) % group_size:
         raise ValueError(f"{len(scores)} episodes cannot be split into groups of {group_size}")
-    groups = scores.view(-1, group_size)  # [B / G, G]
-    centred = groups - groups.mean(1, keepdim=True)
     if group_size == 1:
         return torch.zeros_like(scores)
+    groups = _double(scores.view(-1, group_size))  # [B / G, G]
+    centred = groups - groups.mean(1, keepdim=True)
     if scale == "leave-one-out":
         centred = centred * (group_size / (group_size - 1))
     elif scale == "std":
-        std = groups.std(1, keepdim=True)
-        # Equal scores differ by rounding only; dividing that by itself would make noise look like signal.
-        flat = std <= 1e-6 * groups.abs().amax(1, keepdim=True).clamp(min=1e-6)
-        centred = torch.where(flat, torch.zeros_like(centred), centred / (std + 1e-4))
-    return centred.reshape(-1)
+        centred = centred / (groups.std(1, keepdim=True) + 1e-4)
+    flat = all_equal(scores.view(-1, group_size))
+    return centred.masked_fill(flat[:, None], 0.0).reshape(-1).to(scores.dtype)
 
 
 def ppo_clip_loss(
@@ -180,8 +199,11 @@ def value_clip_fraction(values: Tensor, old_values: Tensor, clip_range: float | 
     return ((values - old_values).abs() > clip_range).float()
 
 
-def kl_loss(log_probs: Tensor, ref_log_probs: Tensor, estimator: str) -> Tensor:
+def kl_loss(log_probs: Tensor, ref_log_probs: Tensor, estimator: str, ratio: Tensor | None = None) -> Tensor:
     """The KL as a term of the loss, for each step (Schulman, Approximating KL divergence, 2020).
+
+    A ``ratio`` (``pi / pi_old`` of each step, with gradient) corrects k3's bias (DeepSeek-V3.2, arXiv 2512.02556;
+    TRL's default): on-policy the gradient is then that of each token's own KL, as k2's is.
 
     On-policy, k2 has the gradient of each token's own KL in expectation: that of a whole response's KL only
     where it has one token, because no loss on a token knows of the KL that it leads to later (k1 in the reward
@@ -191,7 +213,8 @@ def kl_loss(log_probs: Tensor, ref_log_probs: Tensor, estimator: str) -> Tensor:
     log_ratio = log_probs - ref_log_probs
     if estimator == "k2":
         return 0.5 * log_ratio**2
-    return torch.expm1(-log_ratio) + log_ratio
+    k3 = torch.expm1(-log_ratio) + log_ratio
+    return k3 if ratio is None else k3 * ratio
 
 
 def approx_kl(ratio: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class PPO(Agent):
         target_kl: Stop a rollout's passes when the approximate KL of the update exceeds 1.5 times this.
         n_episodes: Episodes in a rollout, on text (64) or to learn from whole episodes elsewhere.
         critic: "separate" (the default of MLPs), "shared", or "head" (the default of language models: reads the
-            policy's hidden states without shaping them).
+            policy's hidden states without shaping them), or None (advantages are then the rewards to go).
         **kwargs: See :class:`~agents.base.Agent`.
     """
 
@@ -59,7 +59,7 @@ class PPO(Agent):
         max_grad_norm: float = 0.5,
         target_kl: float | None = None,
         n_episodes: int | None = None,
-        critic: str = "default",
+        critic: str | None = "default",
         **kwargs: Any,
     ) -> None:
         self.clip_range = clip_range
@@ -101,18 +101,21 @@ class PPO(Agent):
         policy_loss = maths.ppo_clip_loss(ratio, batch.advantages, clip)
         clip_vf = self.clip_range_vf
         clip_vf = None if clip_vf is None else schedule_value(clip_vf, self._progress_remaining)
-        value_loss = maths.value_loss(new.values, batch.returns, batch.values, clip_vf)
-        losses = policy_loss + self.vf_coef * value_loss
-        if self.ent_coef:
-            losses = losses - self.ent_coef * new.entropy
-        return losses, {
+        losses = policy_loss
+        metrics = {
             "policy_gradient_loss": policy_loss,
-            "value_loss": value_loss,
             "approx_kl": maths.approx_kl(now),
             "clip_fraction": maths.clip_fraction(now, clip),
-            "value_clip_fraction": maths.value_clip_fraction(new.values, batch.values, clip_vf),
             "ratio": now,
         }
+        if new.values is not None:
+            value_loss = maths.value_loss(new.values, batch.returns, batch.values, clip_vf)
+            losses = losses + self.vf_coef * value_loss
+            metrics["value_loss"] = value_loss
+            metrics["value_clip_fraction"] = maths.value_clip_fraction(new.values, batch.values, clip_vf)
+        if self.ent_coef:
+            losses = losses - self.ent_coef * new.entropy
+        return losses, metrics
 
     def should_stop(self, record: dict[str, float]) -> bool:
         return self.target_kl is not None and record["approx_kl"] > 1.5 * self.target_kl

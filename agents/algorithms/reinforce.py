@@ -33,6 +33,9 @@ class REINFORCE(Agent):
     """
 
     whole_episodes: ClassVar[bool] = True
+    takes_no: ClassVar[dict[str, str]] = {
+        "n_steps": "it learns from whole episodes: n_episodes says how many",
+    }
 
     def __init__(
         self,
@@ -78,7 +81,7 @@ class REINFORCE(Agent):
 
         Where no other episode got that far, their mean over all steps.
         """
-        mask = mask.float()
+        mask = mask.to(returns.dtype)
         returns = returns * mask
         everywhere = (returns.sum() - returns.sum(1)) / (mask.sum() - mask.sum(1)).clamp(min=1)  # [B]
         others = mask.sum(0) - mask

@@ -76,7 +76,7 @@ class Flag:
 def hyper_parameters(cls: type) -> list[Flag]:
     """The flags of an agent class, its own first, then those of its bases that ``**kwargs`` lets through."""
     flags: dict[str, Flag] = {}
-    fixed: set[str] = set()
+    fixed = set(getattr(cls, "takes_no", ()))
     helps: dict[str, str] = {}
     for owner in cls.__mro__[:-1]:
         helps = docstring_arguments(owner) | helps

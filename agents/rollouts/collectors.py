@@ -77,6 +77,11 @@ def _float(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
 
 
+def _double(array: np.ndarray) -> Tensor:
+    """Rewards are float64, as environments give them, until their differences have been taken."""
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64))
+
+
 class _StepBuffer:
     """Lists of per-step arrays ``[N]``, stacked to ``[N, T]`` at the end.
 
@@ -174,14 +179,14 @@ def _assemble(agent: Collecting, buffer: _StepBuffer, last_values: np.ndarray) -
     return Rollout(
         inputs=agent.policy.stack(buffer.observations, actions, mask),
         actions=torch.from_numpy(actions),
-        rewards=_float(stack("rewards") * mask),
+        rewards=_double(stack("rewards") * mask),
         log_probs=_float(stack("log_probs") * mask),
         values=_float(values * mask),
         next_values=_float(next_values * mask),
         mask=torch.from_numpy(mask),
         done=torch.from_numpy((terminated | truncated) & mask),
         ref_log_probs=_float(stack("ref_logprob") * mask) if has_reference else None,
-        penalties=_float((agent.kl_coef or 0.0) * stack("kl") * mask) if has_reference else None,
+        penalties=_double((agent.kl_coef or 0.0) * stack("kl") * mask) if has_reference else None,
     )
 
 
@@ -293,14 +298,14 @@ def collect_fused(agent: Collecting, n_episodes: int, group_size: int = 1) -> Ro
     rollout = Rollout(
         inputs={"sequences": sequences},
         actions=torch.from_numpy(episodes.tokens),
-        rewards=_float(episodes.rewards),
+        rewards=_double(episodes.rewards),
         log_probs=_float(episodes.log_prob),
         values=_float(values),
         next_values=_float(maths.shift_values(values, np.zeros(len(mask)), mask, done) * mask),
         mask=torch.from_numpy(mask),
         done=torch.from_numpy(done),
         ref_log_probs=_float(episodes.ref_logprob),
-        penalties=_float(env.kl_coef * episodes.kl),
+        penalties=_double(env.kl_coef * episodes.kl),
         group=torch.from_numpy(np.arange(len(mask)) // group_size),
     )
     rollout.evaluation = first_evaluation

@@ -20,7 +20,7 @@ class Rollout:
     Attributes:
         inputs: What the policy evaluates: tensors that lead with ``B``, or ``{"sequences": Sequences}`` of ``B``.
         actions: ``[B, T]``, or ``[B, T, A]`` for continuous actions.
-        rewards: ``[B, T]``.
+        rewards: float64 ``[B, T]``; float32 once the advantages are set.
         log_probs: ``[B, T]``, of the policy that acted.
         values: ``[B, T]``, the critic's; 0 without one.
         next_values: ``[B, T]``, the critic's of the next state; 0 after a termination.
@@ -88,7 +88,7 @@ class Rollout:
         """On another device; ``group`` stays in the host's memory, and so does what micro-batches are cut by."""
         if self.mask.device == device:
             return self
-        moved = dataclasses.replace(self, group=None)._map(lambda value: value.to(device))
+        moved = dataclasses.replace(self, group=None)._map(lambda value: _moved(value, device))
         moved.group, moved.evaluation = self.group, self.evaluation
         moved._lengths = self._host_lengths()
         return moved
@@ -138,6 +138,12 @@ class Rollout:
         order = torch.from_numpy(keys.argsort(kind="stable"))
         here = order.to(self.mask.device)
         return list(zip(order.split(size), here.split(size), strict=True))
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if device.type == "mps" and getattr(value, "dtype", None) == torch.float64:
+        value = value.float()  # which Apple's GPUs do not have in double precision
+    return value.to(device)
 
 
 def concatenate(waves: list[Rollout]) -> Rollout:

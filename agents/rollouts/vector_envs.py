@@ -14,6 +14,7 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics as VectorEpisodeSt
 
 from agents.rollouts.observations import add_batch
 from reward_models import trust
+from textrl_env.acting_policy import VectorActingPolicy
 from textrl_env.protocols import BindsPolicy, ChargesKL, TextEnv
 
 
@@ -34,16 +35,28 @@ def make_envs(
         raise TypeError(f"env must be a Gymnasium id, an env or a vector env, got {type(env).__name__}")
     spec = _spec(env)
     env = env.rpartition(":")[2]
+    kwargs = env_kwargs or {}
     ours = str(spec.entry_point).startswith("textrl_env")
     if spec.vector_entry_point is not None and (ours or not seeded_slots):
-        return gym.make_vec(env, num_envs=num_envs, **(env_kwargs or {}))
+        native = gym.make_vec(env, num_envs=num_envs, **kwargs)
+        if ours or _same_spaces(native, env, kwargs):
+            return native
+        native.close()
     return gym.make_vec(
-        env,
-        num_envs=num_envs,
-        vectorization_mode="sync",
-        vector_kwargs=vector_kwargs,
-        **(env_kwargs or {}),
+        env, num_envs=num_envs, vectorization_mode="sync", vector_kwargs=vector_kwargs, **kwargs
     )
+
+
+def _same_spaces(native: gym.vector.VectorEnv, env_id: str, env_kwargs: dict[str, Any]) -> bool:
+    """Whether a native vector env is what ``gym.make`` makes of the same id: of some packages it is another game."""
+    single = gym.make(env_id, **env_kwargs)
+    try:
+        return (
+            native.single_observation_space == single.observation_space
+            and native.single_action_space == single.action_space
+        )
+    finally:
+        single.close()
 
 
 def has_fused_way(env_id: str) -> bool:
@@ -92,7 +105,19 @@ def bind_policy(
             return slot_log_prob(slot, observation, action)
         return log_prob(add_batch(observation), np.asarray(action)[None])[0]
 
+    layer = env
+    while isinstance(layer, gym.vector.VectorWrapper):
+        if isinstance(layer, VectorActingPolicy):
+            layer.bind_policy(log_prob)
+            return
+        layer = layer.env
     base = env.unwrapped
+    if isinstance(base, gym.vector.AsyncVectorEnv) and base.metadata.get("charges_kl"):
+        raise ValueError(
+            f"{env} runs in worker processes, where an agent cannot tell it who acts, so its KL would be wrong; make "
+            'it without vectorization_mode="async" (the native vector env steps all slots in one batch), or wrap it: '
+            "textrl_env.ActingPolicy(envs)"
+        )
     if isinstance(base, BindsPolicy):
         base.bind_policy(partial(single, 0) if isinstance(base, gym.Env) else log_prob)
     for slot, inner in enumerate(getattr(base, "envs", [])):
@@ -110,9 +135,53 @@ def start_option(env: gym.vector.VectorEnv) -> str | None:
 
 def kl_envs(env: gym.vector.VectorEnv | None) -> list[Any]:
     """The environments of ours, the vector env itself or those inside it, that charge a KL."""
+    layer = env
+    while isinstance(layer, gym.vector.VectorWrapper):
+        if isinstance(layer, VectorActingPolicy) and layer.corrects:
+            return [layer]
+        layer = layer.env
     base = None if env is None else env.unwrapped
     inside = [base, *(inner.unwrapped for inner in getattr(base, "envs", []))]
     return [each for each in inside if isinstance(each, ChargesKL)]
+
+
+def longest_episode(env: gym.vector.VectorEnv | None) -> int | None:
+    """The most steps that an episode can have, by the task or by a time limit; None where nothing says."""
+    if env is None:
+        return None
+    base = env.unwrapped
+    for each in (base, *(inner.unwrapped for inner in getattr(base, "envs", []))):
+        budget = getattr(getattr(each, "dynamics", None), "budget", None)
+        if budget is not None:
+            return budget
+    limits = [getattr(base, "max_episode_steps", None), *(limit for limit, _ in _time_limits(env))]
+    limits += [getattr(getattr(each, "spec", None), "max_episode_steps", None) for each in (env, base)]
+    limits = [limit for limit in limits if limit is not None]
+    return min(limits) if limits else None
+
+
+def _time_limits(env: gym.vector.VectorEnv) -> list[tuple[int, gym.Env]]:
+    """The limits of Gymnasium's TimeLimit around the single envs, each with its env."""
+    found = []
+    for inner in getattr(env.unwrapped, "envs", []):
+        layer = inner
+        while isinstance(layer, gym.Wrapper):
+            if isinstance(layer, gym.wrappers.TimeLimit):
+                found.append((layer._max_episode_steps, inner))
+            layer = layer.env
+    return found
+
+
+def check_time_limits(env: gym.vector.VectorEnv) -> None:
+    """Raise a ValueError for a TimeLimit that would cut responses off before they are scored."""
+    for limit, inner in _time_limits(env):
+        dynamics = getattr(inner.unwrapped, "dynamics", None)
+        budget = getattr(dynamics, "budget", None)
+        if budget is not None and limit < budget:
+            raise ValueError(
+                f"a TimeLimit of {limit} steps would cut responses off before they are scored; the budget of this "
+                f"environment is {dynamics.budget_argument}={budget}: set {dynamics.budget_argument}={limit} instead"
+            )
 
 
 #: Wrappers that change neither tokens nor rewards, so that the fused way may go past them.

@@ -180,6 +180,10 @@ def _load(cls: type, path: Path, env: Any, document: dict[str, Any], overrides: 
     if (path / "config.json").is_file() and (env is None or policy_kwargs.get("lora_rank") is None):
         lm = CausalLM.load(path, temperature=document["temperature"], device=kwargs.get("device", "auto"))
         kwargs["policy_kwargs"] = policy_kwargs | {"model": lm}
+    if env is not None and not isinstance(env, str):
+        for argument in ("n_envs", "env_kwargs"):  # they say how to make an env from its id
+            if argument not in overrides:
+                kwargs.pop(argument, None)
     if isinstance(env, str) and document["num_envs"] is not None:
         kwargs.setdefault("n_envs", document["num_envs"])
     agent = saved(resolve_class(name, Policy) if ":" in name else name, env, **kwargs)

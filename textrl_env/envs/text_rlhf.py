@@ -100,6 +100,7 @@ class TextRLHFDynamics(KLDynamics):
     """``N`` responses being written, as arrays; see :class:`TextRLHFEnv`."""
 
     start_option: ClassVar[str] = "prompt_id"
+    budget_argument: ClassVar[str] = "max_new_tokens"
     extra_start_options: ClassVar[tuple[str, ...]] = ("prompt",)
     state_names: ClassVar[tuple[str, ...]] = ("prompt_id", "tokens", "length", "prompt_length", "kl_sum")
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}

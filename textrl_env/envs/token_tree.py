@@ -33,6 +33,7 @@ class TokenTreeDynamics(KLDynamics):
     """
 
     start_option: ClassVar[str] = "prompt_id"
+    budget_argument: ClassVar[str] = "horizon"
     state_names: ClassVar[tuple[str, ...]] = ("prompt_id", "input_ids", "length", "node", "kl_sum")
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 2}
 
