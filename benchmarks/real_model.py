@@ -79,6 +79,7 @@ def ours(model: str, minutes: float, seed: int, bf16: bool) -> dict[str, Any]:
         env,
         learning_rate=LEARNING_RATE,
         group_size=GROUP,
+        kl_in="loss",
         n_episodes=PROMPTS * GROUP,
         policy_kwargs={"lora_rank": RANK},
         seed=seed,

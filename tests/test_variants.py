@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from agents import CISPO, DAPO, GRPO, GSPO, RLOO, DrGRPO, REINFORCEPlusPlus, TabularPolicy
-from agents.algorithms.maths import masked_mean
+from agents.algorithms.maths import group_advantages, masked_mean
 from agents.policies.factory import Evaluation
 from agents.rollouts.rollout import Rollout, concatenate
 from tests.tiny import make_env, make_model, make_tokenizer
@@ -433,3 +433,45 @@ def test_joined_rollouts_say_the_log_probs_they_were_sampled_with():
     with torch.no_grad():
         again = agents[0].policy.evaluate(joined).log_probs
     torch.testing.assert_close(again * joined.mask, joined.log_probs, atol=1e-5, rtol=1e-4)
+
+
+def _with_scores(scores):
+    """The random rollout with these scores in place of its own, its KL kept."""
+    rollout, _ = make_rollout()
+    score = torch.tensor(scores, dtype=torch.float32)[:, None] * rollout.done
+    rollout.rewards = score - rollout.penalties
+    return rollout
+
+
+def test_a_group_that_the_reward_does_not_tell_apart_keeps_its_kl_at_its_own_size():
+    rollout = _with_scores([0, 0, 0, 0, 1, 0, 0, 1])
+    agent = make(GRPO)
+    advantages = agent.advantages(rollout)
+    kl = rollout.penalties.sum(1)
+    expected = -(kl[:4] - kl[:4].mean())
+    assert advantages[:4, 0] == pytest.approx(expected, abs=1e-6)
+    returns = rollout.rewards.sum(1)[4:]
+    assert advantages[4:, 0] == pytest.approx((returns - returns.mean()) / (returns.std() + 1e-4), abs=1e-5)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, -3e3])
+def test_the_log_counts_groups_of_equal_scores_whatever_their_kl(level):
+    agent = make(GRPO)
+    agent.advantages(_with_scores([level] * 4 + [level, level + 1, level, level]))
+    assert agent.logger.name_to_value["group/frac_zero_std"] == 0.5
+    assert agent.logger.name_to_value["group/reward_std"] == pytest.approx(0.25, abs=1e-3)
+
+
+def test_small_differences_of_large_scores_are_differences():
+    agent = make(GRPO)
+    agent.advantages(_with_scores([1e6, 1e6 + 1, 1e6 + 2, 1e6] * 2))
+    assert agent.logger.name_to_value["group/frac_zero_std"] == 0.0
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e6, -1e6])
+def test_group_advantages_do_not_depend_on_what_is_added_to_every_reward(offset):
+    scores = torch.tensor([0.0, 1.0, 2.0, 1.0]) + offset
+    # (r - mean) / (std + 1e-4) by hand: mean 1, std sqrt(2 / 3)
+    expected = [-1.22459, 0.0, 1.22459, 0.0]
+    assert group_advantages(scores, 4).tolist() == pytest.approx(expected, abs=1e-3)
+    assert group_advantages(torch.full((4,), 0.1) + offset, 4).tolist() == [0.0] * 4

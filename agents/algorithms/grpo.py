@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from gymnasium import logger
 from torch import Tensor
 
@@ -103,21 +104,42 @@ class GRPO(Agent):
 
     def episode_scores(self, rollout: Rollout) -> Tensor:
         """What an episode is worth, ``[B]``: its return, the KL taken out if the loss has it."""
-        rewards = rollout.rewards
-        if self.kl_in == "loss" and rollout.penalties is not None:
-            rewards = rewards + rollout.penalties
+        if self.kl_in == "loss":
+            return self.scores_before_kl(rollout)
+        return self._sum(rollout.rewards, rollout)
+
+    def scores_before_kl(self, rollout: Rollout) -> Tensor:
+        """What the reward alone gave to each episode, ``[B]``."""
+        penalties = 0.0 if rollout.penalties is None else rollout.penalties
+        return self._sum(rollout.rewards + penalties, rollout)
+
+    def _sum(self, rewards: Tensor, rollout: Rollout) -> Tensor:
+        """Discounted sums ``[B]`` of what the steps ``[B, T]`` gave."""
         if self.gamma != 1.0:
             step = rollout.mask.cumsum(1) - 1  # steps outside the mask do not discount
             rewards = rewards * self.gamma ** step.clamp(min=0)
         return (rewards * rollout.mask).sum(1)
 
+    def equal_groups(self, rollout: Rollout) -> Tensor:
+        """Groups in which the reward tells no answer from another, bool ``[B / group_size]``."""
+        penalties = 0.0 if rollout.penalties is None else rollout.penalties.abs()
+        magnitude = self._sum(rollout.rewards.abs() + penalties, rollout).view(-1, self.group_size)
+        groups = self.scores_before_kl(rollout).view(-1, self.group_size)
+        return maths.all_equal(groups, magnitude=magnitude)
+
     def advantages(self, rollout: Rollout) -> Tensor:
-        scores = self.episode_scores(rollout)
-        groups = scores.view(-1, self.group_size)
-        std = groups.std(1) if self.group_size > 1 else groups.new_zeros(len(groups))
+        raw = self.scores_before_kl(rollout)
+        equal = self.equal_groups(rollout)  # [B / G]
+        std = raw.view(-1, self.group_size).std(1) if self.group_size > 1 else torch.zeros(len(raw))
         self.logger.record("group/reward_std", float(std.mean()))
-        self.logger.record("group/frac_zero_std", float(maths.all_equal(groups).float().mean()))
+        self.logger.record("group/frac_zero_std", float(equal.float().mean()))
+        scores = self.episode_scores(rollout)
         relative = maths.group_advantages(scores, self.group_size, self.scale)
+        if self.scale == "std" and equal.any():
+            # Such a group differs by its KL alone. Divided by the deviation of that, the KL would weigh as much as
+            # right and wrong do in other groups, whatever its coefficient; so there it keeps its own size.
+            undivided = maths.group_advantages(scores, self.group_size, "none")
+            relative = torch.where(equal.repeat_interleave(self.group_size), undivided, relative)
         return relative[:, None] * rollout.mask
 
     def loss_weights(self, batch: Rollout) -> Tensor:

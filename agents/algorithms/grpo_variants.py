@@ -164,9 +164,7 @@ class DAPO(GRPO):
 
     def informative(self, rollout: Rollout) -> Tensor:
         """Rows of the groups whose scores, before the KL and the length, are not all equal."""
-        penalties = 0.0 if rollout.penalties is None else rollout.penalties
-        scores = ((rollout.rewards + penalties) * rollout.mask).sum(1).view(-1, self.group_size)
-        differs = ~maths.all_equal(scores)
+        differs = ~self.equal_groups(rollout)
         return differs.repeat_interleave(self.group_size).nonzero().squeeze(1)
 
     def episode_scores(self, rollout: Rollout) -> Tensor:

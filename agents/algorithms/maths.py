@@ -117,14 +117,21 @@ def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     return (torch.where(flat, unscaled, scaled) * mask).to(x.dtype)
 
 
-def all_equal(x: Tensor, dim: int = -1) -> Tensor:
+def all_equal(x: Tensor, dim: int = -1, magnitude: Tensor | None = None) -> Tensor:
     """Whether the numbers along a dimension are equal, up to the rounding of their own precision.
 
     Equal numbers that have been added up in another order differ by a few units in the last place. Dividing that by
     itself would make noise look like signal; a wider tolerance would take signal for noise: of rewards around a
     million, float32 still tells halves apart.
+
+    Args:
+        x: The numbers.
+        dim: The dimension.
+        magnitude: How large the numbers were that those in ``x`` are sums and differences of, of the same shape, where
+            they were larger: they say how large the rounding is.
     """
-    tolerance = _ROUNDING * torch.finfo(x.dtype).eps * x.abs().amax(dim)
+    size = x if magnitude is None else magnitude
+    tolerance = _ROUNDING * torch.finfo(x.dtype).eps * size.abs().amax(dim)
     return x.amax(dim) - x.amin(dim) <= tolerance
 
 
