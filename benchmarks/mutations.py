@@ -158,7 +158,8 @@ BUGS = [
     Bug("Dr. GRPO divides by the batch's own length", MATHS, "(max_length or mask.shape[1])", "mask.shape[1]",
         ("maths",)),
     # -- agents --------------------------------------------------------------------------------------------
-    Bug("KL counted twice with kl_in='loss'", GRPO, "rewards = rewards + rollout.penalties", "pass",
+    Bug("KL counted twice with kl_in='loss'", GRPO,
+        'if self.kl_in == "loss":\n            return self.scores', "if False:\n            return self.scores",
         ("pitfalls",)),
     Bug("REINFORCE's baseline knows its own return", REINFORCE, "(returns.sum(0) - returns) / others",
         "returns.sum(0) / mask.sum(0)", ("agents",)),
