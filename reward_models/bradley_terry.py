@@ -34,7 +34,8 @@ from transformers import (
 from transformers.utils import logging
 
 from reward_models.calibration import evaluate, find_head, forward_scores, normalise
-from reward_models.comparisons import Comparison, encode, load_comparisons, prompt_batches, sides_of
+from reward_models.comparisons import Comparison, encode_sides, prompt_batches, read_comparisons, sides_of
+from reward_models.data.lengths import Lengths
 
 
 def bradley_terry_loss(
@@ -113,6 +114,9 @@ def train_reward_model(
     epochs: float = 1.0,
     learning_rate: float = 1e-4,
     batch_size: int = 64,
+    max_length: int | None = None,
+    too_long: str = "cut",
+    skip_bad_rows: bool = False,
     warmup_ratio: float = 0.05,
     weight_decay: float = 0.0,
     max_grad_norm: float = 1.0,
@@ -127,14 +131,20 @@ def train_reward_model(
 
     Args:
         model: Folder or hub id of the SFT model whose body it starts from.
-        pairs: ``{"prompt", "chosen", "rejected"}`` records, optionally with ``"margin"``, or a ``.jsonl`` file.
+        pairs: ``{"prompt", "chosen", "rejected"}`` records, optionally with ``"margin"``: a list, a dataset of
+            ``datasets``, or a file or folder that :mod:`reward_models.data.rows` reads.
         output: Folder for the trained model and its tokenizer.
         eval_pairs: Held-out comparisons, scored before the normalisation.
         reference: ``(prompt, completion)`` samples of the SFT model on which scores get mean 0 and standard
             deviation 1; None takes the completions that were compared.
         epochs: Passes over the comparisons; may be a fraction. More than one overfits easily.
         learning_rate: Peak of Adam's learning rate; linear warm-up, then a cosine to zero.
-        batch_size: Comparisons per optimiser step, rounded up to whole prompts.
+        batch_size: Comparisons per optimiser step, rounded up to whole prompts; a prompt that has more of them is
+            spread over several steps.
+        max_length: The most tokens of prompt and completion together; None is what the model can hold.
+        too_long: What becomes of longer ones: "cut" takes tokens off the beginning, as in use; "skip" leaves the
+            comparison out.
+        skip_bad_rows: Leave rows out that cannot be read, instead of stopping at the first.
         warmup_ratio: Share of the steps spent warming up.
         weight_decay: Decoupled weight decay.
         max_grad_norm: The gradient's norm is clipped here.
@@ -146,12 +156,16 @@ def train_reward_model(
         log_interval: Optimiser steps between logged rows.
 
     Returns:
-        ``loss`` and ``accuracy`` over the last tenth of the steps, ``steps``, what :func:`normalise` found under
+        ``loss`` and ``accuracy`` over the last tenth of the steps, ``steps``, ``records`` learned from, ``skipped``
+        and ``cut`` ones, what :func:`normalise` found under
         ``normalisation``, and with ``eval_pairs`` what :func:`evaluate` found under ``eval``.
     """
-    comparisons = load_comparisons(pairs)
+    read, bad_rows = read_comparisons(pairs, skip_bad_rows)
     scorer, tokenizer = load_reward_model(model, seed, device)
-    encoded = {side: encode(tokenizer, *side) for side in dict.fromkeys(sides_of(comparisons))}
+    lengths = Lengths.of(max_length, scorer.config, tokenizer, too_long)
+    comparisons, encoded = encode_sides(read, tokenizer, lengths)
+    lengths.bad_rows = len(bad_rows)
+    lengths.warn(len(read))
     rng = random.Random(seed)
     total_steps = max(
         1, round(epochs * len(list(prompt_batches(comparisons, batch_size, random.Random(seed)))))
@@ -188,6 +202,9 @@ def train_reward_model(
         "loss": sum(loss for loss, _ in tail) / len(tail),
         "accuracy": sum(accuracy for _, accuracy in tail) / len(tail),
         "steps": len(history),
+        "records": len(comparisons),
+        "skipped": lengths.left_out,
+        "cut": lengths.cut,
     }
     if eval_pairs is not None:
         result["eval"] = evaluate(scorer, tokenizer, eval_pairs)

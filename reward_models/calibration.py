@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reward_models.classifier import last_token_logits
 from reward_models.comparisons import encode, load_comparisons, sides_of
+from reward_models.data.lengths import context_length
 
 
 def find_head(model: PreTrainedModel) -> torch.nn.Linear:
@@ -45,6 +46,8 @@ def score(
 ) -> list[float]:
     """Scores of completions, without gradient and with dropout off; rows of like length share a pass.
 
+    What the model cannot hold loses its beginning, as in training.
+
     Args:
         model: The reward model.
         tokenizer: Its tokenizer.
@@ -54,7 +57,8 @@ def score(
         batch_size: Sequences per pass.
     """
     ended = [True] * len(prompts) if ended is None else ended
-    sequences = [encode(tokenizer, *row) for row in zip(prompts, completions, ended, strict=True)]
+    limit = context_length(model.config, tokenizer) or 0  # [-0:] is everything
+    sequences = [encode(tokenizer, *row)[-limit:] for row in zip(prompts, completions, ended, strict=True)]
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     scores = [0.0] * len(sequences)
     model.eval()

@@ -28,7 +28,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from reward_models.base import Batch, Reward, RewardResult, check_scores
-from reward_models.names import nearest
+from reward_models.data.lengths import context_length
+from reward_models.names import did_you_mean
 from reward_models.rules import text_of
 
 OUTPUTS = ("logit", "log_prob")
@@ -73,14 +74,14 @@ class HFRewardModel(Reward):
         if batch_size < 1 or (max_length is not None and max_length < 1):
             raise ValueError(f"batch_size and max_length must be at least 1, got {batch_size}, {max_length}")
         if output not in OUTPUTS:
-            raise ValueError(f"output={output!r} is not known. {nearest(output, OUTPUTS)}")
+            raise ValueError(f"output={output!r} is not known. {did_you_mean(output, OUTPUTS)}")
         is_path = isinstance(path_or_model, str | Path)
         self.model = _load(str(path_or_model), dtype) if is_path else path_or_model
         self.tokenizer = _tokenizer(path_or_model if is_path else self.model.config._name_or_path, tokenizer)
         if device != "auto" or is_path:
             self.model.to(_pick(device))
         self.batch_size = batch_size
-        self.max_length = max_length or _length_limit(self.model.config, self.tokenizer)
+        self.max_length = max_length or context_length(self.model.config, self.tokenizer)
         self.label = _label_index(self.model.config, label)
         self.output = output
         self.template = _check_template(template, self.tokenizer)
@@ -246,13 +247,6 @@ def _pick(device: str | torch.device) -> str | torch.device:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _length_limit(config: Any, tokenizer: Any) -> int | None:
-    """The most tokens that model and tokenizer say they take, or None where neither says."""
-    said = [getattr(config, "max_position_embeddings", None), tokenizer.model_max_length]
-    said = [limit for limit in said if isinstance(limit, int) and 0 < limit < 10**9]
-    return min(said, default=None)
-
-
 def _label_index(config: Any, label: int | str | None) -> int:
     names = {index: str(config.id2label.get(index, index)) for index in range(config.num_labels)}
     if label is None:
@@ -265,7 +259,9 @@ def _label_index(config: Any, label: int | str | None) -> int:
     for index, name in names.items():
         if label in (index, name):
             return index
-    raise ValueError(f"label={label!r} is not a label of the model. {nearest(str(label), names.values())}")
+    raise ValueError(
+        f"label={label!r} is not a label of the model. {did_you_mean(str(label), names.values())}"
+    )
 
 
 def _check_template(template: str | None, tokenizer: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""Comparisons as data: what raters chose, as token ids, and in batches that never split a prompt.
+"""Comparisons as data: what raters chose, as token ids, and in batches of whole prompts.
 
 Records are ``{"prompt", "chosen", "rejected"}`` with the optional ``"margin"`` (a number), ``"chosen_ended"`` and
 ``"rejected_ended"`` (False for a completion that was cut off at its budget). Left out: ties and ordinal labels.
@@ -6,13 +6,14 @@ Records are ``{"prompt", "chosen", "rejected"}`` with the optional ``"margin"`` 
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
+
+from reward_models.data.lengths import Lengths
+from reward_models.data.records import load_records
 
 
 class Comparison(NamedTuple):
@@ -37,38 +38,42 @@ class Comparison(NamedTuple):
         )
 
 
-def load_comparisons(pairs: str | Path | Iterable[dict[str, Any]]) -> list[Comparison]:
-    """Comparisons from a ``.jsonl`` file, a list of dicts or a Dataset.
+def load_comparisons(pairs: Any) -> list[Comparison]:
+    """Comparisons from any source of :mod:`reward_models.data.rows`; see :func:`read_comparisons`."""
+    return read_comparisons(pairs)[0]
+
+
+def read_comparisons(pairs: Any, skip_bad_rows: bool = False) -> tuple[list[Comparison], list[str]]:
+    """Comparisons, and what was wrong with the rows that were left out.
+
+    Args:
+        pairs: Any source of :mod:`reward_models.data.rows`.
+        skip_bad_rows: Leave bad rows out instead of stopping at the first.
 
     Raises:
-        ValueError: For a record without ``prompt``, ``chosen`` and ``rejected``, naming the record.
+        ValueError: For a record without the texts ``prompt``, ``chosen`` and ``rejected``, naming its place.
     """
-    if isinstance(pairs, (str, Path)):
-        if not Path(pairs).is_file():
-            raise FileNotFoundError(f"pairs={str(pairs)!r}: there is no such file; expected a .jsonl file")
-        lines = Path(pairs).read_text(encoding="utf-8").splitlines()
-        pairs = [json.loads(line) for line in lines if line.strip()]
+    texts = ("prompt", "chosen", "rejected")
+    records = load_records(
+        pairs, texts, ("margin", "chosen_ended", "rejected_ended"), skip_bad_rows=skip_bad_rows, name="pairs"
+    )
     found = []
-    for number, record in enumerate(pairs, 1):
-        missing = [key for key in ("prompt", "chosen", "rejected") if not isinstance(record.get(key), str)]
-        if missing:
+    for number, record in enumerate(records.rows(), 1):
+        laid_out = [name for name in texts if not isinstance(record[name], str)]
+        if laid_out:
             raise ValueError(
-                f"comparison {number} needs the texts 'prompt', 'chosen' and 'rejected' (and optionally a number "
-                f"'margin'); {missing} missing or not text, it has the keys {sorted(record)}"
+                f"comparison {number} has message lists in {', '.join(laid_out)}, expected texts; "
+                "textrl reward lays them out with the model's chat template"
             )
         found.append(
             Comparison(
-                record["prompt"],
-                record["chosen"],
-                record["rejected"],
-                float(record.get("margin") or 0.0),
-                bool(record.get("chosen_ended", True)),
-                bool(record.get("rejected_ended", True)),
+                *(record[name] for name in texts),
+                margin=record.get("margin") or 0.0,
+                chosen_ended=record.get("chosen_ended") is not False,
+                rejected_ended=record.get("rejected_ended") is not False,
             )
         )
-    if not found:
-        raise ValueError("there are no comparisons to learn from: pairs is empty")
-    return found
+    return found, records.skipped
 
 
 def sides_of(comparisons: Iterable[Comparison]) -> Iterator[tuple[str, str, bool]]:
@@ -85,18 +90,51 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, end
     return [*ids, tokenizer.eos_token_id] if ended else ids
 
 
+def encode_sides(
+    comparisons: Sequence[Comparison], tokenizer: PreTrainedTokenizerBase, lengths: Lengths
+) -> tuple[list[Comparison], dict[tuple[str, str, bool], list[int]]]:
+    """The comparisons to learn from, and both sides of each as token ids; a side in several of them is encoded once.
+
+    What is too long loses its beginning, as it does when the model scores it.
+    """
+    encoded: dict[tuple[str, str, bool], list[int]] = {}
+    kept = []
+    for comparison in comparisons:
+        sides = comparison.sides()
+        ids = [encoded[side] if side in encoded else encode(tokenizer, *side) for side in sides]
+        if lengths.off_prompt(0, max(map(len, ids))) is None:
+            continue
+        kept.append(comparison)
+        encoded |= dict(zip(sides, ids, strict=True))
+    if not kept:
+        raise ValueError(
+            f"all {len(comparisons)} comparisons are longer than max_length={lengths.limit} tokens and were left out"
+        )
+    if lengths.limit is not None:
+        encoded = {side: ids[-lengths.limit :] for side, ids in encoded.items()}
+    return kept, encoded
+
+
 def prompt_batches(
     comparisons: Sequence[Comparison], batch_size: int, rng: random.Random
 ) -> Iterator[list[Comparison]]:
-    """One epoch of batches that never split a prompt: prompts in random order until ``batch_size`` is reached."""
+    """One epoch of batches, prompts in random order until ``batch_size`` is reached.
+
+    All comparisons of a prompt share a batch, but for a prompt that has more than ``batch_size`` of them: those are
+    shuffled and spread over batches of their own. A batch holds fewer than twice ``batch_size`` comparisons.
+    """
     groups: dict[str, list[Comparison]] = {}
     for comparison in comparisons:
         groups.setdefault(comparison.prompt, []).append(comparison)
-    prompts = list(groups)
-    rng.shuffle(prompts)
+    chunks = []
+    for group in groups.values():
+        if len(group) > batch_size:
+            group = rng.sample(group, len(group))
+        chunks += [group[start : start + batch_size] for start in range(0, len(group), batch_size)]
+    rng.shuffle(chunks)
     batch: list[Comparison] = []
-    for prompt in prompts:
-        batch += groups[prompt]
+    for chunk in chunks:
+        batch += chunk
         if len(batch) >= batch_size:
             yield batch
             batch = []

@@ -10,7 +10,7 @@ from typing import Any
 
 from reward_models.base import Batch, Reward, RewardResult, check_scores
 from reward_models.handing_over import own_copy, place
-from reward_models.names import name_of, nearest, shorten
+from reward_models.names import did_you_mean, name_of, shorten
 
 
 class FunctionReward(Reward):
@@ -66,7 +66,7 @@ def _arguments(function: Callable, name: str, batch: Batch) -> tuple[list[Any], 
         if parameter.default is parameter.empty and parameter.name not in offered:
             raise TypeError(
                 f"reward {name!r} asks for {parameter.name!r}, which is not there. "
-                f"{nearest(parameter.name, batch.offered())}"
+                f"{did_you_mean(parameter.name, batch.offered())}"
             )
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return args, offered

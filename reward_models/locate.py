@@ -6,15 +6,8 @@ only as :mod:`reward_models.trust` allows.
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import importlib.util
 import inspect
-import os
-import pkgutil
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +15,8 @@ from typing import Any
 from reward_models import trust
 from reward_models.base import Reward
 from reward_models.contract import load_reward
-from reward_models.names import nearest
+from reward_models.importing import import_file, import_module
+from reward_models.names import did_you_mean
 from reward_models.rules import FACTORIES
 
 _REWARDS = "Reward classes, the rules of reward_models, and functions of prompts and completions"
@@ -66,11 +60,11 @@ def _load_model(path_or_id: str) -> Reward:
 
 def _load_function(spec: str, module_name: str, name: str, arguments: str | None) -> Reward:
     trust.check_module(module_name, f" (for the reward {spec!r})")
-    module = _import_file(module_name) if module_name.endswith(".py") else _import_module(module_name)
+    module = _import(module_name)
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
-            raise ImportError(f"{module_name!r} has no {name!r}. {nearest(part, _callables(found))}")
+            raise ImportError(f"{module_name!r} has no {name!r}. {did_you_mean(part, _callables(found))}")
         found = trust.get_attribute(found, part, spec)
     if not is_reward(found):
         trust.check_owner(found, spec, module.__name__)
@@ -106,57 +100,15 @@ def _is_factory(found: Any) -> bool:
     return any(found is factory for factory in FACTORIES)
 
 
-@contextlib.contextmanager
-def _working_directory_importable() -> Iterator[None]:
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
-
-
-def _import_module(name: str) -> ModuleType:
+def _import(name: str) -> ModuleType:
     allowed = trust.allowed_file(name)
-    if allowed is not None:
-        return _import_file(str(allowed))
-    with _working_directory_importable():
-        importlib.invalidate_caches()
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            missing = error.name or ""
-            if name != missing and not name.startswith(missing + "."):
-                raise  # the module is there, but something that it imports is not
-            parent, _, last = missing.rpartition(".")
-            raise ModuleNotFoundError(
-                f"there is no module {missing!r}. {nearest(last, _modules_in(parent))}", name=missing
-            ) from error
-
-
-def _modules_in(parent: str) -> list[str]:
-    """The modules of a package, or those at hand: in the working directory, and the names already loaded."""
-    if parent:
-        return [module.name for module in pkgutil.iter_modules(importlib.import_module(parent).__path__)]
-    here = [module.name for module in pkgutil.iter_modules([os.getcwd()])]
-    return [*here, "reward_models"]
-
-
-def _import_file(path: str) -> ModuleType:
-    file = Path(path).expanduser().resolve()
+    if allowed is None and not name.endswith(".py"):
+        return import_module(name)
+    file = Path(allowed or name).expanduser().resolve()
     if not file.is_file():
-        raise FileNotFoundError(_no_such_path(Path(path), path))
-    name = f"_reward_file_{file.stem}_{abs(hash(str(file))):x}"
-    module_spec = importlib.util.spec_from_file_location(name, file)
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[name] = module
-    with _working_directory_importable():
-        try:
-            module_spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return module
+        raise FileNotFoundError(_no_such_path(Path(allowed or name), name))
+    # A name of its own, so that a file called like a module that is loaded already can be given.
+    return import_file(file, f"_reward_file_{file.stem}_{abs(hash(str(file))):x}")
 
 
 def _callables(module: Any) -> list[str]:
@@ -176,7 +128,7 @@ def _no_such_path(path: Path, spec: str) -> str:
     while not parent.is_dir() and parent != parent.parent:
         parent, missing = parent.parent, parent.name
     there = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))[:20]
-    found = nearest(missing, there) if there else "That folder is empty."
+    found = did_you_mean(missing, there) if there else "That folder is empty."
     return (
         f"{spec!r} is neither there nor 'package.module:function': "
         f"{str(parent)!r} has no {missing!r}. {found}"

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 
-def nearest(given: str, options: Iterable[str]) -> str:
+def did_you_mean(given: str, options: Iterable[str]) -> str:
     """A sentence naming the closest option, or all of them when none is close.
 
     Args:

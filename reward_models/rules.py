@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from reward_models.names import nearest
+from reward_models.names import did_you_mean
 
 RewardFunction = Callable[..., list[float | None]]
 
@@ -263,7 +263,7 @@ def _units(
 def _column(columns: dict[str, Sequence[Any]], name: str, rule: str) -> Sequence[Any]:
     if name not in columns:
         others = [column for column in columns if column not in ("prompt_ids", "completion_ids")]
-        came = nearest(name, others) if others else "The prompts came without any other column."
+        came = did_you_mean(name, others) if others else "The prompts came without any other column."
         raise KeyError(f"{rule} reads the right answer from the column {name!r}, which is not there. {came}")
     return columns[name]
 

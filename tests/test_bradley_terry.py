@@ -12,7 +12,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from reward_models.bradley_terry import bradley_terry_loss, load_reward_model, train_reward_model
 from reward_models.calibration import constant_direction, evaluate, find_head, normalise, reliability, score
-from reward_models.comparisons import Comparison, encode, load_comparisons, prompt_batches
+from reward_models.comparisons import Comparison, encode, encode_sides, load_comparisons, prompt_batches
+from reward_models.data.lengths import DataWarning, Lengths
 from textrl_env import embedded
 
 SFT = embedded.path("sft")
@@ -58,11 +59,69 @@ def test_all_comparisons_of_a_prompt_share_a_batch():
     assert all(len(batch) >= 10 for batch in batches[:-1])
 
 
+def test_many_comparisons_of_one_prompt_are_spread_over_batches_of_the_size_asked_for():
+    comparisons = [Comparison("p", f"a{i}", "b") for i in range(43)] + [Comparison("q", "a", "b")] * 3
+    batches = list(prompt_batches(comparisons, 10, random.Random(0)))
+    assert sorted(c.chosen for batch in batches for c in batch) == sorted(c.chosen for c in comparisons)
+    assert len(batches) >= 4 and all(len(batch) < 20 for batch in batches)
+    assert sum({c.prompt for c in batch} >= {"q"} for batch in batches) == 1
+    epochs = [list(prompt_batches(comparisons, 10, random.Random(seed))) for seed in (0, 1)]
+    assert {c.chosen for c in epochs[0][0]} != {c.chosen for c in epochs[1][0]}
+
+
 def test_a_record_without_its_texts_is_named():
-    with pytest.raises(ValueError, match=r"comparison 2 .*\['rejected'\] missing"):
+    with pytest.raises(ValueError, match=r"pairs\[1\]: there is no column 'rejected'"):
         load_comparisons([{"prompt": "p", "chosen": "a", "rejected": "b"}, {"prompt": "p", "chosen": "a"}])
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(ValueError, match="nothing in it"):
         load_comparisons([])
+    bad = {"prompt": "p", "chosen": "a", "rejected": "b", "margin": "wide"}
+    with pytest.raises(ValueError, match=r"column 'margin': expected a number, got str 'wide'"):
+        load_comparisons([bad])
+
+
+def test_separators_of_unicode_inside_a_string_are_no_line_ends(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    rows = [
+        {"prompt": "p", "chosen": f"a{mark}b", "rejected": "c"} for mark in "\u2028\u2029\x85\x0b\x0c\x1c"
+    ]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert [c.chosen for c in load_comparisons(path)] == [row["chosen"] for row in rows]
+
+
+def test_flags_and_margins_of_a_table_are_what_they_read_as(tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text(
+        "prompt,chosen,rejected,margin,chosen_ended,rejected_ended\np,a,b,0.5,False,1\np,a,b,,,\n"
+    )
+    first, second = load_comparisons(path)
+    assert first[3:] == (0.5, False, True)
+    assert second[3:] == (0.0, True, True)
+
+
+def test_what_a_model_cannot_hold_loses_its_beginning_in_training_and_in_use_alike():
+    tokenizer = AutoTokenizer.from_pretrained(SFT)
+    pairs = [
+        Comparison("what is 1 plus 1? " * 4, "it is 2.", "it is 3."),
+        Comparison(PROMPT, "paris.", "rome."),
+    ]
+    lengths = Lengths(12)
+    kept, encoded = encode_sides(pairs, tokenizer, lengths)
+    assert (len(kept), lengths.cut) == (2, 1)
+    for side, ids in encoded.items():
+        assert ids == encode(tokenizer, *side)[-12:]
+    kept, encoded = encode_sides(pairs, tokenizer, Lengths(12, "skip"))
+    assert kept == pairs[1:] and len(encoded) == 2
+
+
+def test_a_model_is_trained_on_no_more_tokens_than_it_holds_and_told_so(tmp_path):
+    from tests.tiny import CONTEXT, make_model, make_tokenizer
+
+    make_model("gpt2").save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    pairs = [{"prompt": "a b " * CONTEXT, "chosen": f"c {word}", "rejected": "d"} for word in "abcd"]
+    with pytest.warns(DataWarning, match=f"4 of 4 records are longer than {CONTEXT} tokens and were cut"):
+        result = train_reward_model(tmp_path, pairs, device="cpu")
+    assert (result["records"], result["cut"], result["skipped"]) == (4, 4, 0)
 
 
 def test_a_new_head_has_the_standard_deviation_of_the_formula_and_a_trained_head_is_kept():

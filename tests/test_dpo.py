@@ -17,6 +17,7 @@ import textrl_env  # noqa: F401
 from agents.offline.dpo import LOSSES, Objective, cached_log_probs, dpo, sequence_log_probs
 from agents.offline.preference_data import encode_completion, load_preferences
 from agents.offline.preference_losses import dpo_loss, ipo_loss, kto_kl, kto_loss, simpo_loss
+from reward_models.data.lengths import DataWarning, Lengths
 from tests.tiny import EOS, WORDS, make_model, make_tokenizer
 from textrl_env.exact import solver as exact
 
@@ -425,11 +426,23 @@ def test_a_bad_row_is_named_or_left_out_and_counted(tokenizer):
     assert result["records"] == 5 and result["skipped"] == 1
 
 
-def test_a_pair_without_room_for_a_completion_is_dropped_and_all_of_them_is_an_error(tokenizer):
-    items, skipped = load_preferences(PAIRS, tokenizer, max_length=3)
-    assert (len(items), skipped) == (4, 1)
-    with pytest.raises(ValueError, match="max_length=1"):
-        load_preferences(PAIRS, tokenizer, max_length=1)
+def test_of_a_pair_that_is_too_long_both_sides_lose_the_same_beginning_of_their_prompt(tokenizer):
+    rows = [PAIRS[0], {"prompt": "a b c d e f", "chosen": "g h i", "rejected": "i"}]
+    lengths = Lengths(6)
+    with pytest.warns(DataWarning, match="1 of 2 records are longer than 6 tokens and were cut"):
+        items, skipped = load_preferences(rows, tokenizer, lengths=lengths)
+    assert (skipped, lengths.cut, lengths.skipped) == (0, 1, 0)
+    shown = [[WORDS[i] for i in example.input_ids] for example in items[1][:2]]
+    assert shown == [["e", "f", "g", "h", "i", "<eos>"], ["e", "f", "i", "<eos>"]]
+
+
+def test_too_long_pairs_are_left_out_if_so_wished_and_all_of_them_is_an_error(tokenizer):
+    lengths = Lengths(4, "skip")
+    with pytest.warns(DataWarning, match="4 of 5 records are longer than 4 tokens and were left out"):
+        items, skipped = load_preferences(PAIRS[1:] + PAIRS[:1], tokenizer, lengths=Lengths(4, "skip"))
+    assert len(items) == 1 and skipped == 4
+    with pytest.raises(ValueError, match=r"none of the 1 records .*longer than max_length=4"):
+        load_preferences(PAIRS[1:2], tokenizer, lengths=lengths)
 
 
 def test_an_unknown_loss_names_the_nearest(tokenizer):

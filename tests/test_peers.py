@@ -13,8 +13,9 @@ import torch
 from agents.offline.dpo import Objective
 from agents.offline.preference_data import load_preferences
 from agents.offline.sft import accumulate_gradients, encode
-from reward_models.bradley_terry import bradley_terry_loss, forward_scores
-from reward_models.bradley_terry import encode as encode_for_reward
+from reward_models.bradley_terry import bradley_terry_loss
+from reward_models.calibration import forward_scores
+from reward_models.comparisons import encode as encode_for_reward
 from tests.tiny import EOS, make_model, make_tokenizer
 
 trl = pytest.importorskip("trl")

@@ -136,7 +136,7 @@ def test_settings_that_make_no_sense_are_refused():
 
 def test_a_pair_of_records_trains_a_reward_model_and_dpo(tmp_path):
     from agents.offline.dpo import dpo
-    from reward_models.bradley_terry import load_comparisons
+    from reward_models.comparisons import load_comparisons
 
     path = tmp_path / "pairs.jsonl"
     records, _ = collect(length_of, output=path, answers_per_prompt=3)
@@ -494,10 +494,10 @@ def test_a_language_model_judges_from_the_command_line(textrl, serve, model_fold
 
 
 def test_conversations_are_demonstrations_too(tmp_path):
-    from agents.commands.sft import demonstrations
+    from agents.offline.demonstration_data import load_demonstrations
 
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     path = write_lines(tmp_path / "chat.jsonl", [{"messages": turns, "source": "x"}])
-    assert demonstrations(path, False)[0][0]["messages"] == turns
+    assert load_demonstrations(path, False)[0][0]["messages"] == turns
     path = write_lines(tmp_path / "apart.jsonl", [{"prompt": turns[:1], "completion": turns[1:]}])
-    assert demonstrations(path, False)[0] == [{"messages": turns}]
+    assert load_demonstrations(path, False)[0] == [{"messages": turns}]

@@ -176,8 +176,56 @@ def test_files_that_cannot_be_read_say_where(name, content, message, tmp_path):
 def test_a_file_that_is_not_utf8_names_the_line(tmp_path):
     path = tmp_path / "latin.txt"
     path.write_bytes("one\ntwo\nÜber\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"latin\.txt, line 3: not UTF-8"):
+    with pytest.raises(ValueError, match=r"latin\.txt, line 3: not UTF-8 text at character 1"):
         load_prompts(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-be"])
+def test_a_byte_order_mark_says_how_a_file_is_read(encoding, tmp_path):
+    text = (
+        "\ufeff" * (encoding == "utf-16-be") + json.dumps({"prompt": "Über 3?"}, ensure_ascii=False) + "\r\n"
+    )
+    (tmp_path / "p.jsonl").write_bytes(text.encode(encoding))
+    assert load_prompts(tmp_path / "p.jsonl").texts == ["Über 3?"]
+
+
+def test_a_saved_dataset_is_read_and_several_splits_are_named(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    dataset = datasets.Dataset.from_list(ROWS)
+    dataset.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict(train=dataset, test=dataset).save_to_disk(str(tmp_path / "two"))
+    assert load_prompts(tmp_path / "one").texts == [row["prompt"] for row in ROWS]
+    assert load_prompts(str(tmp_path / "two" / "test")).texts == [row["prompt"] for row in ROWS]
+    with pytest.raises(ValueError, match=r"several splits \(test, train\)"):
+        load_prompts(str(tmp_path / "two"))
+
+
+def test_json_lines_under_the_name_of_json_and_a_table_with_semicolons_are_read(tmp_path):
+    lines = write_jsonl(tmp_path / "lines.json", ROWS)
+    assert load_prompts(lines).texts == ["2 + 2 =", "Über 3?"]
+    table = write(tmp_path / "table.csv", "prompt;answer\n0,5 + 0,5 = ;1\n")
+    assert load_prompts(table) == PromptSet(["0,5 + 0,5 = "], {"answer": ["1"]})
+    long = write(tmp_path / "long.csv", "prompt\n" + "a" * 200_000 + "\n")
+    assert len(load_prompts(long).texts[0]) == 200_000
+
+
+def test_a_bad_row_of_a_table_is_placed_where_it_begins(tmp_path):
+    path = write(tmp_path / "p.csv", 'prompt,answer\n"one\ntwo\nthree",4\n"five\nsix",7,8\n')
+    with pytest.raises(ValueError, match=r"^p\.csv, line 5: 1 more cells"):
+        load_prompts(path)
+
+
+def test_half_of_a_surrogate_pair_is_no_text(tmp_path):
+    path = write(tmp_path / "p.jsonl", '{"prompt": "ab\\ud83d"}\n')
+    with pytest.raises(ValueError, match=r"line 1, column 'prompt': character 3 is half of a surrogate pair"):
+        load_prompts(path)
+
+
+def test_a_generator_is_a_source_and_a_table_of_pandas_says_how():
+    pandas = pytest.importorskip("pandas")
+    assert load_prompts(row for row in ROWS).columns == {"answer": [4, None]}
+    with pytest.raises(TypeError, match=r"frame\.to_dict\('records'\)"):
+        load_prompts(pandas.DataFrame(ROWS))
 
 
 def test_a_file_that_is_not_there_names_the_nearest(tmp_path):

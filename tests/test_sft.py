@@ -17,15 +17,17 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from agents.offline.demonstration_data import load_demonstrations
 from agents.offline.sft import (
     accumulate_gradients,
     encode,
+    encode_all,
     evaluate_sft,
-    load_records,
     pad_batch,
     sft,
     sft_loss,
 )
+from reward_models.data.lengths import DataWarning
 
 WORDS = [
     "<pad>",
@@ -173,15 +175,6 @@ def test_a_record_that_cannot_be_used_says_why(record, message):
         encode(record, make_tokenizer(chat_template=None))
 
 
-def test_a_line_that_is_not_json_is_named(tmp_path):
-    path = tmp_path / "data.jsonl"
-    path.write_text('{"text": "hi"}\n{"text": \n', encoding="utf-8")
-    with pytest.raises(ValueError, match="line 2"):
-        load_records(path)
-    with pytest.raises(FileNotFoundError, match="no such file"):
-        load_records(tmp_path / "nowhere.jsonl")
-
-
 def test_the_mask_comes_from_lengths_even_where_pad_is_the_end_token():
     tokenizer = make_tokenizer(pad_token="<eos>")
     examples = [encode(r, tokenizer) for r in RECORDS[:2]]
@@ -285,9 +278,75 @@ def test_every_row_of_the_log_has_loss_learning_rate_and_gradient_norm():
 
 
 def test_data_with_nothing_to_learn_from_is_refused():
-    with pytest.raises(ValueError, match="empty"):
-        sft(make_model(), [], tokenizer=make_tokenizer(), device="cpu")
-    with pytest.raises(ValueError, match="max_length=2"):
-        sft(make_model(), RECORDS[1:2], tokenizer=make_tokenizer(), max_length=2, device="cpu")
+    options = {"tokenizer": make_tokenizer(), "device": "cpu"}
+    with pytest.raises(ValueError, match="there is nothing in it"):
+        sft(make_model(), [], **options)
+    with pytest.raises(ValueError, match="1 are longer than max_length=2"):
+        sft(make_model(), RECORDS[1:2], max_length=2, too_long="skip", **options)
+    with pytest.raises(ValueError, match="1 have no token to learn from"):
+        sft(make_model(), [{"messages": [{"role": "user", "content": "hi"}]}], **options)
     with pytest.raises(ValueError, match="needs its tokenizer"):
         sft(make_model(), RECORDS, device="cpu")
+
+
+def test_records_beyond_the_context_are_cut_or_left_out_and_counted():
+    long = {"prompt": "one " * 40, "completion": "two"}
+    options = {"tokenizer": make_tokenizer(), "device": "cpu"}
+    with pytest.warns(DataWarning, match="3 of 9 records are longer than 32 tokens and were cut"):
+        cut = sft(make_model(), [*RECORDS, *[long] * 3], **options)
+    with pytest.warns(DataWarning, match="3 of 9 records are longer than 32 tokens and were left out"):
+        skipped = sft(make_model(), [*RECORDS, *[long] * 3], too_long="skip", **options)
+    assert (cut["records"], cut["cut"], cut["skipped"]) == (9, 3, 0)
+    assert (skipped["records"], skipped["cut"], skipped["skipped"]) == (6, 0, 3)
+
+
+def test_a_cut_takes_from_the_prompt_first_and_teaches_no_end_that_is_cut_off():
+    tokenizer = make_tokenizer()
+    record = {"prompt": "hi you bye", "completion": "one two"}
+    shown = []
+    for limit in (5, 3):
+        with pytest.warns(DataWarning):
+            (example,) = encode_all([record], tokenizer, limit)
+        shown.append([WORDS[i] for i in example.input_ids])
+        assert (
+            example.labels
+            == [-100] * (len(example.labels) - 3 + (limit == 3))
+            + example.input_ids[limit - 3 + (limit == 3) :]
+        )
+    assert shown == [["you", "bye", "one", "two", "<eos>"], ["bye", "one", "two"]]
+
+
+def test_more_length_than_the_model_holds_is_refused():
+    with pytest.raises(ValueError, match="max_length=64 is more than the 32 tokens"):
+        sft(make_model(), RECORDS, tokenizer=make_tokenizer(), max_length=64, device="cpu")
+
+
+def test_every_source_of_rows_trains_alike(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    dataset = datasets.Dataset.from_list(RECORDS)
+    dataset.to_csv(tmp_path / "data.csv")
+    dataset.to_parquet(tmp_path / "data.parquet")
+    dataset.save_to_disk(str(tmp_path / "saved"))
+    sources = [RECORDS, dataset, dataset.to_iterable_dataset(), (record for record in RECORDS)]
+    sources += [tmp_path / name for name in ("data.csv", "data.parquet", "saved")]
+    losses = [
+        sft(make_model(), source, tokenizer=make_tokenizer(), device="cpu")["loss"] for source in sources
+    ]
+    assert losses == losses[:1] * len(sources)
+
+
+def test_a_file_may_mix_texts_and_conversations_and_a_bad_row_is_named(tmp_path):
+    chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "bye"}]
+    rows = [{"messages": chat}, {"text": "one two"}, {"prompt": chat[:1], "completion": "bye"}]
+    path = tmp_path / "mixed.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in [*rows, {"promt": "hi", "completion": "you"}]))
+    with pytest.raises(
+        ValueError,
+        match=r"mixed\.jsonl, line 4: .*'prompt' and 'completion', or .*'promt'.*Did you mean 'prompt'",
+    ):
+        sft(make_model(), path, tokenizer=make_tokenizer(), device="cpu")
+    with pytest.warns(DataWarning, match="1 bad rows were left out"):
+        found = sft(make_model(), path, tokenizer=make_tokenizer(), skip_bad_rows=True, device="cpu")
+    assert (found["records"], found["skipped"]) == (3, 1)
+    records, _ = load_demonstrations(path, skip_bad_rows=True)
+    assert records[2] == {"messages": chat}

@@ -66,7 +66,7 @@ moved_modules(
         "textrl_env.llama": "textrl_env.lm.fused_llama",
         "textrl_env.precision": "textrl_env.lm.precision",
         "textrl_env.prompts": "textrl_env.data.prompts",
-        "textrl_env.records": "textrl_env.data.rows",
+        "textrl_env.records": "reward_models.data.rows",
         "textrl_env.sb3_vec_env": "textrl_env.sb3.vec_env",
         "textrl_env.shared_prompts": "textrl_env.lm.shared_prompts",
         "textrl_env.teacher_forcing": "textrl_env.lm.teacher_forcing",

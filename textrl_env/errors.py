@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from reward_models.names import did_you_mean
 
-def did_you_mean(given: str, options: Iterable[str]) -> str:
-    """A sentence naming the closest option, or all of them when none is close.
-
-    Args:
-        given: What the user wrote.
-        options: What would have worked.
-    """
-    options = [str(option) for option in options]
-    close = difflib.get_close_matches(str(given), options, n=1, cutoff=0.5)
-    if close:
-        return f"Did you mean {close[0]!r}?"
-    return f"Choose from: {', '.join(sorted(options))}."
+__all__ = ["check_choice", "check_keywords", "did_you_mean"]
 
 
 def check_choice(name: str, given: Any, options: Iterable[str]) -> None:

@@ -85,8 +85,8 @@ def dpo(
     from agents.offline.dpo import LOSSES
     from agents.offline.dpo import dpo as train
     from agents.offline.trainer import count_steps
+    from reward_models.data.records import load_records
     from textrl_env import embedded
-    from textrl_env.data.prompts import load_records
     from textrl_env.errors import check_choice
 
     check_choice("--loss", loss, LOSSES)

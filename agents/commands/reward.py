@@ -104,7 +104,7 @@ def reward(
 
 def comparisons(source: str, model: str, skip_bad_rows: bool) -> tuple[list[dict[str, Any]], list[str]]:
     """Comparisons as texts, and what was wrong with the rows left out; the model's chat template lays messages out."""
-    from textrl_env.data.prompts import load_records
+    from reward_models.data.records import load_records
 
     records = load_records(source, ("prompt", "chosen", "rejected"), (), skip_bad_rows)
     rows = list(records.rows())

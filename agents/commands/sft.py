@@ -64,6 +64,7 @@ def sft(
     from agents.commands import offline
     from agents.commands.terminal import quiet_transformers
     from agents.evaluation.token_heatmap import score_tokens
+    from agents.offline.demonstration_data import load_demonstrations
     from agents.offline.sft import load_model
     from agents.offline.sft import sft as train
     from agents.offline.trainer import count_steps
@@ -71,8 +72,8 @@ def sft(
 
     quiet_transformers()
     folder = offline.check_output(output, overwrite)
-    rows, skipped = demonstrations(data, skip_bad_rows)
-    held_out = None if eval_data is None else demonstrations(eval_data, skip_bad_rows)[0]
+    rows, skipped = load_demonstrations(data, skip_bad_rows)
+    held_out = None if eval_data is None else load_demonstrations(eval_data, skip_bad_rows)[0]
     rate = learning_rate or (2e-3 if model is None else 1e-4)
     steps = count_steps(len(rows), batch_size, epochs)
     start = embedded.path("base") if model is None else model
@@ -130,30 +131,3 @@ def _show_tokens(scored: dict[str, Any], folder: Path, progress: Any, step: int)
     for output in () if progress.logger is None else progress.logger.output_formats:
         if isinstance(output, TensorBoardOutputFormat):  # the CSV would get an empty row
             output.writer.add_image("samples/tokens", heatmap_image(scored, title), step, dataformats="HWC")
-
-
-def demonstrations(source: str, skip_bad_rows: bool) -> tuple[list[dict[str, Any]], list[str]]:
-    """Records in a form that :func:`agents.offline.sft.sft` takes, and what was wrong with those left out.
-
-    All rows of a file have one form, which the first row shows.
-    """
-    from textrl_env.data.prompts import load_records
-
-    first = next(load_records(source, skip_bad_rows=True).rows())
-    form = next((name for name in ("messages", "text") if first.get(name) is not None), None)
-    records = load_records(source, ("prompt", "completion") if form is None else (form,), (), skip_bad_rows)
-    rows = [{name: value for name, value in row.items() if value is not None} for row in records.rows()]
-    return [_as_messages(row) for row in rows], records.skipped
-
-
-def _as_messages(row: dict[str, Any]) -> dict[str, Any]:
-    """A prompt and completion of which either is a message list, as one conversation; anything else as it is."""
-    sides = [row.get("prompt"), row.get("completion")]
-    if not any(isinstance(side, list) for side in sides):
-        return row
-    roles = ("user", "assistant")
-    turns = [
-        [{"role": role, "content": side}] if isinstance(side, str) else side
-        for role, side in zip(roles, sides, strict=True)
-    ]
-    return {"messages": [*turns[0], *turns[1]]}

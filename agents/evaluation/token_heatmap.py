@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from agents.offline.sft import IGNORE, encode, load_model
+from agents.offline.sft import IGNORE, encode, fit, load_model
+from reward_models.data.lengths import Lengths
 
 #: Colours of probability 0, 1/4, 1/2, 3/4 and 1.
 _SCALE = ((232, 106, 90), (246, 165, 106), (250, 221, 133), (178, 216, 134), (104, 190, 117))
@@ -66,17 +67,16 @@ def score_tokens(
         model: A causal language model; dropout is off here.
         tokenizer: Its tokenizer.
         records: Of any form that :func:`agents.offline.sft.encode` takes. One without a token to score is left out.
-        max_length: Longer records are cut here, in tokens; None is the length the model can hold.
+        max_length: Longer records are cut as in fine-tuning; None is the length the model can hold.
     """
-    limit = max_length or getattr(model.config, "max_position_embeddings", None)
+    lengths = Lengths.of(max_length, model.config, tokenizer)
     was_training = model.training
     model.eval()
     scored = []
     for record in records:
-        example = encode(record, tokenizer)
-        ids, labels = example.input_ids[:limit], example.labels[:limit]
-        if any(label != IGNORE for label in labels[1:]):
-            scored.append(_score(model, tokenizer, ids, labels))
+        example = fit(encode(record, tokenizer), lengths)
+        if example is not None:
+            scored.append(_score(model, tokenizer, *example))
     model.train(was_training)
     return scored
 

@@ -31,6 +31,7 @@ from agents.offline.preference_data import Item, completion_length, load_prefere
 from agents.offline.preference_losses import dpo_loss, ipo_loss, kto_kl, kto_loss, simpo_loss
 from agents.offline.sft import IGNORE, Example, load_model, pad_batch
 from agents.offline.trainer import optimise, tail_mean
+from reward_models.data.lengths import Lengths
 from textrl_env.errors import check_choice
 
 #: Names as in TRL; "sigmoid_norm" is DPO normalised by length, as in Tulu 3.
@@ -56,6 +57,7 @@ def dpo(
     batch_size: int = 32,
     micro_batch_size: int | None = None,
     max_length: int | None = None,
+    too_long: str = "cut",
     warmup_ratio: float = 0.1,
     weight_decay: float = 0.0,
     max_grad_norm: float = 1.0,
@@ -86,7 +88,9 @@ def dpo(
             weights wants 5e-7 to 5e-6, one of a hundred thousand a hundred times that.
         batch_size: Pairs (or for KTO completions) per optimiser step.
         micro_batch_size: Of these, per forward pass; None is all of the batch. Changes memory, not the result.
-        max_length: Longer sequences are cut here, in tokens; None is the length the model can hold.
+        max_length: The most tokens of a sequence; None is what the model can hold.
+        too_long: What becomes of longer records: "cut" takes tokens off the prompt's beginning (of both sequences
+            alike), "skip" leaves the record out; see :mod:`reward_models.data.lengths`.
         warmup_ratio: Share of the steps spent warming up.
         weight_decay: Decoupled weight decay, on matrices only.
         max_grad_norm: The gradient's norm is clipped here.
@@ -101,8 +105,8 @@ def dpo(
 
     Returns:
         ``loss``, ``margin`` and (of pairs) ``accuracy`` over the last tenth of the steps, ``steps``, ``records``
-        learned from, ``skipped`` rows and sequences too long to hold a completion, and with ``eval_data``
-        ``eval_loss``, ``eval_margin`` and ``eval_accuracy``.
+        learned from, ``skipped`` ones, ``cut`` ones, and with
+        ``eval_data`` ``eval_loss``, ``eval_margin`` and ``eval_accuracy``.
 
     Raises:
         ValueError: An unknown loss, a bad row (its place is named), or nothing to learn from.
@@ -111,14 +115,13 @@ def dpo(
     if not beta > 0:
         raise ValueError(f"beta must be > 0, got {beta}")
     model, tokenizer = load_model(model, tokenizer, device)
-    limit = max_length or getattr(model.config, "max_position_embeddings", None)
-    paired = loss != "kto"
-
-    def prepare(source: Any) -> tuple[list[Item], int]:
-        return load_preferences(source, tokenizer, paired, limit, skip_bad_rows, seed)
-
-    items, skipped = prepare(data)
-    eval_items = [] if eval_data is None else prepare(eval_data)[0]
+    lengths = Lengths.of(max_length, model.config, tokenizer, too_long)
+    options = {"paired": loss != "kto", "skip_bad_rows": skip_bad_rows, "seed": seed}
+    items, skipped = load_preferences(data, tokenizer, lengths=lengths, **options)
+    eval_items: list[Item] = []
+    if eval_data is not None:
+        eval_lengths = Lengths(lengths.limit, too_long)
+        eval_items, _ = load_preferences(eval_data, tokenizer, lengths=eval_lengths, **options)
     teacher = model if reference is None else load_model(reference, tokenizer, device)[0]
     objective = Objective(
         loss, beta, label_smoothing, gamma, desirable_weight, undesirable_weight, _pad_id(tokenizer)
@@ -148,7 +151,12 @@ def dpo(
             callback=on_step,
         )
     result = _summary({name: tail_mean(history, name) for name in _SUMMARY})
-    result |= {"steps": float(len(history)), "records": float(len(items)), "skipped": float(skipped)}
+    result |= {
+        "steps": float(len(history)),
+        "records": float(len(items)),
+        "skipped": float(skipped),
+        "cut": float(lengths.cut),
+    }
     if eval_items:
         metrics = objective.evaluate(model, eval_items, known[len(items) :], micro_batch_size or batch_size)
         result |= {f"eval_{name}": value for name, value in _summary(metrics).items()}

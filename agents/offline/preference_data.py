@@ -6,14 +6,15 @@ re-tokenized jointly. What records look like is told in :mod:`agents.offline.dpo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from agents.offline.sft import IGNORE, Example, encode, encode_prompt
-from textrl_env.data.prompts import load_records
+from agents.offline.sft import IGNORE, Example, encode, encode_prompt, prompt_length, shorten
+from reward_models.data.lengths import Lengths
+from reward_models.data.records import load_records
 
 
 class Item(NamedTuple):
@@ -37,7 +38,7 @@ def load_preferences(
     data: Any,
     tokenizer: PreTrainedTokenizerBase,
     paired: bool = True,
-    max_length: int | None = None,
+    lengths: Lengths | None = None,
     skip_bad_rows: bool = False,
     seed: int = 0,
 ) -> tuple[list[Item], int]:
@@ -47,37 +48,46 @@ def load_preferences(
         data: Records, or a file of them.
         tokenizer: The model's.
         paired: Whether to make pairs, or single judged completions (KTO).
-        max_length: Sequences are cut here; what has no completion left is dropped.
+        lengths: What to do with what is too long, and the count of it; None is no limit.
         skip_bad_rows: Leave bad rows out instead of raising.
         seed: Of which completions are put to which prompts (KTO).
 
     Returns:
         The items, and how many rows were left out.
     """
-    data = list(data) if isinstance(data, Iterator) else data
-    as_pairs = paired or _has_pairs(data)
-    needed = ("prompt", "chosen", "rejected") if as_pairs else ("prompt", "completion", "label")
-    records = load_records(data, needed, skip_bad_rows=skip_bad_rows)
-    rows = [_sides(row, as_pairs) for row in records.rows()]
-    encoded = [
-        [(encode_completion(*side, tokenizer, max_length), label) for *side, label in row] for row in rows
-    ]
-    fits = [row for row in encoded if all(completion_length(example) for example, _ in row)]
+    lengths = Lengths(None) if lengths is None else lengths
+    pair, judged = ("prompt", "chosen", "rejected"), ("prompt", "completion", "label")
+    records = load_records(
+        data, optional=_ENDED, skip_bad_rows=skip_bad_rows, forms=(pair,) if paired else (judged, pair)
+    )
+    rows = [_sides(row, paired or row.get("completion") is None) for row in records.rows()]
+    encoded = [[(encode_completion(*side, tokenizer), label) for *side, label in row] for row in rows]
+    fits = [fitted for row in encoded if (fitted := _fit(row, lengths)) is not None]
     if not fits:
         raise ValueError(
-            f"none of the {len(rows)} records has a completion within max_length={max_length} tokens"
+            f"none of the {len(rows)} records can be learned from: {lengths.skipped} are longer than "
+            f"max_length={lengths.limit} tokens, {lengths.empty} have no completion"
         )
-    skipped = len(records.skipped) + len(encoded) - len(fits)
+    lengths.bad_rows += len(records.skipped)
+    lengths.warn(len(rows))
+    skipped = lengths.left_out
     if paired:
         return [Item(chosen, rejected) for (chosen, _), (rejected, _) in fits], skipped
-    judged = [side for row in fits for side in row]
-    return _with_mismatches(judged, max_length, seed), skipped
+    return _with_mismatches([side for row in fits for side in row], lengths.limit, seed), skipped
 
 
-def _has_pairs(data: Any) -> bool:
-    """Whether KTO was given comparisons: the first record tells."""
-    first = next(load_records(data, skip_bad_rows=True).rows())
-    return "chosen" in first and "label" not in first
+#: Whether completions ended by themselves, or were cut off at a budget.
+_ENDED = ("ended", "chosen_ended", "rejected_ended")
+
+
+def _fit(row: list[tuple[Example, bool]], lengths: Lengths) -> list[tuple[Example, bool]] | None:
+    """The completions of a record within the model's length, their common prompt cut alike; None if left out."""
+    if not all(completion_length(example) for example, _ in row):
+        lengths.empty += 1
+        return None
+    prompt = min(prompt_length(example) for example, _ in row)
+    off = lengths.off_prompt(prompt, max(len(example.input_ids) for example, _ in row))
+    return None if off is None else [(shorten(example, off, lengths.limit), label) for example, label in row]
 
 
 def _sides(row: dict[str, Any], paired: bool) -> list[tuple[Any, Any, bool, bool]]:
@@ -95,7 +105,6 @@ def encode_completion(
     completion: str | Sequence[dict[str, str]],
     ended: bool,
     tokenizer: PreTrainedTokenizerBase,
-    max_length: int | None = None,
 ) -> Example:
     """Prompt tokens, completion tokens and the end token, each tokenized on its own; loss on the last two.
 
@@ -117,7 +126,7 @@ def encode_completion(
         example = encode({"messages": whole}, tokenizer)
         before = len(encode_prompt(whole[:-1], tokenizer))
         example = Example(example.input_ids, [IGNORE] * before + example.labels[before:])
-    return Example(example.input_ids[:max_length], example.labels[:max_length])
+    return example
 
 
 def _with_mismatches(judged: list[tuple[Example, bool]], max_length: int | None, seed: int) -> list[Item]:
@@ -137,9 +146,11 @@ def _with_mismatches(judged: list[tuple[Example, bool]], max_length: int | None,
     items: list[Item] = [Item(example, example, label) for example, label in judged]
     for place, i in enumerate(order):
         prompt, completion = split[i][0], split[order[(place + max(groups)) % len(order)]][1]
-        other = Example(
-            [*prompt, *completion][:max_length], ([IGNORE] * len(prompt) + completion)[:max_length]
-        )
+        other = Example([*prompt, *completion], [IGNORE] * len(prompt) + completion)
+        if max_length is not None:
+            other = shorten(
+                other, max(0, min(len(other.input_ids) - max_length, len(prompt) - 1)), max_length
+            )
         items[i] = items[i]._replace(second=other)
     return items
 

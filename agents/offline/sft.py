@@ -16,7 +16,6 @@ it in).
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -28,7 +27,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from agents.offline.callbacks import StepCallback, StepCallbacks
+from agents.offline.demonstration_data import load_demonstrations
 from agents.offline.trainer import optimise, tail_mean
+from reward_models.data.lengths import Lengths
 from textrl_env.errors import did_you_mean
 from textrl_env.lm.causal_lm import check_model_path, choose_device
 
@@ -144,25 +145,6 @@ def _render(messages: Sequence[dict], tokenizer: PreTrainedTokenizerBase, **kwar
     return tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=False, **kwargs)
 
 
-def load_records(data: str | Path | Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Records from a ``.jsonl`` file, a list of dicts, or anything that iterates over dicts (a Dataset)."""
-    if not isinstance(data, (str, Path)):
-        return list(data)
-    if not Path(data).is_file():
-        raise FileNotFoundError(
-            f"data={str(data)!r}: there is no such file; expected a .jsonl file of records"
-        )
-    records = []
-    with open(data, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    records.append(json.loads(line))
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{data}, line {number} is not JSON: {error}") from None
-    return records
-
-
 def pad_batch(examples: Sequence[Example], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
     """``input_ids``, ``attention_mask`` and ``labels``, each int64 ``[B, T]``, padded on the right.
 
@@ -232,6 +214,8 @@ def sft(
     batch_size: int = 32,
     micro_batch_size: int | None = None,
     max_length: int | None = None,
+    too_long: str = "cut",
+    skip_bad_rows: bool = False,
     warmup_ratio: float = 0.05,
     weight_decay: float = 0.0,
     max_grad_norm: float = 1.0,
@@ -246,7 +230,8 @@ def sft(
 
     Args:
         model: Folder, hub id, or a live model, which is trained in place.
-        data: Records, or a ``.jsonl`` file of them; see the module's docstring for the three forms.
+        data: Records in any of the forms of the module's docstring: a list, a dataset of ``datasets``, or a file or
+            folder that :mod:`reward_models.data.rows` reads.
         output: Folder for the trained model and its tokenizer, an ordinary Hugging Face folder.
         tokenizer: None takes the one that lies beside the model.
         eval_data: Held-out records, scored at the end.
@@ -254,7 +239,10 @@ def sft(
         learning_rate: Peak of Adam's learning rate; linear warm-up, then a cosine to zero.
         batch_size: Records per optimiser step.
         micro_batch_size: Records per forward pass; None is all of the batch. Changes memory, not the result.
-        max_length: Longer records are cut here, in tokens; None is the length the model can hold.
+        max_length: The most tokens of a record; None is what the model can hold.
+        too_long: What becomes of longer records: "cut" takes tokens off the prompt's beginning, "skip" leaves the
+            record out; see :mod:`reward_models.data.lengths`.
+        skip_bad_rows: Leave rows out that cannot be read, instead of stopping at the first.
         warmup_ratio: Share of the steps spent warming up.
         weight_decay: Decoupled weight decay, on matrices only.
         max_grad_norm: The gradient's norm is clipped here.
@@ -267,16 +255,17 @@ def sft(
             and its metrics, which stops the training by returning False.
 
     Returns:
-        ``loss`` (mean over the last tenth of the steps), ``steps``, ``tokens`` that carried loss, and with
-        ``eval_data`` ``eval_loss``, ``eval_perplexity``, ``eval_accuracy``.
+        ``loss`` (mean over the last tenth of the steps), ``steps``, ``tokens`` that carried loss, ``records`` learned
+        from, ``skipped`` ones, ``cut`` ones, and with ``eval_data`` ``eval_loss``, ``eval_perplexity``,
+        ``eval_accuracy``.
 
     Raises:
         ValueError: When no record has a token to learn from, or a record has none of the known forms.
     """
     model, tokenizer = load_model(model, tokenizer, device)
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    limit = max_length or getattr(model.config, "max_position_embeddings", None)
-    examples = encode_all(data, tokenizer, limit)
+    lengths = Lengths.of(max_length, model.config, tokenizer, too_long)
+    examples = encode_all(data, tokenizer, lengths, skip_bad_rows)
     tokens = 0
 
     def accumulate(indices: list[int]) -> dict[str, float]:
@@ -306,9 +295,13 @@ def sft(
         "loss": tail_mean(history, "loss"),
         "steps": float(len(history)),
         "tokens": float(tokens),
+        "records": float(len(examples)),
+        "skipped": float(lengths.left_out),
+        "cut": float(lengths.cut),
     }
     if eval_data is not None:
-        scored = evaluate_sft(model, encode_all(eval_data, tokenizer, limit), pad_id)
+        held_out = encode_all(eval_data, tokenizer, Lengths(lengths.limit, too_long), skip_bad_rows)
+        scored = evaluate_sft(model, held_out, pad_id)
         result |= {f"eval_{name}": value for name, value in scored.items()}
     if output is not None:
         model.save_pretrained(output)
@@ -337,18 +330,55 @@ def load_model(
     return model.to(choose_device(device)), tokenizer
 
 
-def encode_all(data: Any, tokenizer: PreTrainedTokenizerBase, limit: int | None = None) -> list[Example]:
-    """Every record of ``data`` that has a token to learn from within ``limit`` tokens, cut there.
+def encode_all(
+    data: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    lengths: Lengths | int | None = None,
+    skip_bad_rows: bool = False,
+) -> list[Example]:
+    """Every record of ``data`` that has a token to learn from, within the model's length.
+
+    Args:
+        data: Any source of :mod:`reward_models.data.rows`.
+        tokenizer: The model's.
+        lengths: What to do with what is too long, and the count of it; a number is a limit at which to cut.
+        skip_bad_rows: Leave bad rows out instead of stopping at the first.
 
     Raises:
-        ValueError: None has.
+        ValueError: A bad row, or no record that can be learned from.
     """
-    examples = [encode(record, tokenizer) for record in load_records(data)]
-    cut = [Example(e.input_ids[:limit], e.labels[:limit]) for e in examples]
-    kept = [e for e in cut if any(label != IGNORE for label in e.labels[1:])]
+    lengths = lengths if isinstance(lengths, Lengths) else Lengths(lengths)
+    records, bad_rows = load_demonstrations(data, skip_bad_rows)
+    fitted = [fit(encode(record, tokenizer), lengths) for record in records]
+    kept = [example for example in fitted if example is not None]
     if not kept:
         raise ValueError(
-            f"none of the {len(examples)} records has a token to learn from"
-            + (f" within max_length={limit} tokens" if examples else "; the data is empty")
+            f"none of the {len(records)} records can be learned from: {lengths.skipped} are longer than "
+            f"max_length={lengths.limit} tokens, {lengths.empty} have no token to learn from"
         )
+    lengths.bad_rows += len(bad_rows)
+    lengths.warn(len(records))
     return kept
+
+
+def fit(example: Example, lengths: Lengths) -> Example | None:
+    """The example within the model's length, or None if there is nothing to learn in it or it is left out."""
+    start = prompt_length(example)
+    if start == len(example.labels):
+        lengths.empty += 1
+        return None
+    return shorten(example, lengths.off_prompt(start, len(example.input_ids)), lengths.limit)
+
+
+def prompt_length(example: Example) -> int:
+    """Tokens before the first that carries loss and can be predicted; all of them if none does."""
+    labels = enumerate(example.labels)
+    return next((k for k, label in labels if label != IGNORE and k > 0), len(example.labels))
+
+
+def shorten(example: Example, off_prompt: int | None, limit: int | None) -> Example | None:
+    """An example without its first ``off_prompt`` tokens and what then lies beyond ``limit``; None for None."""
+    if off_prompt is None:
+        return None
+    kept = slice(off_prompt, None if limit is None else off_prompt + limit)
+    return Example(example.input_ids[kept], example.labels[kept])

@@ -7,12 +7,14 @@ only as :mod:`reward_models.trust` allows.
 from __future__ import annotations
 
 import inspect
+import sys
 from pathlib import Path
 
 from agents.base import Agent
 from agents.policies.base import Policy
-from agents.runs.names import check_class, import_file, import_module
+from agents.runs.names import check_class
 from reward_models import trust
+from reward_models.importing import import_file, import_module
 from textrl_env.errors import did_you_mean
 
 #: Names of the agents that come with the package.
@@ -58,7 +60,12 @@ def find_policy(spec: str) -> str | type:
 def _find_class(spec: str, base: type) -> type:
     where, _, name = spec.rpartition(":")
     trust.check_module(where, f" (for {spec!r})")
-    module = import_file(Path(where)) if where.endswith(".py") else import_module(where)
+    is_file = where.endswith(".py")
+    module = import_file(where) if is_file else import_module(where)
+    # At the end of the path, where nothing is shadowed: what the class imports later, and checkpoints that name it.
+    folder = str(Path(where).expanduser().resolve().parent if is_file else Path.cwd())
+    if folder not in sys.path:
+        sys.path.append(folder)
     if not hasattr(module, name):
         classes = [
             n for n, value in vars(module).items() if inspect.isclass(value) and issubclass(value, base)
