@@ -114,7 +114,8 @@ def test_an_agent_loaded_without_an_env_predicts_the_same(agent, world, tmp_path
     observation, _ = agent.env.reset(seed=1)
     expected, _ = agent.predict(observation, deterministic=True)
     got, _ = loaded.predict(observation, deterministic=True)
-    assert (got == expected).all()
+    # Continuous actions come out of matrix products, whose last bit depends on where the weights lie.
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match=r"without an environment.*env="):
         loaded.learn(10)
 
@@ -126,8 +127,12 @@ def test_a_text_checkpoint_is_an_ordinary_hugging_face_folder(agent, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     ids = torch.tensor([[3, 4, 5, 6]])
     with torch.no_grad():
-        assert torch.equal(model(ids).logits, agent.policy.model(ids).logits)
-        assert not torch.equal(model(ids).logits, agent.env.envs[0].unwrapped.lm.model(ids).logits)
+        # The weights are the same to the bit; logits of weights at another address may differ in the last one.
+        torch.testing.assert_close(model(ids).logits, agent.policy.model(ids).logits, atol=1e-5, rtol=0)
+        before = agent.env.envs[0].unwrapped.lm.model(ids).logits
+        assert (model(ids).logits - before).abs().max() > 1e-3
+    for name, weight in agent.policy.model.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight), name
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert tokenizer("a b")["input_ids"] == [3, 4]
 
@@ -152,7 +157,7 @@ def test_the_value_head_and_a_separate_critic_are_saved_too(tmp_path):
         observation, _ = agent.env.reset(seed=1)
         values = agent.policy.predict_values(observation)
         assert (values != 0).all()
-        assert loaded.policy.predict_values(observation).tolist() == values.tolist()
+        assert loaded.policy.predict_values(observation) == pytest.approx(values, abs=1e-5)
 
 
 def test_the_temperature_comes_back_with_the_policy(tmp_path):

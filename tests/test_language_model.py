@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
-from tests.tiny import CONTEXT, EOS, WORDS, make_lm, make_model, make_tokenizer, random_sequences
+from tests.tiny import CONTEXT, EOS, WORDS, make_lm, make_model, make_tokenizer, misalign, random_sequences
 from textrl_env.lm import decoding
 from textrl_env.lm.causal_lm import CausalLM
 from textrl_env.lm.decoding import SlotDecoder, gather_log_probs, generate, sample_actions
@@ -292,4 +292,31 @@ def test_a_clone_has_weights_of_its_own():
 def test_loading_a_folder_gives_the_models_own_logits(model_folder):
     lm = CausalLM.load(model_folder, device="cpu")
     sequence = np.array([3, 4, 5])
-    assert torch.equal(plain_logits(lm, sequence), plain_logits(make_lm(), sequence))
+    for name, weight in make_lm().model.state_dict().items():
+        assert torch.equal(lm.model.state_dict()[name], weight), name
+    # Equal to the bit only as long as both lie alike in memory, which is not the claim here.
+    torch.testing.assert_close(
+        plain_logits(lm, sequence), plain_logits(make_lm(), sequence), atol=1e-5, rtol=0
+    )
+
+
+def test_weights_mapped_from_a_file_move_to_where_those_of_a_copy_lie_so_that_both_round_alike(
+    model_folder, monkeypatch
+):
+    load = AutoModelForCausalLM.from_pretrained
+
+    def load_misaligned(*args, **kwargs):
+        model = load(*args, **kwargs)
+        misalign(model)
+        assert all(weight.data_ptr() % 64 for weight in model.parameters())
+        return model
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load_misaligned)
+    lm = CausalLM.load(model_folder, device="cpu")
+    twin = lm.clone()
+    for weight in (*lm.model.parameters(), *twin.model.parameters()):
+        assert weight.data_ptr() % 64 == 0
+    with torch.no_grad():
+        for token in range(len(WORDS)):  # one row: where a product depends on the alignment most
+            ids = torch.tensor([[token]])
+            assert torch.equal(lm.model(ids).logits, twin.model(ids).logits)

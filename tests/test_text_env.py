@@ -451,7 +451,8 @@ def test_a_folder_is_loaded_with_its_tokenizer(model_folder):
     ours = bound(max_new_tokens=24)
     actions = [A, B, A, EOS]
     for theirs, mine in zip(play(env, actions, seed=1)[1:], play(ours, actions, seed=1)[1:], strict=True):
-        assert theirs[1] == mine[1]
+        # Loaded weights lie at other addresses than live ones, where a matrix product may round otherwise.
+        assert theirs[1] == pytest.approx(mine[1], abs=1e-5)
     assert gym.make(env.spec).unwrapped.lm.vocab_size == len(WORDS)
 
 

@@ -115,6 +115,14 @@ def make_lm(
     return CausalLM(make_model(kind, seed, **kwargs), make_tokenizer(pad), temperature)
 
 
+def misalign(model: PreTrainedModel) -> None:
+    """Moves every weight four bytes beside the addresses that vector instructions are fastest at."""
+    for tensor in {id(t): t for t in (*model.parameters(), *model.buffers())}.values():
+        if tensor.is_floating_point():
+            beside = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:].view(tensor.shape)
+            tensor.data = beside.copy_(tensor.data)
+
+
 def count_a(prompts, completions):
     """A reward with something to learn: how many "a" a response holds."""
     return [float(c.split().count("a")) for c in completions]
