@@ -169,6 +169,7 @@ class Agent(LearningLoop):
     # -- set-up -------------------------------------------------------------------------------------------
 
     def set_up_env(self, env: str | gym.Env | gym.vector.VectorEnv) -> None:
+        """Make the vector env that the agent learns in, and find the env's fused way if it has one."""
         slots = self.n_envs or (self.n_episodes or 16 if self.whole_episodes else 1)
         self._check_id_arguments(env)
         if isinstance(env, str) and has_fused_way(env):

@@ -1,4 +1,4 @@
-"""What every reward is: the rows it is asked about, the object that scores them, and what it says.
+"""What every reward is: the rows it is asked about, the object that scores them, and the scores.
 
 How to make one of a function, a model folder or a list is :mod:`reward_models.contract`.
 """
@@ -24,7 +24,7 @@ RESERVED = ("prompts", "completions", "prompt_ids", "completion_ids")
 
 @dataclass(frozen=True)
 class RewardResult:
-    """What a reward says about ``N`` completions.
+    """The scores of ``N`` completions.
 
     Attributes:
         total: float64 ``[N]``, always finite: what the environment pays.
@@ -98,11 +98,12 @@ class Reward(ABC):
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The names of its parts, in order; its own alone unless it is made of several."""
         return (self.name,)
 
     @abstractmethod
     def evaluate(self, batch: Batch, optional: bool = False) -> RewardResult:
-        """Score a batch of at least one row; where ``optional``, NaN may say that a row does not apply."""
+        """Score a batch of at least one row; where ``optional``, NaN marks a row that it does not apply to."""
 
     def score(
         self,
@@ -175,7 +176,7 @@ def check_scores(values: Any, batch: Batch, name: str, optional: bool = False) -
         values: A list, array or tensor with one number for each row.
         batch: What was asked.
         name: The reward's name, for errors.
-        optional: Whether None may say that a row does not apply (NaN in the result).
+        optional: Whether None may mark a row that the reward does not apply to (NaN in the result).
     """
     entries = _entries(values, name, len(batch))
     if len(entries) != len(batch):
@@ -187,8 +188,8 @@ def check_scores(values: Any, batch: Batch, name: str, optional: bool = False) -
             continue
         problem = _problem(entry)
         if problem is not None:
-            kind = TypeError if problem == "not a number" else ValueError
-            raise kind(
+            error = TypeError if problem == "not a number" else ValueError
+            raise error(
                 f"reward {name!r} returned {shorten(entry)} at index {i}: {problem}. "
                 f"Prompt: {shorten(batch.prompts[i])}, completion: {shorten(batch.completions[i])}"
             )

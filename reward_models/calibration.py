@@ -1,6 +1,6 @@
 """Scores of a reward model, how well they predict comparisons, and their normalisation.
 
-Left out: choosing a temperature; ``normalise`` says which one gives the log-odds back.
+Left out: choosing a temperature; ``normalise`` returns the one that gives the log-odds back.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def normalise(
     The scale goes into the head's weights. The shift goes into its bias; a head without one (Llama and most
     causal LMs) is moved along the direction in which the features of ``reference`` vary least while their mean
     is 1, the nearest thing to a bias that plain loading keeps. There the shift is exact on average and nearly so
-    per sample: ``correlation`` says how nearly.
+    per sample: ``correlation`` is how nearly.
 
     Args:
         model: The reward model; its head is changed in place.

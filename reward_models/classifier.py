@@ -8,7 +8,7 @@ along, so it is right when the pad token is the end token, when there is no pad 
 else is in the batch. (The forward pass of transformers looks for the last id that is not the pad id instead,
 and so passes over an end token that is also the pad token.)
 
-Token ids are read as they are where the environment has said which tokenizer they come from
+Token ids are read as they are where the environment has named the tokenizer they come from
 (:meth:`HFRewardModel.use_ids`) and that has the same vocabulary; otherwise the text is tokenised here.
 
 Left out on purpose: decoder-only classifiers whose head is not a linear layer called ``score``
@@ -253,7 +253,7 @@ def _label_index(config: Any, label: int | str | None) -> int:
         if config.num_labels == 1:
             return 0
         raise ValueError(
-            f"the model has {config.num_labels} labels ({', '.join(names.values())}); say which one is the "
+            f"the model has {config.num_labels} labels ({', '.join(names.values())}); name the one that is the "
             f"reward: HFRewardModel(..., label={names[0]!r})"
         )
     for index, name in names.items():

@@ -121,7 +121,7 @@ def _is_near_miss(path: Path) -> bool:
 
 
 def _no_such_path(path: Path, spec: str) -> str:
-    """A sentence saying how far the path exists and what is there."""
+    """A sentence on how far the path exists and what is there."""
     path = path.expanduser()
     parent = path.parent
     missing = path.name

@@ -242,8 +242,8 @@ class DynamicsEnv(gym.Env):
         if "dynamics_class" in vars(cls):
             cls.metadata = dict(cls.dynamics_class.metadata)
             cls.metadata["start_option"] = cls.dynamics_class.start_option
-            kind = inspect.Parameter.KEYWORD_ONLY
-            _adopt_signature(cls, [inspect.Parameter("render_mode", kind, default=None)])
+            keyword_only = inspect.Parameter.KEYWORD_ONLY
+            _adopt_signature(cls, [inspect.Parameter("render_mode", keyword_only, default=None)])
 
     def __init__(self, *, render_mode: str | None = None, **kwargs: Any) -> None:
         check_keywords(type(self).__name__, self.dynamics_class.__init__, kwargs)
@@ -330,14 +330,14 @@ class DynamicsVectorEnv(gym.vector.VectorEnv):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "dynamics_class" in vars(cls):
-            kind = inspect.Parameter.KEYWORD_ONLY
+            keyword_only = inspect.Parameter.KEYWORD_ONLY
             defaults = {
                 "num_envs": 1,
                 "autoreset_mode": AutoresetMode.SAME_STEP,
                 "max_episode_steps": None,
                 "render_mode": None,
             }
-            own = [inspect.Parameter(name, kind, default=value) for name, value in defaults.items()]
+            own = [inspect.Parameter(name, keyword_only, default=value) for name, value in defaults.items()]
             _adopt_signature(cls, own)
 
     def __init__(

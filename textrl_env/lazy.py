@@ -37,6 +37,8 @@ def lazy_names(
 class _MovedModule(ModuleType):
     """Stands where a module used to be and hands out what is in the new one."""
 
+    _new: str
+
     def __init__(self, old: str, new: str) -> None:
         super().__init__(old, f"Moved to {new}.")
         self.__dict__["_new"] = new

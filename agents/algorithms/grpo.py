@@ -1,4 +1,12 @@
-"""GRPO: group-relative policy optimisation, a critic-free PPO (Shao et al. 2024, DeepSeekMath)."""
+"""GRPO: group-relative policy optimisation, PPO without a critic (Shao et al. 2024, DeepSeekMath, arXiv 2402.03300).
+
+    maximise  1/G sum_i 1/|o_i| sum_t min(rho A_i, clip(rho, 1 - eps, 1 + eps) A_i) - beta KL(pi || pi_ref)
+    with      A_i = (r_i - mean(r)) / std(r) over the ``G`` answers to one prompt
+
+Differs from the paper by default: the KL is charged in the reward, as the environment does it (``kl_in="loss"`` is the
+paper's). Left out: process rewards, and replacing the reference in the course of a run. The whole method in one file
+of plain torch is ``examples/grpo_from_scratch.py``.
+"""
 
 from __future__ import annotations
 
@@ -105,6 +113,7 @@ class GRPO(Agent):
     def episode_scores(self, rollout: Rollout) -> Tensor:
         """What an episode is worth, ``[B]``: its return, the KL taken out if the loss has it."""
         if self.kl_in == "loss":
+            # The env has charged the KL; counted in the loss it must not be in the reward too.
             return self.scores_before_kl(rollout)
         return self._sum(rollout.rewards, rollout)
 
@@ -181,6 +190,8 @@ class GRPO(Agent):
         return maths.ppo_clip_loss(ratio, batch.advantages, low, self.clip_range_high)
 
     def loss(self, batch: Rollout, new: Evaluation) -> tuple[Tensor, dict[str, Tensor]]:
+        # Shao et al. 2024, equation 3; its two means are in loss_weights.
+        #   L_t = -min(rho_t A, clip(rho_t, 1 - eps_low, 1 + eps_high) A) + beta k3(pi || pi_ref)_t - c H_t
         low = schedule_value(self.clip_range, self._progress_remaining)
         ratio = self.importance_ratio(batch, new)
         policy_loss = self.policy_loss(batch, new, ratio)

@@ -50,6 +50,7 @@ class RLOO(GRPO):
         super().__init__(policy, env, learning_rate, group_size, **fixed, **kwargs)
 
     def importance_ratio(self, batch: Rollout, new: Evaluation) -> Tensor:
+        # rho_i = pi(y_i | x) / pi_old(y_i | x), the same at every token of the response.
         log_ratio = (new.log_probs - batch.log_probs) * batch.mask
         return log_ratio.sum(1, keepdim=True).exp().expand_as(log_ratio)
 
@@ -146,6 +147,7 @@ class DAPO(GRPO):
         super().__init__(policy, env, learning_rate, group_size, average="token", **clip, **kwargs)
 
     def collect(self) -> Rollout:
+        # Yu et al. 2025, equation 11: a batch holds only groups with 0 < |{correct answers}| < G.
         kept: list[Rollout] = []
         seen = 0
         for _ in range(1 + self.max_resamples):
@@ -168,6 +170,7 @@ class DAPO(GRPO):
         return differs.repeat_interleave(self.group_size).nonzero().squeeze(1)
 
     def episode_scores(self, rollout: Rollout) -> Tensor:
+        # Yu et al. 2025, equation 13: 0 up to L_max - L_cache, then falling to -1 at L_max.
         scores = super().episode_scores(rollout)
         if self.overlong_cache == 0:
             return scores
@@ -176,7 +179,7 @@ class DAPO(GRPO):
         return scores + scores.new_tensor(penalty(lengths, lengths))
 
     def _budget(self, rollout: Rollout) -> int:
-        """The most steps that an episode can have; the longest seen where the environment does not say."""
+        """The most steps that an episode can have; the longest seen where the environment does not tell."""
         return longest_episode(self.env) or rollout.mask.shape[1]
 
 
@@ -209,6 +212,7 @@ class GSPO(GRPO):
         super().__init__(policy, env, learning_rate, group_size, average="sequence", **clip, **kwargs)
 
     def importance_ratio(self, batch: Rollout, new: Evaluation) -> Tensor:
+        # Zheng et al. 2025, equation 7: s_i = exp(1/|y_i| sum_t log(pi(y_t) / pi_old(y_t))).
         log_ratio = (new.log_probs - batch.log_probs) * batch.mask
         mean = log_ratio.sum(1, keepdim=True) / batch.lengths.clamp(min=1)[:, None]
         return mean.exp().expand_as(log_ratio)
@@ -244,6 +248,7 @@ class CISPO(GRPO):
         super().__init__(policy, env, learning_rate, group_size, average="token", **clip, **kwargs)
 
     def policy_loss(self, batch: Rollout, new: Evaluation, ratio: Tensor) -> Tensor:
+        # MiniMax 2025, equation 4: L_t = -sg(clip(rho_t, 1 - eps_low, 1 + eps_high)) A log pi(a_t | s_t).
         low = schedule_value(self.clip_range, self._progress_remaining)
         weight = ratio.detach().clamp(1 - low, 1 + self.clip_range_high)
         return -weight * batch.advantages * new.log_probs

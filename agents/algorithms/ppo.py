@@ -1,4 +1,11 @@
-"""PPO: proximal policy optimisation with a clipped surrogate and a GAE critic (Schulman et al. 2017)."""
+"""PPO: proximal policy optimisation with a clipped surrogate and a critic (Schulman et al. 2017, arXiv 1707.06347).
+
+    minimise  E_t[ -min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps) A_t) + c1 (V(s_t) - R_t)^2 - c2 H(pi(. | s_t)) ]
+    with      rho_t = pi(a_t | s_t) / pi_old(a_t | s_t), A_t the generalised advantage estimate, R_t = A_t + V_old(s_t)
+
+On text the KL to the reference is in the reward (Ziegler et al. 2019), which the environment charges. Left out: the
+paper's variant with a KL penalty in place of the clip.
+"""
 
 from __future__ import annotations
 
@@ -90,11 +97,14 @@ class PPO(Agent):
             self.n_epochs = 4 if self.policy.whole_episodes else 10
 
     def prepare_batch(self, batch: Rollout) -> Rollout:
+        # In each minibatch, as stable-baselines3 does; the paper does not normalise.
         if self.normalize_advantage:
             batch.advantages = maths.masked_whiten(batch.advantages, batch.mask)
         return batch
 
     def loss(self, batch: Rollout, new: Evaluation) -> tuple[Tensor, dict[str, Tensor]]:
+        # Schulman et al. 2017, equation 9 with its sign turned.
+        #   L_t = -min(rho A, clip(rho, 1 - eps, 1 + eps) A) + c1 (V - R)^2 - c2 H
         clip = schedule_value(self.clip_range, self._progress_remaining)
         ratio = (new.log_probs - batch.log_probs).exp()
         now = ratio.detach()
@@ -118,6 +128,7 @@ class PPO(Agent):
         return losses, metrics
 
     def should_stop(self, record: dict[str, float]) -> bool:
+        # 1.5 as in OpenAI's Spinning Up and stable-baselines3: the estimate is noisy.
         return self.target_kl is not None and record["approx_kl"] > 1.5 * self.target_kl
 
     def _log_training(self, rollout: Rollout, records: list[dict[str, float]], learning_rate: float) -> None:

@@ -90,6 +90,7 @@ class PPOptx(PPO):
     def extra_loss(self) -> Tensor | None:
         if not self.ptx_coef:
             return None
+        # Ouyang et al. 2022, equation 2, the term gamma E[log pi(x)]: minus the mean log-probability of a token.
         examples = self._demonstrations()
         # Independent draws from the agent's own stream: nothing but its state is needed to resume.
         rows = self.rng.choice(len(examples), min(self.ptx_batch_size, len(examples)), replace=False)

@@ -1,4 +1,9 @@
-"""REINFORCE: the policy gradient with reward-to-go and a baseline (Williams 1992)."""
+"""REINFORCE: the policy gradient with reward-to-go and a baseline (Williams 1992, Machine Learning 8, 229-256).
+
+    grad E[R] = E[ sum_t grad log pi(a_t | s_t) (G_t - b(s_t)) ],  G_t = sum_k gamma^k r_{t+k}
+
+Left out: importance ratios; every rollout is used for one step and thrown away.
+"""
 
 from __future__ import annotations
 
@@ -89,6 +94,7 @@ class REINFORCE(Agent):
         return torch.where(others > 0, here, everywhere[:, None])
 
     def loss(self, batch: Rollout, new: Evaluation) -> tuple[Tensor, dict[str, Tensor]]:
+        # Williams 1992, as a loss whose gradient is minus the estimate: L_t = -log pi(a_t | s_t) (G_t - b(s_t)).
         policy_loss = -new.log_probs * batch.advantages
         losses = policy_loss - self.ent_coef * new.entropy
         metrics = {"policy_gradient_loss": policy_loss}

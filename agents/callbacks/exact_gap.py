@@ -2,7 +2,7 @@
 
 :class:`ExactGapCallback` asks the policy for its log-probabilities after every prefix, and
 :mod:`textrl_env.exact.solver` for the rest. It works in ``TokenTree-v0`` with any policy and in a ``TextRLHF-v0``
-whose vocabulary and budget are tiny; ``max_rows`` says how tiny. ``textrl train`` adds it by itself where it is
+whose vocabulary and budget are tiny; ``max_rows`` is the limit. ``textrl train`` adds it by itself where it is
 cheap (:func:`cheap_gap_callback`). Wrappers that change rewards are not seen, and the objective is undiscounted.
 """
 

@@ -166,7 +166,7 @@ class AnnealKL(BaseCallback):
         self._apply()
 
     def _apply(self) -> None:
-        # The agent's counters and not the callback's, which say nothing of a run before it was resumed.
+        # The agent's counters and not the callback's, which do not count what was before a run was resumed.
         self.model.kl_coef = self.at(self.model.num_timesteps / max(self.model.total_timesteps, 1))
 
     def _on_step(self) -> bool:

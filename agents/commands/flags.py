@@ -44,14 +44,14 @@ class Flag:
 
     Attributes:
         name: As in the constructor.
-        kinds: The alternatives of its type, as text: "int", "float", "bool", "str", "Schedule", "None", ...
+        types: The alternatives of its type, as text: "int", "float", "bool", "str", "Schedule", "None", ...
         default: Its default, or ``inspect.Parameter.empty``.
-        help: What the docstring says.
+        help: The text of the docstring.
         owner: The class whose constructor has it.
     """
 
     name: str
-    kinds: tuple[str, ...]
+    types: tuple[str, ...]
     default: Any
     help: str
     owner: str
@@ -64,13 +64,13 @@ class Flag:
     @property
     def is_bool(self) -> bool:
         """Whether it is a switch."""
-        return self.kinds == ("bool",)
+        return self.types == ("bool",)
 
     @property
     def metavar(self) -> str:
         """What its value looks like, for the help."""
-        shown = [_METAVARS.get(kind, "JSON") for kind in self.kinds if kind != "None"]
-        return "|".join([*dict.fromkeys(shown), *(["none"] if "None" in self.kinds else [])])
+        shown = [_METAVARS.get(each, "JSON") for each in self.types if each != "None"]
+        return "|".join([*dict.fromkeys(shown), *(["none"] if "None" in self.types else [])])
 
 
 def hyper_parameters(cls: type) -> list[Flag]:
@@ -86,12 +86,12 @@ def hyper_parameters(cls: type) -> list[Flag]:
         for parameter in parameters:
             named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
             if named and parameter.name not in _NOT_HYPER | fixed | flags.keys():
-                kinds = _kinds(parameter.annotation, parameter.default)
-                flags[parameter.name] = Flag(parameter.name, kinds, parameter.default, "", owner.__name__)
+                types = _types_of(parameter.annotation, parameter.default)
+                flags[parameter.name] = Flag(parameter.name, types, parameter.default, "", owner.__name__)
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
         fixed |= _passed_to_base(vars(owner)["__init__"])
-    return [Flag(f.name, f.kinds, f.default, helps.get(f.name, ""), f.owner) for f in flags.values()]
+    return [Flag(f.name, f.types, f.default, helps.get(f.name, ""), f.owner) for f in flags.values()]
 
 
 def docstring_arguments(owner: type) -> dict[str, str]:
@@ -120,7 +120,7 @@ def _passed_to_base(init: Any) -> set[str]:
     return {keyword.arg for call in calls for keyword in call.keywords if keyword.arg is not None}
 
 
-def _kinds(annotation: Any, default: Any) -> tuple[str, ...]:
+def _types_of(annotation: Any, default: Any) -> tuple[str, ...]:
     """The alternatives of a type; from the default where nothing is annotated."""
     if annotation is inspect.Parameter.empty:
         known = default is not None and default is not inspect.Parameter.empty
@@ -137,28 +137,28 @@ def parse_value(flag: Flag, text: str) -> Any:
     Raises:
         ValueError: It does not fit the flag's type.
     """
-    if text.lower() == "none" and "None" in flag.kinds:
+    if text.lower() == "none" and "None" in flag.types:
         return None
     try:
-        return _parse(flag.kinds, text)
+        return _parse(flag.types, text)
     except ValueError:
         raise ValueError(f"{flag.option} takes {flag.metavar}, got {text!r}") from None
 
 
-def _parse(kinds: tuple[str, ...], text: str) -> Any:
-    if "Schedule" in kinds and text.startswith("linear:"):
+def _parse(types: tuple[str, ...], text: str) -> Any:
+    if "Schedule" in types and text.startswith("linear:"):
         float(text.partition(":")[2])
         return text
-    if "int" in kinds and "float" not in kinds:
+    if "int" in types and "float" not in types:
         number = float(text) if re.search(r"[.eE]", text) else int(text)
         if number != int(number):
             raise ValueError(text)
         return int(number)
-    if {"float", "Schedule"} & set(kinds):
+    if {"float", "Schedule"} & set(types):
         return float(text)
-    if "bool" in kinds and text.lower() in ("true", "false"):
+    if "bool" in types and text.lower() in ("true", "false"):
         return text.lower() == "true"
-    return text if "str" in kinds else parse_json(text)
+    return text if "str" in types else parse_json(text)
 
 
 def parse_json(text: str) -> Any:
@@ -194,8 +194,8 @@ def as_typer_parameters(flags: list[Flag]) -> list[inspect.Parameter]:
         else:
             option = typer.Option(flag.option, metavar=flag.metavar, **common)
             annotation = Annotated[str | None, option]
-        kind = inspect.Parameter.KEYWORD_ONLY
-        parameters.append(inspect.Parameter(flag.name, kind, default=None, annotation=annotation))
+        keyword_only = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(flag.name, keyword_only, default=None, annotation=annotation))
     return parameters
 
 

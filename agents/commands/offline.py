@@ -125,7 +125,7 @@ def check_output(path: str | Path, overwrite: bool) -> Path:
 
 
 def check_data(data: str | None, default: str, how: str) -> str:
-    """The data file; without one the default if it is there, otherwise an error that says how to make it."""
+    """The data file; without one the default if it is there, otherwise an error with the command that makes it."""
     if data is not None:
         return data
     if not Path(default).is_file():

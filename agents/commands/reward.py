@@ -119,7 +119,7 @@ def comparisons(source: str, model: str, skip_bad_rows: bool) -> tuple[list[dict
 
 
 def _texts(row: dict[str, Any], tokenizer: Any) -> dict[str, str]:
-    """The prompt as the chat template lays it out, and of both answers what the assistant said."""
+    """The prompt as the chat template lays it out, and the assistant's part of both answers."""
     sides = {name: row[name] if isinstance(row[name], str) else row[name][-1]["content"] for name in _ANSWERS}
     if isinstance(row["prompt"], str):
         return sides

@@ -19,7 +19,7 @@ SETTINGS = {
     "context_settings": {"ignore_unknown_options": True, "allow_extra_args": True},
     "add_help_option": False,
 }
-#: What may be said beside --resume; everything else is in the run's config.json.
+#: What may be given beside --resume; everything else is in the run's config.json.
 _WITH_RESUME = ("resume", "allow_module", "total_timesteps", "save_every", "keep", "progress", "device")
 _RUN, _ENV, _TEXT, _SAVING = "Run", "Environment and policy", "TextRLHF-v0", "Saving and resuming"
 
@@ -455,8 +455,8 @@ def _adaptive_kl(values: dict[str, Any]) -> dict[str, float] | None:
     target, horizon = values["adaptive_kl_target"], values["adaptive_kl_horizon"]
     if target is None and horizon is not None:
         raise ValueError("--adaptive-kl-horizon goes with --adaptive-kl-target, the KL to aim for")
-    said = {"target": target, "horizon": horizon}
-    return None if target is None else _without_none(said)
+    given = {"target": target, "horizon": horizon}
+    return None if target is None else _without_none(given)
 
 
 def _anneal_kl(values: dict[str, Any], target: float | None) -> dict[str, float] | None:
@@ -475,8 +475,8 @@ def _anneal_kl(values: dict[str, Any], target: float | None) -> dict[str, float]
     return _without_none({"start": start, "target": target, "share": share})
 
 
-def _without_none(said: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in said.items() if value is not None}
+def _without_none(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _is_plain(default: Any) -> bool:
@@ -484,17 +484,17 @@ def _is_plain(default: Any) -> bool:
 
 
 def _policy_kwargs(values: dict[str, Any]) -> dict[str, Any]:
-    said = _without_none({"lora_rank": values["lora_rank"]})
+    given = _without_none({"lora_rank": values["lora_rank"]})
     extra = hyper.parse_assignments("--policy-arg", values["policy_arg"] or ())
-    for name in extra.keys() & said.keys():
+    for name in extra.keys() & given.keys():
         raise ValueError(f"{name} was given twice, as a flag and with --policy-arg")
-    return said | extra
+    return given | extra
 
 
 def _env_kwargs(values: dict[str, Any]) -> dict[str, Any]:
     names = ("kl_coef", "kl_estimator", "max_new_tokens", "temperature", "missing_eos_penalty")
-    said = {name: values[name] for name in names if values[name] is not None}
-    said |= {
+    given = {name: values[name] for name in names if values[name] is not None}
+    given |= {
         name: _absolute(values[name]) for name in ("model", "prompts", "gold") if values[name] is not None
     }
     rewards, weights = [_absolute(spec) for spec in values["reward"] or ()], values["reward_weight"] or []
@@ -503,13 +503,13 @@ def _env_kwargs(values: dict[str, Any]) -> dict[str, Any]:
             f"{len(weights)} --reward-weight for {len(rewards)} --reward; give one for each, in order"
         )
     if rewards:
-        said["reward"] = rewards[0] if len(rewards) == 1 and not weights else rewards
+        given["reward"] = rewards[0] if len(rewards) == 1 and not weights else rewards
     if weights:
-        said["reward"] = [list(pair) for pair in zip(rewards, weights, strict=True)]
+        given["reward"] = [list(pair) for pair in zip(rewards, weights, strict=True)]
     extra = hyper.parse_assignments("--env-arg", values["env_arg"] or ())
-    for name in extra.keys() & said.keys():
+    for name in extra.keys() & given.keys():
         raise ValueError(f"{name} was given twice, as a flag and with --env-arg")
-    return said | extra
+    return given | extra
 
 
 def _absolute(spec: str) -> str:

@@ -26,7 +26,7 @@ def plot_learning_curve(
     Args:
         progress: Columns of a progress.csv, as :func:`agents.runs.run_directory.read_progress` gives them.
         file: Where to, .png or .svg.
-        title: One sentence that says what the picture shows.
+        title: One sentence on what the picture shows.
         unit: What a timestep is; None is "tokens" on text and "steps" elsewhere.
 
     Raises:

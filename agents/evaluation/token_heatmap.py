@@ -47,7 +47,7 @@ class TokenScore(NamedTuple):
 
     @property
     def is_first_choice(self) -> bool:
-        """Whether the model would have said it too."""
+        """Whether the token is the model's most likely one."""
         return self.prob is not None and self.prob >= self.choice_prob
 
 
@@ -207,7 +207,7 @@ def heatmap_html(scored: Mapping[str, Scored], title: str = "How sure the model 
     """A page that shows the same records under one or more models, one below the other.
 
     Args:
-        scored: What :func:`score_tokens` says of the records, by the name to show: "before" and "after", say.
+        scored: What :func:`score_tokens` returned for the records, by the name to show, such as "before" and "after".
         title: The heading.
 
     Raises:
@@ -264,8 +264,8 @@ def _html_token(token: TokenScore) -> str:
         own = f"its own choice: “{token.choice}” at {100 * token.choice_prob:.1f} %"
     tip = html.escape(f"“{token.text}” at {100 * token.prob:.1f} %\n{own}")
     red, green, blue = colour(token.prob)
-    kind = "t" if token.is_first_choice else "t off"
+    style = "t" if token.is_first_choice else "t off"
     return (
-        f'<span class="{kind}" tabindex="0" style="--c:{red},{green},{blue}" data-tip="{tip}">'
+        f'<span class="{style}" tabindex="0" style="--c:{red},{green},{blue}" data-tip="{tip}">'
         f"<b>{text}</b><i>{_percent(token.prob)}</i></span>"
     )

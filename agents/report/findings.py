@@ -31,7 +31,7 @@ class Finding:
 
     Attributes:
         name: What it is, in a few words.
-        text: What the numbers say.
+        text: The finding in a sentence, with its figures.
         advice: What it means, and what usually helps.
         run: The run it is about; None where it is about all of them.
     """

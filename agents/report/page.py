@@ -90,13 +90,13 @@ def summary(groups: Sequence[Group]) -> str:
     for metric in metrics.logged(names, groups[0].runs):
         first, last = (mean(values) for values in zip(*(metric.ends(r) for r in groups[0].runs), strict=True))
         places = min(decimals((first, last)), 2)
-        said = f"{write_number(first, places)} to {write_number(last, places)}"
-        clauses.append(f"the {metric.label.lower()} {'went ' if not clauses else ''}from {said}")
+        change = f"{write_number(first, places)} to {write_number(last, places)}"
+        clauses.append(f"the {metric.label.lower()} {'went ' if not clauses else ''}from {change}")
     kl = mean([metrics.KL.ends(r)[1] for r in groups[0].runs])
     if np.isfinite(kl):
         clauses.append(f"{write_number(kl, 1)} nats from the reference")
-    said = ", ".join(clauses) or "nothing was logged that can be summed up"
-    return f"{said[0].upper()}{said[1:]}, in {run.num_timesteps:,} {run.unit}."
+    sentence = ", ".join(clauses) or "nothing was logged that can be summed up"
+    return f"{sentence[0].upper()}{sentence[1:]}, in {run.num_timesteps:,} {run.unit}."
 
 
 def _ranked(metric: Metric, groups: Sequence[Group]) -> str:
@@ -105,17 +105,17 @@ def _ranked(metric: Metric, groups: Sequence[Group]) -> str:
     there = sorted((label for label in lasts if np.isfinite(lasts[label])), key=lambda label: -lasts[label])
     places = decimals(lasts.values())
     shown = there if len(there) <= _RANKED else [there[0], there[-1]]
-    said = (" to " if len(shown) < len(there) else ", ").join(
+    ranking = (" to " if len(shown) < len(there) else ", ").join(
         f"{label} {write_number(lasts[label], places)}" for label in shown
     )
-    return f"{metric.label} at the end: {said}" if there else ""
+    return f"{metric.label} at the end: {ranking}" if there else ""
 
 
 # -- findings -----------------------------------------------------------------------------------------------
 
 
 def _findings(findings: Sequence[Finding], runs: Sequence[Run]) -> str:
-    """One box for each kind, a line in it for each run."""
+    """One box for each finding by name, a line in it for each run that has it."""
     boxes = []
     for name in dict.fromkeys(finding.name for finding in findings):
         lines = []
@@ -225,5 +225,5 @@ def _reproduce(runs: Sequence[Run]) -> str:
     versions = dict.fromkeys(", ".join(f"{k} {v}" for k, v in run.config["versions"].items()) for run in runs)
     rest = left_alone(runs[0]) if len(runs) == 1 else ""
     commands = f"<pre>{escape(chr(10).join(lines))}</pre>" if lines else ""
-    said = "".join(f"<p class=quiet>{escape(line)}</p>" for line in versions)
-    return f"<section><h2>To run it again</h2>{commands}{said}{rest}</section>"
+    notes = "".join(f"<p class=quiet>{escape(line)}</p>" for line in versions)
+    return f"<section><h2>To run it again</h2>{commands}{notes}{rest}</section>"

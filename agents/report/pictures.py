@@ -141,9 +141,11 @@ def _thin(*columns: np.ndarray) -> list[np.ndarray]:
 
 
 def _write_last(axes: Any, x: float, y: float, colour: str) -> None:
-    said = write_number(y, min(decimals([y]), 2))
+    number = write_number(y, min(decimals([y]), 2))
     where = {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
-    axes.annotate(said, (x, y), **where, color=colour, fontsize=9.5, fontweight="bold", annotation_clip=False)
+    axes.annotate(
+        number, (x, y), **where, color=colour, fontsize=9.5, fontweight="bold", annotation_clip=False
+    )
 
 
 def _figure() -> tuple[Any, Any]:
@@ -162,7 +164,7 @@ def _finish(axes: Any, label: str) -> None:
         axes.set_ylim(low - 0.05 * max(abs(low), 1.0), high + 0.05 * max(abs(high), 1.0))
 
 
-def _svg(figure: Any, said: str, salt: str) -> str:
+def _svg(figure: Any, description: str, salt: str) -> str:
     """A figure as an ``<svg>`` that scales with the page and shares no id with another."""
     from matplotlib import rc_context
 
@@ -174,4 +176,4 @@ def _svg(figure: Any, said: str, salt: str) -> str:
     svg = re.sub(r"<(metadata|style).*?</\1>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'font-family: [^;"]*; ', "", re.sub(r'<g id="[^"]*"', "<g", svg))
     svg = re.sub(r'(?<=[0-9a-z"]) (?:width|height)="[0-9.]+pt"', "", svg)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(said)}"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1)

@@ -68,7 +68,7 @@ class Run:
 
     @property
     def agent_name(self) -> str:
-        """As people say it: PPO, GRPO, MyAgent."""
+        """The name of the class: PPO, GRPO, MyAgent."""
         spec = self.config["agent"]
         return AGENTS.get(spec.lower(), spec).rpartition(":")[2]
 
@@ -123,7 +123,7 @@ def read_run(folder: str | Path) -> Run:
 
 
 def _check_is_run(folder: Path) -> None:
-    """Say what else ``folder`` is, where that can be told; ``read_config`` says the rest."""
+    """Raises an error that names what ``folder`` is instead, where that shows; ``read_config`` raises for the rest."""
     if not folder.exists():
         beside = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
         hint = f" {did_you_mean(folder.name, beside)}" if beside else ""
@@ -217,10 +217,10 @@ def check_comparable(runs: list[Run]) -> None:
     if len(envs) > 1:
         where = ", ".join(f"{name} ({folder})" for name, folder in envs.items())
         raise ValueError(f"these runs are on different environments, their figures do not compare: {where}")
-    kinds = {run.is_text: run.folder for run in runs}
-    if len(kinds) > 1:
+    by_form = {run.is_text: run.folder for run in runs}
+    if len(by_form) > 1:
         raise ValueError(
-            f"{kinds[True]} logs objective/scores and {kinds[False]} does not: there is nothing to compare"
+            f"{by_form[True]} logs objective/scores and {by_form[False]} does not: there is nothing to compare"
         )
 
 

@@ -45,9 +45,9 @@ def _facts(runs: Sequence[Run]) -> str:
     if model is not None or run.env_name == "TextRLHF-v0":
         rows["Model"] = setting(model or "the embedded one")
     rows["Seeds" if many else "Seed"] = ", ".join(str(each.config["seed"]) for each in runs)
-    said = {name: pair for name, pair in settings(run.config).items() if name != "model"}
+    given = {name: pair for name, pair in settings(run.config).items() if name != "model"}
     rows |= {} if many else _cost(run)
-    return _list(rows | {name: _with_default(*pair) for name, pair in said.items()}, code=said)
+    return _list(rows | {name: _with_default(*pair) for name, pair in given.items()}, code=given)
 
 
 def _cost(run: Run) -> dict[str, str]:
@@ -119,18 +119,18 @@ def _column(metric: Metric, groups: Sequence[Group]) -> list[str]:
 
 def _spread(values: Sequence[float], places: int) -> str:
     there = [value for value in values if np.isfinite(value)]
-    said = write_number(mean(values), places)
+    average = write_number(mean(values), places)
     if len(there) < 2:
-        return said
-    return f"{said}<small>{write_number(min(there), places)} to {write_number(max(there), places)}</small>"
+        return average
+    return f"{average}<small>{write_number(min(there), places)} to {write_number(max(there), places)}</small>"
 
 
 def _differences(groups: Sequence[Group]) -> str:
     configs = [group.runs[0].config for group in groups]
-    said = [all_settings(config) for config in configs]
+    given = [all_settings(config) for config in configs]
     rows = []
-    for name in dict.fromkeys(name for each in said for name in each):
-        values = [setting(s.get(name, default_of(c, name))) for s, c in zip(said, configs, strict=True)]
+    for name in dict.fromkeys(name for each in given for name in each):
+        values = [setting(s.get(name, default_of(c, name))) for s, c in zip(given, configs, strict=True)]
         if len(set(values)) > 1:
             rows.append([f"<code>{escape(name)}</code>", *map(escape, values)])
     heads = ["", *(swatch(i, groups) + escape(group.label) for i, group in enumerate(groups))]
@@ -142,8 +142,8 @@ def evaluation(run: Run, label: str) -> str:
     found = run.evaluation or {}
     before, after = found.get("before", {}), found.get("after", {})
     rows = [
-        [said, *(num(write_number(end, decimals(ends))) for end in ends)]
-        for name, said in metrics.EVALUATED.items()
+        [label, *(num(write_number(end, decimals(ends))) for end in ends)]
+        for name, label in metrics.EVALUATED.items()
         if np.isfinite(ends := (before.get(name, np.nan), after.get(name, np.nan))).all()
     ]
     if not rows:
@@ -165,13 +165,13 @@ def _win_rate(found: dict[str, Any]) -> str:
 # -- pieces -------------------------------------------------------------------------------------------------
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], style: str = "") -> str:
     """Cells are HTML; a heading that begins with "#" stands over numbers."""
     head = "".join(f"<th class=num>{h[1:]}</th>" if h.startswith("#") else f"<th>{h}</th>" for h in heads)
     body = "".join(
         "<tr>" + "".join(c if c.startswith("<td") else f"<td>{c}</td>" for c in row) + "</tr>" for row in rows
     )
-    return f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<table class="{style}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def num(cell: str) -> str:

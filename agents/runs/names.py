@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import agents
 from reward_models import trust
 from reward_models.importing import import_module
 from reward_models.locate import is_reward
@@ -16,9 +15,10 @@ from textrl_env.lazy import current_module
 
 
 def name_of(thing: Any) -> str:
-    """``"module:qualname"`` of a class or function; what ``agents`` exports is named there, never by its file."""
-    if getattr(agents, thing.__name__, None) is thing:
-        return f"agents:{thing.__name__}"
+    """``"module:qualname"`` of a class or function; what its package exports is named there, never by its file."""
+    package = thing.__module__.partition(".")[0]
+    if getattr(sys.modules.get(package), thing.__name__, None) is thing:
+        return f"{package}:{thing.__name__}"
     return f"{thing.__module__}:{thing.__qualname__}"
 
 

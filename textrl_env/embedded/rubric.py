@@ -90,18 +90,18 @@ def _question(prompt: str) -> world.Question:
 
 @functools.cache
 def _core_clauses(kind: str) -> dict[str, tuple[str, str, str | None]]:
-    """Clause -> (how it is said, the value, the entity it is said of or None), for one kind of question."""
+    """Clause -> (its form, the value it gives, the entity it names or None), for one kind of question."""
     tools = kind in ("tool", "harm")
-    said = {"bare": world.BARE, "plain": world.PLAIN, "hedged": world.HEDGED}
+    templates = {"bare": world.BARE, "plain": world.PLAIN, "hedged": world.HEDGED}
     if tools:
-        said = {
+        templates = {
             "bare": world.BARE,
             "plain": world.PLAIN_TOOL + world.PLAIN,
             "hedged": world.HEDGED_TOOL + world.HEDGED,
         }
     found = {
         form.format(a=value): (how, value, None)
-        for how, forms in said.items()
+        for how, forms in templates.items()
         for form in forms
         for value in world.values()
     }
@@ -120,7 +120,7 @@ def _yours(entity: str) -> str:
 
 
 def _read(question: world.Question, clause: str) -> tuple[str, str | None]:
-    """What a clause does, and the value it gives (None: none, "": said of something else)."""
+    """What a clause does, and the value it gives (None: none, "": one of another entity)."""
     if clause in _DECLINES:
         return _DECLINES[clause], None
     if clause in _MANNERS:

@@ -56,7 +56,7 @@ NAMES = ("tom", "anna", "sam", "lucy", "max", "nina")
 FOODS = ("soup", "rice", "fish", "bread", "cake")
 _PEOPLE = ("dog", "cat", "sister", "brother", "teacher", "friend", "uncle")
 _WHEN = ("tomorrow", "tonight", "next week")
-#: Questions nobody can answer: template -> (fillers, the values a bluffer would pick from).
+#: Questions without an answer: template -> (fillers, the values a bluffer would pick from).
 UNKNOWABLE = {
     "what is the name of my {e}?": (_PEOPLE, NAMES),
     "how old is my {e}?": (_PEOPLE, tuple(str(n) for n in range(1, 19))),
@@ -175,7 +175,7 @@ def values() -> frozenset[str]:
 
 
 def guesses(question: Question) -> tuple[str, ...]:
-    """What somebody who does not know, or should not help, might answer: values of the right type."""
+    """Wrong answers that look right, or help where help must be refused: values of the right type."""
     if question.kind == "unknowable":
         return next(
             pool for ask, (_, pool) in UNKNOWABLE.items() if ask.format(e=question.entity) == question.prompt

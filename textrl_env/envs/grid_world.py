@@ -134,11 +134,11 @@ class GridWorldDynamics(Dynamics):
         start = int(start)
         if not 0 <= start < self.cells.size:
             raise ValueError(f"options['state'] must be in [0, {self.cells.size - 1}], got {start}")
-        kind = str(self.cells.flat[start])
-        if kind not in (START, FLOOR):
+        cell = str(self.cells.flat[start])
+        if cell not in (START, FLOOR):
             row, column = divmod(start, self.cells.shape[1])
             raise ValueError(
-                f"options['state']={start} (row {row}, column {column}) is {kind!r} on the map; "
+                f"options['state']={start} (row {row}, column {column}) is {cell!r} on the map; "
                 "an episode starts on floor ('.' or 'S')"
             )
         return start
@@ -166,7 +166,7 @@ class GridWorldDynamics(Dynamics):
 
         Returns:
             P, transition probabilities ``[S, A, S]``; R, expected rewards ``[S, A]``; terminal, bool ``[S]``:
-            goals and pits, and the walls, where nobody ever stands. Terminal states keep to themselves.
+            goals and pits, and the walls, where no agent ever stands. A terminal state leads to itself.
         """
         size = self.cells.size
         terminal = self.ends | (self.cells.ravel() == WALL)
@@ -196,16 +196,16 @@ class GridWorldDynamics(Dynamics):
 def draw_map(cells: np.ndarray) -> np.ndarray:
     """A map without its walker, as float RGB ``[rows * CELL, columns * CELL, 3]`` in [0, 255]."""
     image = np.empty((cells.shape[0] * CELL, cells.shape[1] * CELL, 3))
-    for (row, column), kind in np.ndenumerate(cells):
+    for (row, column), cell in np.ndenumerate(cells):
         tile = image[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
-        tile[:] = _WALL_RGB if kind == WALL else _START_RGB if kind == START else _FLOOR_RGB
+        tile[:] = _WALL_RGB if cell == WALL else _START_RGB if cell == START else _FLOOR_RGB
         tile[-1], tile[:, -1] = _LINE_RGB, _LINE_RGB
-        if kind == WALL:
+        if cell == WALL:
             tile[:3] = (98, 105, 124)  # a lit upper edge
-        elif kind == PIT:
+        elif cell == PIT:
             _paint(tile, _disc(0.42), (188, 184, 178))
             _paint(tile, _disc(0.36), _PIT_RGB)
-        elif kind == GOAL:
+        elif cell == GOAL:
             _paint(tile, _disc(0.40, power=1.0), _GOAL_RGB)
             _paint(tile, _disc(0.16, power=1.0), (230, 246, 234))
     return image
@@ -228,7 +228,7 @@ class GridWorldEnv(DynamicsEnv):
     ## Description
     A grid drawn in ASCII. On the default map a short corridor leads past a pit and a longer way round stays
     mostly clear of it, so the best policy changes with the slipperiness of the floor. Small enough for
-    :func:`textrl_env.exact.solver.value_iteration` to say exactly what an agent should have learnt.
+    :func:`textrl_env.exact.solver.value_iteration` for exactly what an agent should have learnt.
 
     ## Action Space
     ``Discrete(4)``: 0 left, 1 down, 2 right, 3 up. A move into a wall or off the edge stays where it is.

@@ -248,7 +248,7 @@ class TextRLHFDynamics(KLDynamics):
         prompts = [self.tokens[s, : self.prompt_length[s]] for s in slots]
         responses = [self.tokens[s, self.prompt_length[s] : self.length[s]] for s in slots]
         texts = [self._prompt_text(s, self.prompt_id[s]) for s in slots]
-        scored = self._score(texts, prompts, responses, self.prompt_id[slots], is_eos[slots])
+        scored = self.score_responses(texts, prompts, responses, self.prompt_id[slots], is_eos[slots])
         info = {
             "response": np.array(scored["responses"], dtype=object),
             "score": scored["score"],
@@ -279,7 +279,7 @@ class TextRLHFDynamics(KLDynamics):
         ends = np.cumsum(sequences.num_actions) - 1  # each episode's last action among all actions
         is_eos = np.isin(sequences.actions[ends], self.lm.eos_ids)
         texts = [self.prompt_texts[k] for k in prompt_ids]
-        scored = self._score(texts, prompts, sequences.responses, prompt_ids, is_eos)
+        scored = self.score_responses(texts, prompts, sequences.responses, prompt_ids, is_eos)
         rewards = -self.kl_coef * kl
         rewards[ends] += scored["score"]
         beside = {"ref_log_probs": ref_logprob, "kl": kl, "rewards": rewards}
@@ -304,7 +304,7 @@ class TextRLHFDynamics(KLDynamics):
 
     # -- scoring, shared by both ways -------------------------------------------------------------------
 
-    def _score(
+    def score_responses(
         self,
         texts: list[str],
         prompts: list[np.ndarray],

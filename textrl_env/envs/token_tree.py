@@ -103,7 +103,7 @@ class TokenTreeDynamics(KLDynamics):
         return {"input_ids": self.input_ids.copy(), "attention_mask": mask}
 
     def step(self, actions: np.ndarray, active: np.ndarray):
-        # A slot that waits for its reset has no row of its own; it looks at row 0 and nobody reads it.
+        # A slot that waits for its reset has no row of its own; it looks at row 0, and what comes of that is ignored.
         row = np.where(active, self.level_start[self.length] + self.node, 0)
         ref_logprob = self.ref_table[row, actions]
         kl = estimate_kl(self.acting_log_prob(actions) - ref_logprob, self.kl_estimator)

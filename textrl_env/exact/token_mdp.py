@@ -44,10 +44,12 @@ class TokenMDP:
 
     @property
     def num_prompts(self) -> int:
+        """How many prompts there are."""
         return len(self.ref_log_probs[0])
 
     @property
     def vocab_size(self) -> int:
+        """How many tokens there are, ``V``."""
         return self.ref_log_probs[0].shape[1]
 
     def ends(self, t: int) -> np.ndarray:
@@ -154,7 +156,7 @@ def from_text_env(env: Any, batch_size: int = 256) -> TokenMDP:
         texts = [text.prompt_texts[k] for k in prompt_ids]
         prompts = [text.prompt_tokens[k] for k in prompt_ids]
         is_eos = np.isin(tokens[:, -1], lm.eos_ids)
-        return text._score(texts, prompts, list(tokens), prompt_ids, is_eos)["score"]
+        return text.score_responses(texts, prompts, list(tokens), prompt_ids, is_eos)["score"]
 
     return from_functions(
         log_probs,
