@@ -15,9 +15,10 @@ from textrl_env.lazy import current_module
 
 
 def name_of(thing: Any) -> str:
-    """``"module:qualname"`` of a class or function; what its package exports is named there, never by its file."""
-    package = thing.__module__.partition(".")[0]
-    if getattr(sys.modules.get(package), thing.__name__, None) is thing:
+    """``"module:qualname"`` of a class or function; what ``agents`` exports is named there, never by its file."""
+    package = __name__.partition(".")[0]
+    # Not by an import: the package names every agent, and agents import this module.
+    if getattr(sys.modules[package], thing.__name__, None) is thing:
         return f"{package}:{thing.__name__}"
     return f"{thing.__module__}:{thing.__qualname__}"
 
