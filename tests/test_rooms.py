@@ -29,6 +29,7 @@ KNOWN_CIRCLES = {("reward_models.contract", "reward_models.locate")}
 #: Names with an underscore that belong to others, and why they are used.
 FOREIGN_PRIVATE = {
     "_replace": "public in a NamedTuple, in spite of its name",
+    "_max_episode_steps": "gymnasium's only record of the limit of a TimeLimit",
     "_version": "torch's only count of changes to a tensor in place",
     "_name_or_path": "transformers' only record of where a model came from",
     "_scaled_dot_product_flash_attention_for_cpu": "the operation whose normaliser torch's public one hides",
