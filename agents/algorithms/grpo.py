@@ -112,8 +112,8 @@ class GRPO(Agent):
 
     def episode_scores(self, rollout: Rollout) -> Tensor:
         """What an episode is worth, ``[B]``: its return, the KL taken out if the loss has it."""
+        # The env has charged the KL; counted in the loss it must not be in the reward too.
         if self.kl_in == "loss":
-            # The env has charged the KL; counted in the loss it must not be in the reward too.
             return self.scores_before_kl(rollout)
         return self._sum(rollout.rewards, rollout)
 
