@@ -6,6 +6,7 @@ What a file names is imported only as :mod:`reward_models.trust` allows.
 from __future__ import annotations
 
 import inspect
+import sys
 from typing import Any
 
 from reward_models import trust
