@@ -60,7 +60,8 @@ CHECKPOINT, CAUSAL, VARIANTS = (
 )
 TEACHER, SHARED = "textrl_env/lm/teacher_forcing.py", "textrl_env/lm/shared_prompts.py"
 SEQUENCES = "textrl_env/lm/sequences.py"
-LLAMA = "textrl_env/lm/fused_llama.py"
+LLAMA, MASKS = "textrl_env/lm/fused_llama.py", "textrl_env/lm/attention_masks.py"
+CHECK = "textrl_env/lm/self_check.py"
 GRPO, PPO, REINFORCE = (f"agents/algorithms/{name}.py" for name in ("grpo", "ppo", "reinforce"))
 PTX, KL_CONTROL = "agents/algorithms/ppo_ptx.py", "agents/callbacks/kl_control.py"
 DPO, SFT, LORA = "agents/offline/preference_losses.py", "agents/offline/sft.py", "agents/policies/lora.py"
@@ -95,8 +96,20 @@ BUGS = [
         "lengths[episodes[ended]] = min(t + 2, max_new_tokens)", ("language_model",)),
     Bug("cache rows stay when finished rows leave", DECODING, "decoder, episodes, alive = decoder.fork(rows),",
         "decoder, episodes, alive = decoder.fork(np.arange(len(rows))),", ("language_model",)),
-    Bug("prefill sees the future", DECODING, "<= at.columns[:, None, :, None]",
-        "<= at.columns[:, None, -1:, None].expand(-1, -1, at.columns.shape[1], -1)", ("language_model",)),
+    Bug("prefill sees the future", DECODING, "visible = keys[:, None] <= at.columns[:, :, None]",
+        "visible = keys[:, None] <= at.columns[:, -1:, None].expand(-1, at.columns.shape[1], -1)",
+        ("language_model",)),
+    Bug("a window shows one token too many", MASKS, "> queries[:, :, None] - limit.width)",
+        ">= queries[:, :, None] - limit.width)", ("families", "sequences")),
+    Bug("a chunk is taken for a window", MASKS, 'if limit.layer_type == "chunked_attention":', "if False:",
+        ("families",)),
+    Bug("what rounds alike in bfloat16 counts as right", CHECK, "with lm.in_float32() as exact:",
+        "with contextlib.nullcontext(lm) as exact:", ("self_check",)),
+    Bug("parts that a Llama has not are overlooked", CHECK, "check_parts(self.lm.body)", "pass", ("self_check",)),
+    Bug("a model that sees later tokens is let in", CHECK, "if not self._close(self._truth(cut), self.truth[:3]):",
+        "if False:", ("self_check",)),
+    Bug("hooks on modules that are not called go unheard", LLAMA, 'return any(hooks) or "forward" in vars(module)',
+        "return False", ("self_check",)),
     Bug("missing end token is rewarded", TEXT, "result.total - self.missing_eos_penalty",
         "result.total + self.missing_eos_penalty", ("text_env",)),
     Bug("reward gets the ids without the end token", TEXT, "[r.tolist() for r in responses]}",
@@ -195,8 +208,8 @@ BUGS = [
         "mask = mask.expand(len(self._sequence), -1, -1)", ("teacher_forcing",)),
     Bug("positions start anew after a shared prompt", TEACHER, "positions.ravel()[filled] = ranges(skipped, lengths)",
         "positions.ravel()[filled] = ranges(0 * skipped, lengths)", ("teacher_forcing",)),
-    Bug("padding of shorter prompts is seen", TEACHER, "device=self._ids.device) < self._known[:, None]",
-        "device=self._ids.device) < self._known[:, None] + 99", ("teacher_forcing",)),
+    Bug("padding of shorter prompts is seen", TEACHER, "seen = before < self._known[:, None]",
+        "seen = before < self._known[:, None] + 99", ("teacher_forcing",)),
     Bug("the first token is predicted by the first prompt", TEACHER, "ends[owners[rows[after_prompt]]]",
         "ends[0 * owners[rows[after_prompt]]]", ("teacher_forcing",)),
     Bug("what the environment wrote counts as the policy's", SEQUENCES, "np.flatnonzero(self.written_by == POLICY)",
@@ -221,7 +234,7 @@ BUGS = [
     Bug("the gradient of own tokens knows nothing of the prompt", SHARED, "common = torch.logaddexp(mass, own_mass)",
         "common = own_mass", ("teacher_forcing",)),
     Bug("responses in one row see each other beside a prompt", TEACHER,
-        'inputs["attention_mask"] = self._own_tokens()[:, None]', "pass", ("teacher_forcing",)),
+        'inputs["mask"] = (own, self._positions, self._positions)', "pass", ("teacher_forcing",)),
     Bug("samples up to and not above the number drawn", DECODING, "torch.minimum(at, below), right=True)",
         "0 * torch.minimum(at, below), right=False)", ("teacher_forcing",)),
     Bug("GSPO without the length", VARIANTS, "keepdim=True) / batch.lengths.clamp(min=1)[:, None]", "keepdim=True)",

@@ -118,7 +118,7 @@ def test_a_shared_prompt_costs_every_row_a_copy_of_its_keys_and_the_fused_body_s
     responses = [torch.arange(1, response + 1).numpy()] * rows
     lm.teacher_forcing_works(prompt + response)  # measured once, before what is counted
     spared = saved_bytes(lambda: lm.policy_states(Sequences.from_responses(prompts, responses)), lm.model)
-    monkeypatch.setattr(lm, "fused_body", lambda body=None: None)
+    monkeypatch.setattr(lm, "fused_body", lambda body=None, max_length=0: None)
     saved = saved_bytes(lambda: lm.policy_states(Sequences.from_responses(prompts, responses)), lm.model)
     assert spared < 0.9 * saved
     step = Step(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -54,10 +56,12 @@ def test_ordinary_models_are_decoded_with_a_cache(kind):
     assert SlotDecoder(make_lm(kind), 2, CONTEXT).use_cache
 
 
-def test_a_sliding_window_is_decoded_without_a_cache_where_it_matters():
+def test_a_window_that_the_self_check_could_not_reproduce_is_decoded_without_a_cache_where_it_matters():
     lm = make_lm("mistral-window-12")
+    assert SlotDecoder(lm, 2, 13).use_cache and lm.ways.cache_windows
+    lm = lm.with_ways(dataclasses.replace(lm.ways, cache_windows=False))
     assert SlotDecoder(lm, 2, 12).use_cache
-    with pytest.warns(UserWarning, match="without a key/value cache"):
+    with pytest.warns(UserWarning, match="without a key/value cache.*up to 6 times as long"):
         assert not SlotDecoder(lm, 2, 13).use_cache
 
 

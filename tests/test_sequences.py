@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,9 @@ from hypothesis import strategies as st
 
 from agents.policies.causal_lm import CausalLMPolicy
 from agents.rollouts.rollout import Rollout, concatenate
-from tests.tiny import WORDS, make_env, make_lm
+from tests.tiny import WORDS, make_env, make_lm, make_tokenizer
 from textrl_env.lm import Sequences
+from textrl_env.lm.causal_lm import CausalLM
 from textrl_env.lm.sequences import ENVIRONMENT, POLICY, PROMPT
 from textrl_env.lm.teacher_forcing import PackedLayout, PaddedLayout
 
@@ -189,7 +192,9 @@ def test_log_probs_of_turns_are_those_of_plain_forwards_prompts_shared_or_not(ki
     lm = make_lm(kind).clone()
     lm.model.requires_grad_(True)
     batch = talk(rows)
-    got, entropy, _ = (lm.evaluate_packed if packed else lm.evaluate_padded)(batch)
+    reader = lm if packed else lm.with_ways(dataclasses.replace(lm.ways, packing=None))
+    assert isinstance(reader.layout(batch), PackedLayout) == packed
+    got, entropy, _ = reader.evaluate(batch)
     wanted, wanted_entropy = plain(lm, batch)
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(entropy, wanted_entropy, atol=1e-5, rtol=1e-4)
@@ -198,10 +203,13 @@ def test_log_probs_of_turns_are_those_of_plain_forwards_prompts_shared_or_not(ki
     torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-3)
 
 
-def test_a_model_with_a_narrow_window_reads_turns_by_plain_passes():
-    lm = make_lm("mistral-window-12")
+@pytest.mark.parametrize("disable", [(), ("packing",), ("fused",)])
+def test_turns_longer_than_a_window_are_read_by_every_way(disable):
+    lm = CausalLM(make_lm("mistral-window-12").model, make_tokenizer(), disable=disable)
     batch = talk([(1, [4, 3, 4]), (1, [2]), (0, [1, 4, 4, 2])])
-    assert isinstance(lm.layout(batch), PaddedLayout)
+    assert batch.lengths.max() > 12
+    assert isinstance(lm.layout(batch), PaddedLayout if "packing" in disable else PackedLayout)
+    assert (lm.fused_body() is None) == ("fused" in disable)
     torch.testing.assert_close(lm.evaluate(batch)[0], plain(lm, batch)[0], atol=1e-5, rtol=1e-4)
     assert lm.log_probs(batch) == pytest.approx(plain(lm, batch)[0].detach().numpy(), abs=1e-4)
 

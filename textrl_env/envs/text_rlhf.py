@@ -149,6 +149,7 @@ class TextRLHFDynamics(KLDynamics):
         for k, tokens in enumerate(self.prompt_tokens):
             self._check_prompt_length(tokens, f"prompt {k}")
         self._check_context()
+        self.lm.check()
         self.max_length = self.max_prompt_length + max_new_tokens
 
         vocab = self.lm.vocab_size

@@ -10,13 +10,16 @@ those of what was sampled, in rollout, update and reference alike.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import itertools
+import os
 import re
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -24,11 +27,19 @@ from gymnasium import logger
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl_env.lm import self_check
-from textrl_env.lm.fused_llama import FusedLlama
+from textrl_env.errors import did_you_mean
+from textrl_env.lm.attention_masks import ONE, AttentionMasks
+from textrl_env.lm.fused_llama import FusedLlama, is_watched
 from textrl_env.lm.precision import bfloat16_products
+from textrl_env.lm.self_check import Ways, find_ways
 from textrl_env.lm.sequences import Sequences
-from textrl_env.lm.teacher_forcing import PackedLayout, PaddedLayout, linear_log_probs
+from textrl_env.lm.teacher_forcing import ApartLayout, PackedLayout, PaddedLayout, linear_log_probs
+
+#: Fast ways that can be switched off by name; each is a field of :class:`~textrl_env.lm.self_check.Ways`.
+FAST_WAYS = ("packing", "cache", "fused", "shared_prompts")
+
+#: What has been found of a model, by what was disabled.
+_WAYS: WeakKeyDictionary[PreTrainedModel, dict[frozenset[str], Ways]] = WeakKeyDictionary()
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
@@ -92,6 +103,8 @@ class CausalLM:
         tokenizer: Its tokenizer; must have an EOS token. A pad token is not needed: lengths are carried.
         temperature: Divides the logits everywhere: in sampling, update and reference.
         autocast: Matrix products in bfloat16, weights and sums as they are; None is where CUDA is.
+        disable: Fast ways not to go, whatever the self-check finds: any of :data:`FAST_WAYS`. Those named in the
+            environment variable ``TEXTRL_DISABLE``, with commas between them, are added.
 
     Attributes:
         eos_ids: Every token id that ends a response, int64 array.
@@ -105,6 +118,7 @@ class CausalLM:
         tokenizer: PreTrainedTokenizerBase,
         temperature: float = 1.0,
         autocast: bool | None = None,
+        disable: Collection[str] = (),
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise ValueError(
@@ -123,7 +137,11 @@ class CausalLM:
         self.pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         # Embedding matrices are often padded past the vocabulary; no action is a token that is not one.
         self.vocab_size = min(max(tokenizer.get_vocab().values()) + 1, model.config.vocab_size)
-        self._check_results: dict[Callable, bool] = {}  # what self_check has measured
+        named = [name.strip() for name in os.environ.get("TEXTRL_DISABLE", "").split(",")]
+        self.disable = frozenset(disable) | {name for name in named if name}
+        for name in sorted(self.disable - set(FAST_WAYS)):
+            raise ValueError(f"there is no fast way {name!r} to disable. {did_you_mean(name, FAST_WAYS)}")
+        self._ways: Ways | None = None
         self._bfloat16: CausalLM | None = None
 
     @classmethod
@@ -135,6 +153,7 @@ class CausalLM:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "float32",
         autocast: bool | None = None,
+        disable: Collection[str] = (),
     ) -> CausalLM:
         """Load from a folder, a hub id or live objects.
 
@@ -145,6 +164,7 @@ class CausalLM:
             device: ``"auto"``, or any torch device.
             dtype: Of the weights, for example "float32" or "bfloat16".
             autocast: Matrix products in bfloat16; None is where CUDA is.
+            disable: Fast ways not to go, see :class:`CausalLM`.
 
         Raises:
             FileNotFoundError: ``model`` looks like a folder and is not there.
@@ -170,7 +190,7 @@ class CausalLM:
             raise ValueError("a live model needs its tokenizer: pass tokenizer=...")
         if isinstance(tokenizer, (str, Path)):
             tokenizer = AutoTokenizer.from_pretrained(str(tokenizer), trust_remote_code=False)
-        return cls(model.to(choose_device(device)), tokenizer, temperature, autocast)
+        return cls(model.to(choose_device(device)), tokenizer, temperature, autocast, disable)
 
     def __deepcopy__(self, memo: dict) -> CausalLM:
         # gym.make and env.spec deep-copy keyword arguments; the weights are shared instead.
@@ -181,7 +201,6 @@ class CausalLM:
         twin = copy.copy(self)
         twin.model = copy.deepcopy(self.model)
         twin._bfloat16 = None
-        twin._check_results = dict(self._check_results)
         return twin
 
     @torch.no_grad()
@@ -193,6 +212,7 @@ class CausalLM:
         if not self.autocast or self.model.dtype != torch.float32:
             return self
         if self._bfloat16 is None:
+            self.check()  # once for both
             self._bfloat16 = self.in_bfloat16()
         else:
             pairs = zip(self._bfloat16.model.parameters(), self.model.parameters(), strict=True)
@@ -219,27 +239,35 @@ class CausalLM:
 
     @property
     def max_length(self) -> int | None:
-        """Number of positions the model can hold, or None if it does not say."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        """Number of positions the model can hold, or None if it does not say.
 
-    @property
-    def attention_window(self) -> int | None:
-        """How many tokens back the model's narrowest layer sees, or None if every layer sees them all."""
+        Beyond its original length a "longrope" model turns all positions by other angles as soon as a sequence is that
+        long, so that log-probabilities of earlier tokens would change: it holds no more than that.
+        """
         config = self.model.config.get_text_config()
-        if set(getattr(config, "layer_types", None) or ()) == {"full_attention"}:
-            return None
-        names = ("sliding_window", "attention_chunk_size", "window_size")
-        widths = [getattr(config, name, None) for name in names]
-        return min((width for width in widths if isinstance(width, int)), default=None)
+        rope = getattr(config, "rope_parameters", None) or {}
+        kinds = rope.values() if all(isinstance(x, dict) for x in rope.values()) else [rope]
+        limits = [
+            x.get("original_max_position_embeddings") for x in kinds if x.get("rope_type") == "longrope"
+        ]
+        limits.append(getattr(config, "max_position_embeddings", None))
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def action_logits(self, logits: Tensor) -> Tensor:
         """Logits of the acting distribution, float32: real tokens only, divided by the temperature."""
         return logits[..., : self.vocab_size].float() / self.temperature
 
-    def layout(self, sequences: Sequences) -> PackedLayout | PaddedLayout:
-        """Where this model reads the tokens of ``sequences``, computed and moved at the first call."""
-        packs = self.teacher_forcing_works(int(sequences.lengths.max()))
-        return sequences.to(self.device).derived(PackedLayout if packs else PaddedLayout)
+    def layout(self, sequences: Sequences) -> PackedLayout | PaddedLayout | None:
+        """Where this model reads the tokens of ``sequences``, computed and moved at the first call.
+
+        None where it has to read them one length at a time.
+        """
+        if self.teacher_forcing_works(int(sequences.lengths.max())):
+            # Layers that are computed again in the backward pass cannot read prompts from a cache.
+            again = torch.is_grad_enabled() and _checkpoints(self.body)
+            return sequences.to(self.device).derived(ApartLayout if again else PackedLayout)
+        alike = bool((sequences.lengths == sequences.lengths[0]).all())
+        return sequences.to(self.device).derived(PaddedLayout) if self.padding_works or alike else None
 
     def policy_states(self, sequences: Sequences, body: PreTrainedModel | None = None) -> Tensor:
         """The last hidden states that predict the policy's tokens, ``[m, hidden]``, with gradient.
@@ -248,11 +276,24 @@ class CausalLM:
             sequences: With ``m`` tokens written by the policy.
             body: Of another model of the same architecture (a critic's); None is this model's own.
         """
-        body, layout = self.body if body is None else body, self.layout(sequences)
+        body = self.body if body is None else body
+        layout = self.layout(sequences)
+        if layout is None:
+            return self._by_length(sequences, lambda alike: (self.policy_states(alike, body),))[0]
         with self.precision():
             if isinstance(layout, PackedLayout):
-                return layout.states(self.fused_body(body) or body)
+                return self._packed_states(layout, body)
             return layout.take(body(input_ids=layout.ids, use_cache=False).last_hidden_state)
+
+    def _packed_states(self, layout: PackedLayout, body: PreTrainedModel) -> Tensor:
+        stand_in = self.fused_body(body, layout.longest)
+        if stand_in is None and torch.is_grad_enabled() and _checkpoints(body):
+            logger.warn(
+                f"gradient checkpointing does nothing for {type(body).__name__}: its modules do it in training mode "
+                "only, which would turn dropout on"
+            )
+        masks = AttentionMasks(self.model.config, self.ways.packing)
+        return layout.states(stand_in or body, masks, self.model.dtype)
 
     def evaluate(
         self, sequences: Sequences, with_states: bool = False
@@ -266,26 +307,17 @@ class CausalLM:
         Returns:
             log_probs and entropies (both float32) ``[m]`` and, if wanted, hidden states ``[m, hidden]``.
         """
-        if isinstance(self.layout(sequences), PackedLayout):
-            return self.evaluate_packed(sequences, with_states)
-        return self.evaluate_padded(sequences, with_states)
-
-    def evaluate_packed(
-        self, sequences: Sequences, with_states: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """:meth:`evaluate` by :class:`PackedLayout`, whether or not this model can be read so."""
-        layout = sequences.to(self.device).derived(PackedLayout)
-        with self.precision():
-            states = layout.states(self.fused_body() or self.body)
-            scaled = states if self.temperature == 1.0 else states / self.temperature
-            log_probs, entropies = linear_log_probs(scaled, self.head, layout.actions, self.vocab_size)
-        return log_probs, entropies, states if with_states else None
-
-    def evaluate_padded(
-        self, sequences: Sequences, with_states: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """:meth:`evaluate` by one padded pass through the model's own modules, all logits held at once."""
-        layout = sequences.to(self.device).derived(PaddedLayout)
+        layout = self.layout(sequences)
+        if layout is None:
+            # Sequences of one length need no padding.
+            parts = self._by_length(sequences, lambda alike: self.evaluate(alike, with_states))
+            return parts[0], parts[1], parts[2] if with_states else None
+        if isinstance(layout, PackedLayout):
+            with self.precision():
+                states = self._packed_states(layout, self.body)
+                scaled = states if self.temperature == 1.0 else states / self.temperature
+                log_probs, entropies = linear_log_probs(scaled, self.head, layout.actions, self.vocab_size)
+            return log_probs, entropies, states if with_states else None
         with self.precision():
             out = self.model(
                 input_ids=layout.ids,
@@ -298,6 +330,17 @@ class CausalLM:
         log_probs = logits.gather(-1, layout.actions[:, None]).squeeze(-1) - log_z
         entropies = log_z - ((logits - log_z.unsqueeze(-1)).exp() * logits).sum(-1)
         return log_probs, entropies, layout.take(out.hidden_states[-1]) if with_states else None
+
+    def _by_length(
+        self, sequences: Sequences, compute: Callable[[Sequences], tuple[Tensor | None, ...]]
+    ) -> list[Tensor]:
+        """``compute`` of the sequences of each length, put together in the order of the policy's tokens."""
+        lengths = sequences.lengths
+        groups = [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
+        results = [compute(sequences[rows]) for rows in groups]
+        order = np.concatenate([np.flatnonzero(np.isin(sequences.rows, rows)) for rows in groups])
+        back = torch.from_numpy(np.argsort(order)).to(self.device)
+        return [torch.cat(parts)[back] for parts in zip(*results, strict=True) if parts[0] is not None]
 
     @property
     def _inner(self) -> PreTrainedModel:
@@ -314,15 +357,22 @@ class CausalLM:
         """From the last hidden states to logits."""
         return self._inner.get_output_embeddings()
 
-    def fused_body(self, body: PreTrainedModel | None = None) -> FusedLlama | None:
+    def fused_body(self, body: PreTrainedModel | None = None, max_length: int = 0) -> FusedLlama | None:
         """A faster stand-in for the modules of ``body``, or None where there is none.
+
+        There is none either where somebody listens to modules that it does not call.
 
         Args:
             body: Of another model of the same architecture (a critic's); None is this model's own.
+            max_length: Of the sequences.
         """
-        if not self._passes(self_check.fused_body_works):
+        if not self.ways.fused or not AttentionMasks(self.model.config).uniform(max_length):
             return None
-        return FusedLlama(self.body if body is None else body)
+        fused = FusedLlama(self.body if body is None else body)
+        return None if fused.stands_aside() or self._is_watched() else fused
+
+    def _is_watched(self) -> bool:
+        return any(map(is_watched, (self.model, self._inner, self.head)))
 
     @torch.no_grad()
     def log_probs(self, sequences: Sequences, max_tokens: int = 16384) -> np.ndarray:
@@ -357,35 +407,106 @@ class CausalLM:
         sequences = Sequences.from_responses(prompts, responses)
         return sequences.padded(self.log_probs(sequences, max_tokens))
 
-    def _passes(self, check: Callable[[CausalLM], bool]) -> bool:
-        """The result of a check of :mod:`~textrl_env.lm.self_check`, which is made once."""
-        if check not in self._check_results:
-            self._check_results[check] = check(self)
-        return self._check_results[check]
+    # -- which ways lead through the model ------------------------------------------------------------------
 
-    def _fits_window(self, length: int) -> bool:
-        return self.attention_window is None or length <= self.attention_window
+    @property
+    def ways(self) -> Ways:
+        """What :func:`~textrl_env.lm.self_check.find_ways` finds of this model, once.
+
+        Raises:
+            ValueError: No way is right; the message says why.
+        """
+        if self._ways is None:
+            known = _WAYS.setdefault(self.model, {})
+            if self.disable not in known:
+                known[self.disable] = find_ways(self, lambda name: name not in self.disable)
+            self._ways = known[self.disable]
+        return self._ways
+
+    def check(self) -> None:
+        """Find the ways now and not when they are first needed; raises as :attr:`ways` does."""
+        _ = self.ways
+
+    def with_ways(self, ways: Ways) -> CausalLM:
+        """The same model, going these ways."""
+        twin = copy.copy(self)
+        twin._ways = ways
+        return twin
+
+    @contextmanager
+    def in_float32(self) -> Iterator[CausalLM]:
+        """The same model for a while without autocast and with weights in float32; afterwards it has its own again.
+
+        Weights that are no plain numbers (quantised ones), or that memory does not hold in float32, stay as they are.
+        """
+        exact = copy.copy(self)
+        exact.autocast, exact._bfloat16 = False, None
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        low = [x for x in tensors if x.dtype in (torch.bfloat16, torch.float16)]
+        before = [x.data for x in low]
+        try:
+            if not getattr(self.model, "is_quantized", False):
+                with contextlib.suppress(torch.OutOfMemoryError):
+                    for tensor in low:
+                        tensor.data = tensor.data.float()
+            yield exact
+        finally:
+            for tensor, data in zip(low, before, strict=True):
+                tensor.data = data
+
+    @property
+    def masks(self) -> AttentionMasks:
+        """Who may look at whom when this model decodes."""
+        return AttentionMasks(self.model.config, self.ways.cache or ONE)
+
+    @property
+    def padding_works(self) -> bool:
+        """Whether padding on the right leaves the logits of the tokens before it as they are."""
+        return self.ways.padding
 
     def slot_cache_works(self, max_length: int = 0) -> bool:
         """Whether cached, ragged decoding of up to ``max_length`` tokens gives this model's own logits.
 
-        Measured once, on random tokens, and false beyond an attention window. Recurrent states or position
-        schemes that read the padding mask can break it too; such models are decoded without a cache, slower
-        and still right.
+        Where it does not (recurrent states), every token takes a pass over the whole sequence: right, and slower about
+        as many times as a sequence has tokens.
         """
-        works = self._passes(self_check.slot_cache_works) and self._fits_window(max_length)
+        works = self.ways.cache is not None and self._reaches(max_length, self.ways.cache_windows)
         if not works:
-            logger.warn(f"{type(self.model).__name__} is decoded without a key/value cache (slower)")
+            logger.warn(
+                f"{type(self.model).__name__} is decoded without a key/value cache: every new token takes a pass over "
+                f"the whole sequence, so that a long response takes up to {max(max_length, 2) // 2} times as long"
+            )
         return works
 
     def teacher_forcing_works(self, max_length: int = 0) -> bool:
-        """Whether :mod:`~textrl_env.lm.teacher_forcing` gives this model's own log-probabilities.
+        """Whether rows packed with several sequences give this model's own log-probabilities.
 
-        Measured once, on random tokens, and false beyond an attention window. Scaled or capped logits, heads that
-        are more than a matrix and recurrent states break it; such models take plain padded passes.
+        Scaled or capped logits, heads that are more than a matrix and recurrent states break it, and so does somebody
+        who listens to the whole model's calls; such models take plain padded passes.
         """
-        return self._passes(self_check.teacher_forcing_works) and self._fits_window(max_length)
+        works = self.ways.packing is not None and self._reaches(max_length, self.ways.packing_windows)
+        return works and not self._is_watched()
 
-    def shared_prompts_work(self) -> bool:
-        """Whether :mod:`~textrl_env.lm.shared_prompts` gives this model's own logits; measured once."""
-        return self._passes(self_check.shared_prompts_work)
+    def shared_prompts_work(self, max_length: int = 0) -> bool:
+        """Whether :mod:`~textrl_env.lm.shared_prompts` gives this model's own logits."""
+        return self.ways.shared_prompts and not AttentionMasks(self.model.config).limited(max_length)
+
+    def _reaches(self, length: int, windows: bool) -> bool:
+        """Whether a way that holds beyond ``windows``, or within them only, holds for ``length`` tokens."""
+        config = self.model.config.get_text_config()
+        if getattr(config, "attn_temperature_tuning", False) and length >= getattr(config, "floor_scale", 0):
+            return (
+                False  # scores scaled by how many tokens a pass has seen, not by the position in a sequence
+            )
+        # Windows that the model's own code makes, on columns and not on positions.
+        own = (
+            getattr(config, name, None)
+            for name in ("window_size", "attention_window_size", "local_attention")
+        )
+        if any(isinstance(width, int) and width < length for width in own):
+            return False
+        return windows or not AttentionMasks(config).limited(length)
+
+
+def _checkpoints(body: torch.nn.Module) -> bool:
+    return any(getattr(module, "gradient_checkpointing", False) for module in body.modules())

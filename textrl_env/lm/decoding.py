@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
 
+from textrl_env.lm.attention_masks import PADDING, AttentionMasks
 from textrl_env.lm.fused_llama import FusedLlama
 from textrl_env.lm.sequences import Sequences, distinct, right_padded
 from textrl_env.lm.shared_prompts import SharedPrompts, attending
@@ -30,10 +30,14 @@ class DecodingModel(Protocol):
         device: Where the weights are.
         vocab_size: Number of actions ``V``.
         eos_ids: Token ids that end a response, int64 array.
+        masks: Who may look at whom, in the form that the model takes.
+        padding_works: Whether padding on the right leaves the logits of the tokens before it as they are.
     """
 
     model: Any
     head: Any
+    masks: AttentionMasks
+    padding_works: bool
     device: torch.device
     vocab_size: int
     eos_ids: np.ndarray
@@ -50,11 +54,11 @@ class DecodingModel(Protocol):
     def slot_cache_works(self, max_length: int) -> bool:
         """Whether sequences of up to ``max_length`` tokens can be decoded with a cache."""
 
-    def shared_prompts_work(self) -> bool:
-        """Whether a prompt can be held once for several responses."""
+    def shared_prompts_work(self, max_length: int) -> bool:
+        """Whether a prompt can be held once for several responses, in sequences of up to ``max_length`` tokens."""
 
-    def fused_body(self) -> FusedLlama | None:
-        """A faster stand-in for the modules below the head, or None."""
+    def fused_body(self, body: Any = None, max_length: int = 0) -> FusedLlama | None:
+        """A faster stand-in for the modules below the head on sequences of up to ``max_length`` tokens, or None."""
 
 
 def gather_log_probs(logits: Tensor, actions: Tensor) -> Tensor:
@@ -81,76 +85,6 @@ def sample_actions(logits: Tensor, generator: torch.Generator | None, determinis
 
 #: Prompts of at least so many tokens are held once for all their responses.
 SHARED_TOKENS = 64
-#: Positions by which a cache grows at least.
-_GROWTH = 32
-
-
-class _SlotLayer(CacheLayerMixin):
-    """One layer's keys and values, ``[N, heads, capacity, head_dim]``, written at any (slot, position).
-
-    The capacity follows the longest sequence so far. What has not been written is zero, never garbage: masked
-    positions weigh nothing, but nothing times NaN is NaN.
-    """
-
-    def __init__(self, at: _CachePositions) -> None:
-        super().__init__()
-        self.at = at
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.keys, self.values = (
-            x.new_zeros(self.at.num_slots, x.shape[1], 0, x.shape[3]) for x in (key_states, value_states)
-        )
-        self.is_initialized = True
-
-    def take(self, other: _SlotLayer, slots: Tensor, width: int) -> None:
-        """Hold the first ``width`` positions of the given slots of another cache."""
-        self.keys = _grown(other.keys[:, :, :width].index_select(0, slots), width + _GROWTH)
-        self.values = _grown(other.values[:, :, :width].index_select(0, slots), width + _GROWTH)
-        self.is_initialized = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any):
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        at = self.at
-        if at.width > self.keys.shape[2]:
-            capacity = min(at.width + max(_GROWTH, at.width // 4), at.max_length)
-            self.keys, self.values = _grown(self.keys, capacity), _grown(self.values, capacity)
-        if at.column is not None:
-            self.keys[:, :, at.column] = key_states[:, :, 0]
-            self.values[:, :, at.column] = value_states[:, :, 0]
-        else:
-            index = (at.slots[:, None], slice(None), at.columns)
-            self.keys[index] = key_states.transpose(1, 2)  # [k, q, heads, dim]
-            self.values[index] = value_states.transpose(1, 2)
-        keys, values = self.keys[:, :, : at.width], self.values[:, :, : at.width]
-        return (keys, values) if at.all_slots else (keys[at.slots], values[at.slots])
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.at.width, 0
-
-    def get_seq_length(self) -> int:
-        return self.at.width
-
-    def get_max_length(self) -> int:
-        return self.at.max_length
-
-
-def _grown(states: Tensor, capacity: int) -> Tensor:
-    """``[N, heads, length, dim]`` with zeros after ``length``, up to ``capacity``."""
-    missing = capacity - states.shape[2]
-    return torch.cat([states, states.new_zeros(*states.shape[:2], missing, states.shape[3])], dim=2)
-
-
-class _CachePositions:
-    """What the layers of one cache share: which slots and columns the tokens of this pass belong to."""
-
-    def __init__(self, num_slots: int, max_length: int) -> None:
-        self.num_slots, self.max_length = num_slots, max_length
-        self.slots: Tensor
-        self.columns: Tensor
-        self.column: int | None = None  # where one token of every slot goes to the same
-        self.width = 0
-        self.all_slots = False
 
 
 class SlotDecoder:
@@ -173,11 +107,14 @@ class SlotDecoder:
         self.lengths = np.zeros(num_slots, dtype=np.int64)
         self._logits: Tensor | None = None
         self._has_logits = np.zeros(num_slots, dtype=bool)  # whose ``_logits`` belong to its sequence
-        self._positions = _CachePositions(num_slots, max_length)
         self._prompts: SharedPrompts | None = None
-        self._fused = lm.fused_body() if self.use_cache else None
-        layers = lm.model.config.get_text_config().num_hidden_layers
-        self._cache = Cache(layers=[_SlotLayer(self._positions) for _ in range(layers)])
+        self._fused = lm.fused_body(max_length=max_length) if self.use_cache else None
+        if self.use_cache:
+            from textrl_env.lm.caches import CachePositions, slot_cache
+
+            self._positions = CachePositions(num_slots, max_length)
+            layers = lm.model.config.get_text_config().num_hidden_layers
+            self._cache = slot_cache(self._positions, layers)
 
     @property
     def num_slots(self) -> int:
@@ -260,9 +197,10 @@ class SlotDecoder:
         twin._prompts = None if self._prompts is None else self._prompts.select(sources)
         index = torch.from_numpy(np.asarray(sources)).to(self.lm.device)
         width = int((twin.lengths - twin._before(np.arange(len(sources)))).max())
-        for mine, theirs in zip(twin._cache.layers, self._cache.layers, strict=True):
-            if theirs.is_initialized:
-                mine.take(theirs, index, width)
+        if self.use_cache:
+            for mine, theirs in zip(twin._cache.layers, self._cache.layers, strict=True):
+                if theirs.is_initialized:
+                    mine.take(theirs, index, width)
         return twin
 
     def continue_each(self, owners: np.ndarray) -> SlotDecoder:
@@ -299,17 +237,15 @@ class SlotDecoder:
         at.all_slots = len(slots) == self.num_slots and bool((slots == np.arange(self.num_slots)).all())
         alike = at.all_slots and columns.shape[1] == 1 and bool((columns == columns[0]).all())
         at.column = int(columns[0, 0]) if alike else None
-        # Causal within each slot; stale entries of earlier episodes lie beyond a slot's own positions.
-        mask = torch.arange(at.width, device=device) <= at.columns[:, None, :, None]
+        last = np.zeros(len(slots), dtype=np.int64) if last is None else last
         inputs = {
             "input_ids": torch.from_numpy(np.ascontiguousarray(tokens)).to(device),
-            "attention_mask": mask,
+            "attention_mask": self._mask(last),
             "position_ids": torch.from_numpy(np.array(positions)).to(device),
             "past_key_values": self._cache,
             "use_cache": True,
         }
         # Only one position of each sequence is worth a row of logits.
-        last = np.zeros(len(slots), dtype=np.int64) if last is None else last
         with self.lm.precision():
             if self._fused is not None:
                 states = self._fused(**inputs, prompts=self._prompts).last_hidden_state
@@ -321,20 +257,40 @@ class SlotDecoder:
                 logits = out.logits[self._at(column)]
         return self.lm.action_logits(logits)
 
+    def _mask(self, last: np.ndarray) -> Any:
+        """What the tokens of this pass may look at in the cache, ``last`` being the last real one of each row."""
+        at, masks = self._positions, self.lm.masks
+        keys = torch.arange(at.width, device=self.lm.device)[None]
+        if self._fused is None and masks.form == PADDING:
+            ends = at.columns.gather(1, torch.from_numpy(last).to(self.lm.device)[:, None])
+            return (keys <= ends).long()
+        # Causal within each slot; stale entries of earlier episodes lie beyond a slot's own positions.
+        visible = keys[:, None] <= at.columns[:, :, None]
+        if self._fused is not None:
+            return masks.one(visible, at.columns, keys)
+        return masks.make(visible, at.columns, keys, self.lm.model.dtype)
+
     def _at(self, columns: np.ndarray) -> tuple[Tensor, Tensor]:
         """Index of one column in each row."""
         device = self.lm.device
         return torch.arange(len(columns), device=device), torch.from_numpy(columns).to(device)
 
     def _plain(self, slots: np.ndarray) -> Tensor:
-        """Logits by a whole forward pass, right-padded, no cache."""
-        width = int(self.lengths[slots].max())
-        ids = torch.from_numpy(self.tokens[slots, :width]).to(self.lm.device)
-        last = torch.from_numpy(self.lengths[slots] - 1).to(self.lm.device)
-        mask = torch.arange(width, device=self.lm.device) <= last[:, None]
-        with self.lm.precision():
-            logits = self.lm.model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
-        return self.lm.action_logits(logits[torch.arange(len(slots), device=self.lm.device), last])
+        """Logits by whole forward passes without a cache: one, right-padded, or one for each length."""
+        lengths = self.lengths[slots]
+        logits = torch.empty(len(slots), self.lm.vocab_size, device=self.lm.device)
+        for length in [None] if self.lm.padding_works else np.unique(lengths):
+            rows = np.arange(len(slots)) if length is None else np.flatnonzero(lengths == length)
+            width = int(lengths[rows].max())
+            ids = torch.from_numpy(self.tokens[slots[rows], :width]).to(self.lm.device)
+            last = torch.from_numpy(lengths[rows] - 1).to(self.lm.device)
+            mask = torch.arange(width, device=self.lm.device) <= last[:, None]
+            inputs = {"attention_mask": mask.long()} if length is None else {}
+            with self.lm.precision():
+                out = self.lm.model(input_ids=ids, **inputs, use_cache=False).logits
+            at = torch.arange(len(rows), device=self.lm.device)
+            logits[torch.from_numpy(rows)] = self.lm.action_logits(out[at, last])
+        return logits
 
 
 @torch.no_grad()
@@ -368,7 +324,7 @@ def generate(
     logits = decoder.prefill(np.arange(len(unique)), unique)
     if len(unique) < len(prompts):
         # Short prompts are copied: two products in place of one cost more than reading them again.
-        shared = longest >= SHARED_TOKENS and decoder.use_cache and lm.shared_prompts_work()
+        shared = longest >= SHARED_TOKENS and decoder.use_cache and lm.shared_prompts_work(decoder.max_length)
         decoder = decoder.continue_each(inverse) if shared else decoder.fork(inverse)
         logits = logits[torch.from_numpy(inverse).to(logits.device)]
     eos = torch.from_numpy(lm.eos_ids).to(lm.device)

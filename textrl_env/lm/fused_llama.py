@@ -2,23 +2,68 @@
 
 Llama, Mistral, Qwen2, Qwen3 and whatever else is put together from the same parts: pre-normalisation by the root
 mean square, rotary positions, grouped heads, a gated MLP. :class:`FusedLlama` reads the weights of a transformers
-model and takes the place of its ``forward``, with gradients, caches and masks; its logits are compared with
-the model's own before it is used (:func:`~textrl_env.lm.self_check.fused_body_works`).
-Left out: dropout, attention windows (the callers keep within them), mixtures of experts, quantised weights.
+model and takes the place of its ``forward``, with gradients, caches, masks and gradient checkpointing. It takes only
+models all of whose parts it knows (:func:`check_parts`), and its log-probabilities are compared with those of the
+model's own modules before it is used (:mod:`~textrl_env.lm.self_check`). Left out: dropout, layers that see different
+windows, mixtures of experts, quantised weights, and hooks on modules that it does not call, where it stands aside.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from torch.utils.checkpoint import checkpoint
 
 from textrl_env.lm.shared_prompts import SharedPrompts, added_to_scores
+
+#: What a module may consist of. Anything else (a multiplier, a switch for rotation) is a part that is not known here.
+_LAYER = {"hidden_size", "self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+_ATTENTION = {
+    *(
+        "config",
+        "layer_idx",
+        "layer_type",
+        "head_dim",
+        "num_key_value_groups",
+        "num_heads",
+        "num_key_value_heads",
+    ),
+    *("scaling", "is_causal", "attention_dropout", "sliding_window", "hidden_size"),
+    *("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"),
+}
+_MLP = {"config", "hidden_size", "intermediate_size", "gate_proj", "up_proj", "down_proj", "act_fn"}
+_NORM = {"variance_epsilon", "weight"}
+_BODY = {
+    "config",
+    "padding_idx",
+    "vocab_size",
+    "has_sliding_layers",
+    "embed_tokens",
+    "layers",
+    "norm",
+    "rotary_emb",
+}
+#: What every module has, and what says nothing of what it computes.
+_ANY_MODULE = set(vars(nn.Module()))
+_HARMLESS = {"gradient_checkpointing", "forward"}
+
+
+class KeyValueCache(Protocol):
+    """What takes the keys and values of new tokens and gives those to look at."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """``[R, heads, W, d]`` twice in, ``[R, heads, T, d]`` twice out."""
+
+
+class BodyOutput(NamedTuple):
+    """The part of a transformers body's output that is used here."""
+
+    last_hidden_state: Tensor
 
 
 class FusedLlama:
@@ -31,7 +76,8 @@ class FusedLlama:
         AttributeError: It has not the parts of a Llama.
     """
 
-    def __init__(self, body: PreTrainedModel) -> None:
+    def __init__(self, body: nn.Module) -> None:
+        self.body = body
         self.layers = [_Layer(layer) for layer in body.layers]
         self.norm, self.rotary, self.embedding = body.norm, body.rotary_emb, body.embed_tokens
 
@@ -40,15 +86,25 @@ class FusedLlama:
         """Where the weights are."""
         return self.embedding.weight.device
 
+    @property
+    def checkpoints(self) -> bool:
+        """Whether the body's gradient checkpointing is on."""
+        return any(getattr(layer, "gradient_checkpointing", False) for layer in self.body.layers)
+
+    def stands_aside(self) -> bool:
+        """Whether somebody listens to modules that are not called here, or has replaced their ``forward``."""
+        skipped = [self.body, self.norm, *itertools.chain(*(layer.skipped for layer in self.layers))]
+        return any(map(is_watched, skipped))
+
     def __call__(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        past_key_values: KeyValueCache | None = None,
         use_cache: bool = False,
         prompts: SharedPrompts | None = None,
-    ) -> BaseModelOutputWithPast:
+    ) -> BodyOutput:
         """The last hidden states.
 
         Args:
@@ -69,10 +125,53 @@ class FusedLlama:
         low = _product_dtype(hidden)
         rotation = _Rotation(*self.rotary(hidden, position_ids))
         attention = _Attention(attention_mask, past_key_values, prompts)
+        # A layer that is computed again in the backward pass would write to the cache twice.
+        again = self.checkpoints and torch.is_grad_enabled() and past_key_values is None
         for index, layer in enumerate(self.layers):
-            hidden = hidden + layer.attend(_normalised(hidden, layer.before, low), rotation, attention, index)
-            hidden = hidden + layer.feed(_normalised(hidden, layer.between, low))
-        return BaseModelOutputWithPast(_normalised(hidden, self.norm, hidden.dtype), past_key_values)
+            arguments = (hidden, rotation, attention, index, low)
+            hidden = checkpoint(layer, *arguments, use_reentrant=False) if again else layer(*arguments)
+        return BodyOutput(_normalised(hidden, self.norm, hidden.dtype))
+
+
+def check_parts(body: nn.Module) -> None:
+    """Raise an AttributeError where a body holds something that :class:`FusedLlama` would leave out.
+
+    Numbers alone do not show it: a multiplier may be near 1, and in a fresh model attention is so even that positions
+    hardly matter.
+    """
+    known = {"input_layernorm": _NORM, "post_attention_layernorm": _NORM, "q_norm": _NORM, "k_norm": _NORM}
+    known |= {"self_attn": _ATTENTION, "mlp": _MLP}
+    # A model holds much that says nothing of what it computes: of that only numbers and parts count.
+    computes = {n: x for n, x in _parts(body).items() if isinstance(x, (float, nn.Module, nn.Parameter))}
+    _check_known(body, computes, _BODY)
+    _check_known(body.norm, _parts(body.norm), _NORM)
+    for layer in body.layers:
+        _check_known(layer, _parts(layer), _LAYER)
+        for name, module in layer.named_modules():
+            last = name.rpartition(".")[2]
+            if last in known:
+                _check_known(module, _parts(module), known[last])
+
+
+def _parts(module: nn.Module) -> dict[str, Any]:
+    own = {name: value for name, value in vars(module).items() if name not in _ANY_MODULE}
+    own |= module._parameters | module._buffers | module._modules
+    return {name: x for name, x in own.items() if not name.startswith("_") and name not in _HARMLESS}
+
+
+def _check_known(module: nn.Module, parts: Iterable[str], known: set[str]) -> None:
+    unknown = sorted(set(parts) - known)
+    if unknown:
+        raise AttributeError(f"{type(module).__name__} has parts that a Llama has not: {', '.join(unknown)}")
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether a module has hooks or a ``forward`` of its own, so that calling it may do more than its class says."""
+    hooks = (
+        *(module._forward_hooks, module._forward_pre_hooks),
+        *(module._backward_hooks, module._backward_pre_hooks),
+    )
+    return any(hooks) or "forward" in vars(module)
 
 
 class _Layer:
@@ -85,6 +184,14 @@ class _Layer:
         self.out, self.head_dim, self.scaling = attention.o_proj, attention.head_dim, attention.scaling
         self.query_norm, self.key_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
         self.gate, self.up, self.down, self.activation = mlp.gate_proj, mlp.up_proj, mlp.down_proj, mlp.act_fn
+        norms = [x for x in (self.before, self.between, self.query_norm, self.key_norm) if x is not None]
+        self.skipped = [layer, attention, mlp, *norms]  # modules that are not called
+
+    def __call__(
+        self, hidden: Tensor, rotation: _Rotation, attention: _Attention, index: int, low: torch.dtype
+    ) -> Tensor:
+        hidden = hidden + self.attend(_normalised(hidden, self.before, low), rotation, attention, index)
+        return hidden + self.feed(_normalised(hidden, self.between, low))
 
     def attend(self, x: Tensor, rotation: _Rotation, attention: _Attention, index: int) -> Tensor:
         shape = (*x.shape[:2], -1, self.head_dim)
@@ -111,7 +218,9 @@ class _Attention:
         prompts: See :class:`FusedLlama`.
     """
 
-    def __init__(self, mask: Tensor | None, cache: Cache | None, prompts: SharedPrompts | None) -> None:
+    def __init__(
+        self, mask: Tensor | None, cache: KeyValueCache | None, prompts: SharedPrompts | None
+    ) -> None:
         self.mask, self.cache, self.prompts = mask, cache, prompts
         self.bias: Tensor | None = None
 

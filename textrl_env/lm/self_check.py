@@ -1,111 +1,307 @@
-"""Whether the fast ways through a language model give its own numbers, measured on random tokens.
+"""Which ways through a language model give its own numbers, measured once on a few random tokens.
 
-Each check takes a model and compares one fast way with a slower one that is known to be right. What a model does not
-support at all (a cache, a mask, positions given from outside) counts as not working.
+The truth is what the model's own modules say of one sequence at a time: no padding, no mask, no positions, no cache,
+in float32. Every faster way is tried against it on sequences of different lengths, with windows narrowed to a few
+tokens so that their edges are met; a way is taken only where it agrees. What a model does not support at all (a cache,
+a mask, positions given from outside) counts as not working.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import logging
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from textrl_env.lm.decoding import DecodingModel, SlotDecoder
-from textrl_env.lm.fused_llama import FusedLlama
+from textrl_env.lm.attention_masks import PADDING, AttentionMasks, narrowed_windows
+from textrl_env.lm.decoding import DecodingModel, SlotDecoder, gather_log_probs
+from textrl_env.lm.fused_llama import FusedLlama, check_parts
 from textrl_env.lm.sequences import Sequences
+from textrl_env.lm.teacher_forcing import PackedLayout
 
 _log = logging.getLogger(__name__)
 
-#: What a model raises that does not take a cache, a mask or positions as a plain transformer does.
-_NOT_SUPPORTED = (TypeError, ValueError, RuntimeError, AttributeError, IndexError, NotImplementedError)
+#: What a model raises that does not take a cache, a mask or positions as a plain transformer does, and what is raised
+#: where another version of transformers keeps its insides elsewhere.
+_NOT_SUPPORTED = (
+    *(TypeError, ValueError, RuntimeError, AttributeError, LookupError, NotImplementedError, ImportError),
+)
+#: Tokens that a window is narrowed to.
+_WINDOW = 4
+#: What two float32 computations of one log-probability may differ in, relative to the largest; and others.
+_TOLERANCE, _LOW_TOLERANCE = 1e-4, 5e-2
+
+
+@dataclasses.dataclass(frozen=True)
+class Ways:
+    """The ways that lead through a model.
+
+    Attributes:
+        padding: Sequences of different lengths in one pass, padded on the right.
+        packing: Several sequences in a row behind shared prompts; the form of masks that this takes, or None.
+        cache: Decoding with a key/value cache for each slot; the form of masks that this takes, or None.
+        fused: :class:`~textrl_env.lm.fused_llama.FusedLlama` in place of the model's modules.
+        shared_prompts: Decoding after prompts that are held once for several responses.
+        packing_windows: Whether packing holds beyond a window of the model's attention.
+        cache_windows: Whether the cache does.
+    """
+
+    padding: bool = False
+    packing: str | None = None
+    cache: str | None = None
+    fused: bool = False
+    shared_prompts: bool = False
+    packing_windows: bool = False
+    cache_windows: bool = False
 
 
 class CheckedModel(DecodingModel, Protocol):
-    """A language model with the ways that are compared here."""
+    """A language model as it is checked."""
 
-    autocast: bool
+    @property
+    def body(self) -> Any:
+        """The model without its head."""
 
-    def evaluate_packed(self, sequences: Sequences) -> tuple:
-        """Log-probabilities by teacher forcing over packed rows."""
+    @property
+    def ways(self) -> Ways:
+        """The ways that it goes."""
 
-    def evaluate_padded(self, sequences: Sequences) -> tuple:
-        """Log-probabilities by plain padded passes."""
+    def layout(self, sequences: Sequences) -> Any:
+        """How it reads finished sequences."""
 
+    def in_float32(self) -> contextlib.AbstractContextManager[CheckedModel]:
+        """The same model, computing in float32 for a while, or as it is where it cannot."""
 
-@torch.no_grad()
-def slot_cache_works(lm: CheckedModel) -> bool:
-    """Whether :class:`~textrl_env.lm.decoding.SlotDecoder` with a cache says what it says without."""
-    rows = _random_sequences(lm, (7, 4))
-    slots = np.arange(2)
-    try:
-        decoder = SlotDecoder(lm, 2, 8, use_cache=True)
-        decoder.prefill(slots, [row[:-1] for row in rows])
-        cached = decoder.step(slots, np.array([row[-1] for row in rows]))
-    except _NOT_SUPPORTED as error:
-        _log.debug("cached decoding failed: %r", error)
-        return False
-    return _close(lm, cached, SlotDecoder(lm, 2, 8, use_cache=False).prefill(slots, rows))
+    def with_ways(self, ways: Ways) -> CheckedModel:
+        """The same model, going these ways."""
+
+    def evaluate(self, sequences: Sequences) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Log-probabilities and more of the policy's tokens."""
 
 
 @torch.no_grad()
-def teacher_forcing_works(lm: CheckedModel) -> bool:
-    """Whether packed rows after shared prompts give the log-probabilities of padded passes."""
-    if not isinstance(lm.head, torch.nn.Linear):
-        return False
-    first, second, *responses = _random_sequences(lm, (3, 2, 3, 1, 2, 2))
-    shared = Sequences.from_responses([first, first, second, second], responses)
-    batches = shared, shared[[0, 2]]
-    try:
-        packed = [lm.evaluate_packed(batch)[0] for batch in batches]
-    except _NOT_SUPPORTED as error:
-        _log.debug("teacher forcing with shared prompts failed: %r", error)
-        return False
-    padded = [lm.evaluate_padded(batch)[0] for batch in batches]
-    return _close(lm, torch.cat(packed), torch.cat(padded))
+def find_ways(lm: CheckedModel, allowed: Callable[[str], bool] = lambda name: True) -> Ways:
+    """Try every way through a model.
+
+    Args:
+        lm: The model.
+        allowed: Which fields of :class:`Ways` may be anything but their default.
+
+    Raises:
+        ValueError: The model's log-probabilities depend on tokens that come later, or differ from one call to the next,
+            so that no way is right.
+    """
+    with lm.in_float32() as exact:
+        return _Search(exact, allowed).run()
 
 
-@torch.no_grad()
-def fused_body_works(lm: CheckedModel) -> bool:
-    """Whether :class:`~textrl_env.lm.fused_llama.FusedLlama` gives the logits of the model's modules."""
-    ids = torch.randint(lm.vocab_size, (2, 6), generator=torch.Generator().manual_seed(0)).to(lm.device)
-    try:
-        with lm.precision():
-            fused = lm.head(FusedLlama(lm.body)(ids).last_hidden_state)
-    except _NOT_SUPPORTED as error:
-        _log.debug("the fused body failed: %r", error)
-        return False
-    with lm.precision():
-        own = lm.model(input_ids=ids, use_cache=False).logits
-    return _close(lm, lm.action_logits(fused), lm.action_logits(own))
+class _Search:
+    def __init__(self, lm: CheckedModel, allowed: Callable[[str], bool]) -> None:
+        self.lm, self.allowed = lm, allowed
+        exact = all(p.dtype in (torch.float32, torch.float64) for p in lm.model.parameters())
+        self.tolerance = _TOLERANCE if exact else _LOW_TOLERANCE
+        draw = np.random.default_rng(0)
+        first, second, *responses = (draw.integers(0, lm.vocab_size, n) for n in (5, 2, 6, 3, 5, 1))
+        self.sequences = Sequences.from_responses([first, first, second, second], responses)
+        self.config = lm.model.config
+        self.narrow = True
 
+    def run(self) -> Ways:
+        with narrowed_windows(self.config, _WINDOW):
+            try:
+                self.truth = self._truth(self.sequences)
+            except _NOT_SUPPORTED as error:
+                name = type(self.lm.model).__name__
+                raise ValueError(f"{name} gives no logits for token ids alone: {error}") from error
+            self._check_causal()
+            ways = self._improved(Ways(), self._evaluates, padding=True)
+            splits = self._splits()
+            ways = self._fast_ways(ways, splits, windows=True)
+            if splits and self.allowed("fused") and self._is_llama():
+                # In a fresh model attention is so even that positions hardly matter.
+                with self._sharper_attention():
+                    ways = self._improved(ways, self._packs_and_decodes, fused=True)
+        if AttentionMasks(self.config).limited(2**31):
+            self.narrow = False
+            self.truth = self._truth(self.sequences)  # with windows as wide as they are
+            ways = self._fast_ways(ways, splits, windows=False)
+            if ways.fused:
+                ways = self._improved(
+                    dataclasses.replace(ways, fused=False), self._packs_and_decodes, fused=True
+                )
+        if ways.cache:
+            ways = self._improved(ways, self._continues, shared_prompts=True)
+        return ways
 
-@torch.no_grad()
-def shared_prompts_work(lm: CheckedModel) -> bool:
-    """Whether decoding after prompts that are held once gives the logits of decoding after copies."""
-    rows = _random_sequences(lm, (5, 3))
-    owners, tokens = np.array([1, 0, 1]), np.stack(_random_sequences(lm, (3, 3)))
-    decoder = SlotDecoder(lm, 2, 8, use_cache=True)
-    decoder.prefill(np.arange(2), rows)
-    try:
+    def _fast_ways(self, ways: Ways, splits: bool, windows: bool) -> Ways:
+        """``ways`` with packing and a cache where these are right and not there yet."""
+        for form in AttentionMasks(self.config).forms():
+            if ways.packing is None and form != PADDING and splits:
+                ways = self._improved(ways, self._packs, packing=form, packing_windows=windows)
+            if ways.cache is None:
+                ways = self._improved(ways, self._decodes, cache=form, cache_windows=windows)
+        return ways
+
+    def _improved(self, ways: Ways, works: Callable[[CheckedModel], bool], **more: Any) -> Ways:
+        """``ways`` with ``more``, if they are allowed and right."""
+        if not all(self.allowed(name.removesuffix("_windows")) for name in more):
+            return ways
+        better = dataclasses.replace(ways, **more)
+        try:
+            return better if works(self.lm.with_ways(better)) else ways
+        except _NOT_SUPPORTED as error:
+            _log.debug("%s failed: %r", more, error)
+            return ways
+
+    # -- the truth ------------------------------------------------------------------------------------------
+
+    def _truth(self, sequences: Sequences) -> Tensor:
+        """Log-probabilities of the policy's tokens, one sequence after another through the model's own modules."""
+        parts = []
+        for row in range(len(sequences)):
+            alone = sequences[[row]]
+            ids = torch.from_numpy(alone.tokens)[None].to(self.lm.device)
+            with self.lm.precision():
+                logits = self.lm.model(input_ids=ids, use_cache=False).logits
+            logits = self.lm.action_logits(logits)[0, torch.from_numpy(alone.policy) - 1]
+            parts.append(gather_log_probs(logits, torch.from_numpy(alone.actions).to(self.lm.device)))
+        return torch.cat(parts)
+
+    def _check_causal(self) -> None:
+        name = type(self.lm.model).__name__
+        if not torch.isfinite(self.truth).all():
+            raise ValueError(f"{name} gives log-probabilities that are not finite for random tokens")
+        if not self._close(self._truth(self.sequences), self.truth):
+            raise ValueError(
+                f"{name} gives other log-probabilities at every call, so there is no KL to speak of; is something "
+                "random left in it (dropout, noisy routing) that eval() does not turn off?"
+            )
+        first = self.sequences[[0]]
+        cut = Sequences.from_responses(first.prompts, [first.responses[0][:3]])
+        if not self._close(self._truth(cut), self.truth[:3]):
+            raise ValueError(
+                f"{name} lets tokens depend on later ones, so it is no causal language model and its "
+                "log-probabilities are not those of sampling token by token; take a decoder-only model, or set "
+                "is_decoder=True in its configuration"
+            )
+
+    # -- what is tried --------------------------------------------------------------------------------------
+
+    def _evaluates(self, lm: CheckedModel) -> bool:
+        return self._close(lm.evaluate(self.sequences)[0], self.truth)
+
+    def _splits(self) -> bool:
+        """Whether the model is its body and, after it, a matrix: no scale and no cap on the logits."""
+        head = self.lm.head
+        if not isinstance(head, torch.nn.Linear):
+            return False
+        ids = torch.from_numpy(self.sequences.prompts[0])[None].to(self.lm.device)
+        before = head.weight.data
+        try:
+            # A cap shows where logits are large.
+            head.weight.data = before * (
+                50 / self.lm.model(input_ids=ids, use_cache=False).logits.abs().max()
+            )
+            own = self.lm.model(input_ids=ids, use_cache=False).logits
+            split = head(self.lm.body(input_ids=ids, use_cache=False).last_hidden_state)
+        except _NOT_SUPPORTED as error:
+            _log.debug("the model does not come apart into a body and a head: %r", error)
+            return False
+        finally:
+            head.weight.data = before
+        return self._close(split, own)
+
+    def _packs(self, lm: CheckedModel) -> bool:
+        # Without a prompt in common rows are laid out in another way.
+        for rows in ([1, 2], [0, 1, 2, 3]):
+            some = self.sequences[rows]
+            if not isinstance(lm.layout(some), PackedLayout):
+                return False  # it would be read in another way
+            chosen = torch.from_numpy(np.isin(self.sequences.rows, rows)).to(self.truth.device)
+            if not self._close(lm.evaluate(some)[0], self.truth[chosen]):
+                return False
+        return True
+
+    def _packs_and_decodes(self, lm: CheckedModel) -> bool:
+        if not AttentionMasks(self.config).uniform(int(self.sequences.lengths.max())):
+            return self.narrow  # nothing is fused here; it is decided where windows are as wide as they are
+        packs = lm.ways.packing is None or self._packs(lm)
+        return packs and (lm.ways.cache is None or self._decodes(lm))
+
+    def _is_llama(self) -> bool:
+        try:
+            check_parts(self.lm.body)
+            FusedLlama(self.lm.body)
+        except _NOT_SUPPORTED as error:
+            _log.debug("the fused body failed: %r", error)
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def _sharper_attention(self) -> Iterator[None]:
+        """Queries so large that scores differ by several nats, and the truth of that."""
+        truth, before = self.truth, []
+        try:
+            for layer in self.lm.body.layers:
+                attention = layer.self_attn
+                query, key = attention.q_proj.weight, attention.k_proj.weight
+                # Of inputs of unit size, as they come out of a norm.
+                spread = query.norm() * key.norm() / (len(query) * len(key)) ** 0.5
+                gain = 3 / (float(spread) * attention.head_dim**0.5 * attention.scaling)
+                before.append((query, query.data))
+                query.data = query.data * max(gain, 1.0)
+            self.truth = self._truth(self.sequences)
+            yield
+        finally:
+            self.truth = truth
+            for weight, data in before:
+                weight.data = data
+
+    def _decodes(self, lm: CheckedModel) -> bool:
+        decoder = SlotDecoder(lm, len(self.sequences), int(self.sequences.lengths.max()) + 1, use_cache=True)
+        logits = decoder.prefill(np.arange(len(self.sequences)), self.sequences.prompts)
+        if not self._goes_on(decoder, logits):
+            return False
+        # A slot that starts anew while others stand.
+        again = decoder.prefill(np.array([1]), self.sequences.prompts[2:3])
+        first = int(self.sequences.num_actions[:2].sum())
+        action = torch.from_numpy(self.sequences.actions[first : first + 1]).to(again.device)
+        return self._close(gather_log_probs(again, action), self.truth[first : first + 1])
+
+    def _continues(self, lm: CheckedModel) -> bool:
+        first, second = self.sequences.prompts[0], self.sequences.prompts[2]
+        decoder = SlotDecoder(lm, 2, int(self.sequences.lengths.max()) + 1, use_cache=True)
+        logits = decoder.prefill(np.arange(2), [first, second])
+        owners = np.array([0, 0, 1, 1])
         shared = decoder.continue_each(owners)
-        got = torch.cat([shared.step(np.arange(3), t) for t in tokens])
-    except _NOT_SUPPORTED as error:
-        _log.debug("decoding after shared prompts failed: %r", error)
-        return False
-    copied = decoder.fork(owners)
-    return _close(lm, got, torch.cat([copied.step(np.arange(3), t) for t in tokens]))
+        return self._goes_on(shared, logits[torch.from_numpy(owners).to(logits.device)], together=True)
 
+    def _goes_on(self, decoder: SlotDecoder, logits: Tensor, together: bool = False) -> bool:
+        """Whether a decoder that holds the prompts gives each response its log-probabilities, token by token.
 
-def _random_sequences(lm: CheckedModel, lengths: Sequence[int]) -> list[np.ndarray]:
-    generator = np.random.default_rng(0)
-    return [generator.integers(0, lm.vocab_size, size=n) for n in lengths]
+        ``together`` lets slots go on whose response has ended.
+        """
+        counts = self.sequences.num_actions
+        ends = np.cumsum(counts)
+        slots = np.arange(len(counts))
+        for t in range(int(counts.max())):
+            alive = counts[slots] > t
+            if t > 0:
+                slots = slots if together else slots[alive]
+                before = np.minimum((ends - counts)[slots] + t, ends[slots]) - 1
+                logits = decoder.step(slots, self.sequences.actions[before])
+                alive = counts[slots] > t
+            index = (ends - counts)[slots[alive]] + t
+            actions = torch.from_numpy(self.sequences.actions[index]).to(logits.device)
+            got = gather_log_probs(logits[torch.from_numpy(alive).to(logits.device)], actions)
+            if not self._close(got, self.truth[torch.from_numpy(index).to(self.truth.device)]):
+                return False
+        return True
 
-
-def _close(lm: CheckedModel, one: Tensor, other: Tensor) -> bool:
-    exact = lm.model.dtype == torch.float32 and not lm.autocast
-    tolerance = 1e-4 if exact else 5e-2
-    return bool((one - other).abs().max() <= tolerance * (1 + other.abs().max()))
+    def _close(self, one: Tensor, other: Tensor) -> bool:
+        return bool((one - other).abs().max() <= self.tolerance * (1 + other.abs().max()))

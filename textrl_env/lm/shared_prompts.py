@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
-from transformers.modeling_utils import AttentionInterface
 
 _NAME = "textrl_shared_prompts"
 
@@ -192,12 +190,16 @@ _active: SharedPrompts | None = None
 
 
 @contextlib.contextmanager
-def attending(prompts: SharedPrompts | None, config: PreTrainedConfig) -> Iterator[None]:
+def attending(prompts: SharedPrompts | None, config: Any) -> Iterator[None]:
     """Let the model of ``config`` attend to these prompts before its own cache; None changes nothing."""
     global _active
     if prompts is None:
         yield
         return
+    # Here and not at the top: should another version of transformers keep it elsewhere, only this is slower.
+    from transformers.modeling_utils import AttentionInterface
+
+    AttentionInterface.register(_NAME, _attention)
     usual, _active = config._attn_implementation_internal, prompts
     config._attn_implementation_internal = _NAME
     try:
@@ -219,6 +221,3 @@ def _attention(
     if attention_mask.dtype == torch.bool:
         attention_mask = added_to_scores(attention_mask, query.dtype)
     return _active.attend(module.layer_idx, query, key, value, attention_mask, scaling), None
-
-
-AttentionInterface.register(_NAME, _attention)

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
-from transformers.cache_utils import Cache, CacheLayerMixin
 
+from textrl_env.lm.attention_masks import AttentionMasks
 from textrl_env.lm.fused_llama import FusedLlama
 from textrl_env.lm.sequences import Sequences, distinct, move, ranges, right_padded
 from textrl_env.lm.shared_prompts import SharedPrompts
@@ -41,13 +40,17 @@ class PackedLayout:
 
     Attributes:
         actions: The policy's tokens, int64 ``[m]``.
+        longest: Tokens of the longest sequence.
     """
+
+    #: Whether equal prompts are read once, through a cache.
+    may_share = True
 
     def __init__(self, sequences: Sequences) -> None:
         first, last = sequences.first, sequences.last
         unique, owners = distinct(sequences.prompts)
         spared = first.sum() - first[unique].sum()
-        self._shares = bool(spared >= _WORTH_SHARING * (last + 1).sum())
+        self._shares = self.may_share and bool(spared >= _WORTH_SHARING * (last + 1).sum())
         prompts = right_padded([sequences.prompts[i] for i in unique]) if self._shares else np.zeros((0, 0))
         skipped = first if self._shares else np.zeros_like(first)  # what is not read in the rows
         # The policy's last token predicts nothing that is asked for, and neither does what comes after it.
@@ -63,6 +66,7 @@ class PackedLayout:
         positions.ravel()[filled] = ranges(skipped, lengths)
         sequence.ravel()[filled] = np.repeat(np.arange(len(lengths)), lengths)
         self._alone = len(self._owners) == len(sequences)  # one in each row
+        self.longest = int(sequences.lengths.max(initial=0))
 
         rows = sequences.rows
         offset = sequences.policy - sequences.starts[rows]  # of the policy's tokens in their sequences
@@ -80,48 +84,72 @@ class PackedLayout:
         self._prompts, self._ids, self._positions, self._sequence, self._owner, self._known = moved[:6]
         self._states, self.actions = moved[6:]
 
-    def states(self, body: nn.Module) -> Tensor:
+    def states(self, body: nn.Module | FusedLlama, masks: AttentionMasks, dtype: torch.dtype) -> Tensor:
         """The last hidden states that predict the policy's tokens, ``[m, hidden]``, with gradient.
 
         Args:
             body: A transformers model without its head, or a stand-in for it.
+            masks: Who may look at whom.
+            dtype: Of the model's scores.
         """
+
+        def read(mask: tuple[Tensor, Tensor, Tensor] | None = None, **inputs: Any) -> Tensor:
+            if mask is not None:
+                fused = isinstance(body, FusedLlama)
+                inputs["attention_mask"] = masks.one(*mask) if fused else masks.make(*mask, dtype)
+            return body(**inputs).last_hidden_state
+
         if not self._shares:
-            read = [body(**self._row_inputs(body), use_cache=False).last_hidden_state]
+            states = [read(**self._row_inputs(body, masks), use_cache=False)]
         else:
-            cache = DynamicCache()
-            read = [body(input_ids=self._prompts, past_key_values=cache, use_cache=True).last_hidden_state]
+            from textrl_env.lm.caches import prompt_cache
+
+            cache = prompt_cache()
+            prompts = _causal(self._prompts) if _needs_mask(body, masks, self._prompts.shape[1]) else None
+            states = [read(prompts, input_ids=self._prompts, past_key_values=cache, use_cache=True)]
             if self._ids.numel():
-                inputs = self._inputs_after(cache, body)
-                read.append(body(**inputs, use_cache=True).last_hidden_state)
-        flat = [states.flatten(0, 1) for states in read]
+                states.append(read(**self._inputs_after(cache, body, masks), use_cache=True))
+        flat = [x.flatten(0, 1) for x in states]
         pool = flat[0] if len(flat) == 1 else torch.cat(flat)
         return pool.index_select(0, self._states)
 
-    def _row_inputs(self, body: nn.Module) -> dict[str, Any]:
+    def _row_inputs(self, body: nn.Module | FusedLlama, masks: AttentionMasks) -> dict[str, Any]:
         """What a model takes of the rows, each token seeing those of its own sequence before it."""
-        if self._alone:  # padding on the right: causal attention never looks at it
-            inputs = {"input_ids": self._ids}
+        inputs: dict[str, Any] = {"input_ids": self._ids}
+        if self._alone and not _needs_mask(body, masks, self._ids.shape[1]):
+            # Padding on the right: causal attention never looks at it.
             if self._ids.device.type == "cpu" or isinstance(body, FusedLlama):
                 return inputs
-            # Without a cache transformers looks at the positions, for which a GPU has to be waited for.
-            return inputs | {"past_key_values": DynamicCache()}
-        inputs = {"input_ids": self._ids, "position_ids": self._positions}
-        return inputs | {"attention_mask": self._own_tokens()[:, None]}
+            from textrl_env.lm.caches import prompt_cache
 
-    def _inputs_after(self, cache: Cache, body: nn.Module) -> dict[str, Any]:
+            # Without a cache transformers looks at the positions, for which a GPU has to be waited for.
+            return inputs | {"past_key_values": prompt_cache()}
+        mask = (self._own_tokens(), self._positions, self._positions)
+        return inputs | {"position_ids": self._positions, "mask": mask}
+
+    def _inputs_after(
+        self, cache: Any, body: nn.Module | FusedLlama, masks: AttentionMasks
+    ) -> dict[str, Any]:
         """What a model takes of the rows when the prompts are in ``cache``."""
         inputs: dict[str, Any] = {"input_ids": self._ids, "position_ids": self._positions}
-        if isinstance(body, FusedLlama) and body.device.type == "cpu":
+        own = self._own_tokens()
+        longest = int(self._before.max()) + self._ids.shape[1]
+        if isinstance(body, FusedLlama) and body.device.type == "cpu" and not masks.limited(longest):
             if not self._alone:
-                inputs["attention_mask"] = self._own_tokens()[:, None]
+                inputs["mask"] = (own, self._positions, self._positions)
             keys, values = ([getattr(layer, x) for layer in cache.layers] for x in ("keys", "values"))
             return inputs | {"prompts": SharedPrompts(keys, values, self._before, self._owners)}
-        seen = torch.arange(int(self._before.max()), device=self._ids.device) < self._known[:, None]  # [R, P]
-        own = self._own_tokens().expand(len(seen), -1, -1)
-        mask = torch.cat([seen[:, None].expand(-1, own.shape[1], -1), own], dim=2)
-        prompts = Cache(layers=[_Prefix(layer, self._owner) for layer in cache.layers])
-        return inputs | {"attention_mask": mask[:, None], "past_key_values": prompts}
+        from textrl_env.lm.caches import prefix_cache
+
+        before = torch.arange(int(self._before.max()), device=self._ids.device)
+        seen = before < self._known[:, None]  # [R, P]
+        own = own.expand(len(seen), -1, -1)
+        visible = torch.cat([seen[:, None].expand(-1, own.shape[1], -1), own], dim=2)
+        keys = torch.cat([before.expand(len(seen), -1), self._positions], dim=1)
+        return inputs | {
+            "mask": (visible, self._positions, keys),
+            "past_key_values": prefix_cache(cache, self._owner),
+        }
 
     def _own_tokens(self) -> Tensor:
         """bool ``[R or 1, W, W]``: which tokens of its row a token may look at."""
@@ -130,6 +158,24 @@ class PackedLayout:
         if not self._alone:
             mask = mask & (self._sequence[:, :, None] == self._sequence[:, None, :])
         return mask
+
+
+class ApartLayout(PackedLayout):
+    """The same with every prompt read for each of its responses, for passes that no cache can take part in."""
+
+    may_share = False
+
+
+def _needs_mask(body: nn.Module | FusedLlama, masks: AttentionMasks, length: int) -> bool:
+    """Whether a body has to be told what modules find out by themselves: that they see a window only."""
+    return isinstance(body, FusedLlama) and masks.limited(length)
+
+
+def _causal(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What tokens of rows ``[R, W]`` see if each row is one sequence, and where they stand."""
+    width = ids.shape[1]
+    places = torch.arange(width, device=ids.device)[None]
+    return torch.ones(1, width, width, dtype=torch.bool, device=ids.device).tril(), places, places
 
 
 class PaddedLayout:
@@ -157,34 +203,6 @@ class PaddedLayout:
     def take(self, outputs: Tensor) -> Tensor:
         """Of outputs ``[B, L or keep, ...]``, those that predict the policy's tokens, ``[m, ...]``."""
         return outputs[:, -self.keep :].flatten(0, 1).index_select(0, self._states)
-
-
-class _Prefix(CacheLayerMixin):
-    """One layer's keys and values of the prompts, seen from rows that each continue one of them."""
-
-    def __init__(self, prompts: CacheLayerMixin, rows: Tensor) -> None:
-        super().__init__()
-        self.keys, self.values = prompts.keys, prompts.values
-        self.rows = rows
-        self.is_initialized = True
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing to do: the prompts are there."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any):
-        return (
-            torch.cat([self.keys.index_select(0, self.rows), key_states], dim=2),
-            torch.cat([self.values.index_select(0, self.rows), value_states], dim=2),
-        )
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length() + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return self.keys.shape[2]
-
-    def get_max_length(self) -> int:
-        return -1
 
 
 def pack_rows(lengths: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

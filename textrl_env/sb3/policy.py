@@ -256,11 +256,12 @@ class _LogitsAndValue:
 
     def __init__(self, policy: CausalLMActorCriticPolicy) -> None:
         self.policy, self.model = policy, self
-        self.config = policy.lm.model.config
+        self.config, self.dtype = policy.lm.model.config, policy.lm.model.dtype
         self.vocab_size = policy.lm.vocab_size + 1
         self.device = policy.lm.device
         self.slot_cache_works = policy.lm.slot_cache_works
         self.precision = policy.lm.precision
+        self.masks, self.padding_works = policy.lm.masks, policy.lm.padding_works
 
     def __call__(self, **inputs: Any) -> SimpleNamespace:
         return SimpleNamespace(logits=torch.cat(self.policy._run(None, **inputs), dim=-1))
@@ -268,7 +269,7 @@ class _LogitsAndValue:
     def action_logits(self, logits: Tensor) -> Tensor:
         return logits
 
-    def fused_body(self) -> None:
+    def fused_body(self, body: Any = None, max_length: int = 0) -> None:
         return None  # the value head reads what goes into the model's own output embedding
 
 
