@@ -20,10 +20,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from torch import Tensor
 
+from agents import presets
 from agents.algorithms import maths
-from agents.algorithms.flat_adam import FlatAdam
 from agents.algorithms.gradient_step import accumulate_gradients, clip_gradients, read_scalars
-from agents.algorithms.schedules import Schedule, schedule_value
+from agents.algorithms.optimizers import make_optimizer
+from agents.algorithms.schedules import Schedule, lr_multiplier, schedule_value
 from agents.loop import LearningLoop
 from agents.policies.base import Evaluation, Policy
 from agents.policies.factory import make_policy
@@ -51,7 +52,8 @@ class Agent(LearningLoop):
     Args:
         policy: "MlpPolicy", "CausalLMPolicy", "auto" (chosen from the env), or a :class:`Policy` class.
         env: A Gymnasium id, an env or a vector env; None only when loading for prediction.
-        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress.
+        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress. None goes by what is
+            trained, as do all that are None here and in the table of :mod:`agents.presets`.
         n_steps: Steps of each slot in a rollout, for agents that learn from segments.
         n_episodes: Episodes in a rollout, for agents that learn from whole episodes (on text, all).
         batch_size: Rows in a gradient step: env steps, or episodes where whole episodes are needed. None
@@ -65,7 +67,16 @@ class Agent(LearningLoop):
         max_grad_norm: Gradients are clipped to this norm.
         critic: "separate", "shared", "head" (language models), None, or "default" for the policy's own default.
         group_size: Episodes that share a start state, neighbours in the rollout.
-        micro_batch_size: Rows evaluated at once; losses do not depend on it, memory does.
+        micro_batch_size: Rows evaluated at once; losses do not depend on it, memory does. None, where it was said,
+            takes all.
+        gradient_accumulation_steps: Passes of ``batch_size`` rows that make one gradient step, as in transformers;
+            where ``batch_size`` is None, parts that the one step of a rollout is evaluated in.
+        lr_scheduler_type: What the learning rate does on the way, by transformers' name: "constant", "linear",
+            "cosine", ...
+        lr_scheduler_kwargs: More arguments of that scheduler.
+        warmup_ratio: Share of the run in which the learning rate rises from 0.
+        warmup_steps: The same in gradient steps, in place of ``warmup_ratio``.
+        weight_decay: As in AdamW; biases and norms do not decay.
         n_envs: Slots to make when ``env`` is an id; None is 1 for segments, all episodes for whole episodes.
         env_kwargs: Passed to ``gym.make_vec`` when ``env`` is an id.
         policy_kwargs: Passed to the policy.
@@ -84,6 +95,8 @@ class Agent(LearningLoop):
     uses_critic: ClassVar[bool] = False
     #: Arguments of a base class that mean nothing to this method, and why; giving one is an error.
     takes_no: ClassVar[dict[str, str]] = {}
+    #: Of the weights that only the critic has; None is that of the policy.
+    critic_learning_rate: Schedule | None = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Agent:
         # Remember the arguments as they were given, so that save() can write them, also for plug-in agents.
@@ -98,11 +111,11 @@ class Agent(LearningLoop):
         self,
         policy: str | type[Policy],
         env: str | gym.Env | gym.vector.VectorEnv | None,
-        learning_rate: Schedule = 3e-4,
+        learning_rate: Schedule | None = None,
         n_steps: int = 128,
         n_episodes: int | None = None,
         batch_size: int | None = None,
-        n_epochs: int = 1,
+        n_epochs: int | None = None,
         gamma: float | None = None,
         gae_lambda: float = 1.0,
         ent_coef: float = 0.0,
@@ -119,14 +132,41 @@ class Agent(LearningLoop):
         verbose: int = 0,
         seed: int | None = None,
         device: str | torch.device = "auto",
+        gradient_accumulation_steps: int = 1,
+        lr_scheduler_type: str | None = None,
+        lr_scheduler_kwargs: dict[str, Any] | None = None,
+        warmup_ratio: float | None = None,
+        warmup_steps: int | None = None,
+        weight_decay: float = 0.0,
     ) -> None:
         _check_positive(n_steps=n_steps, n_episodes=n_episodes, batch_size=batch_size, n_epochs=n_epochs)
         _check_positive(group_size=group_size, micro_batch_size=micro_batch_size, n_envs=n_envs)
         for name, value in (("gamma", gamma), ("gae_lambda", gae_lambda)):
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {value}")
+        _check_positive(gradient_accumulation_steps=gradient_accumulation_steps, warmup_steps=warmup_steps)
+        if not (math.isfinite(weight_decay) and weight_decay >= 0):
+            raise ValueError(f"weight_decay must be a finite number >= 0, got {weight_decay}")
+        if warmup_ratio and warmup_steps:
+            raise ValueError(
+                f"warmup_ratio={warmup_ratio} and warmup_steps={warmup_steps} both say how long the learning rate "
+                "rises; give one"
+            )
+        if lr_scheduler_type not in (None, "constant") and not isinstance(
+            learning_rate, (int, float, type(None))
+        ):
+            raise ValueError(
+                f"learning_rate={learning_rate!r} and lr_scheduler_type={lr_scheduler_type!r} both change the learning "
+                "rate; give a number and a scheduler, or a schedule alone"
+            )
         self.policy_name = policy
         self.learning_rate = learning_rate
+        self.lr_scheduler_type, self.lr_scheduler_kwargs = lr_scheduler_type, lr_scheduler_kwargs
+        self.warmup_ratio, self.warmup_steps = warmup_ratio, warmup_steps
+        self.weight_decay = weight_decay
+        self.gradient_accumulation_steps = gradient_accumulation_steps
+        #: What is trained, a column of :data:`agents.presets.DEFAULTS`; "" before there is a policy.
+        self.preset = ""
         self.n_steps, self.n_episodes = n_steps, n_episodes
         self.batch_size, self.n_epochs = batch_size, n_epochs
         self.gae_lambda, self.ent_coef, self.vf_coef = gae_lambda, ent_coef, vf_coef
@@ -139,6 +179,7 @@ class Agent(LearningLoop):
         self.verbose = verbose
         self.num_timesteps = 0
         self.n_updates = 0
+        self.n_gradient_steps = 0
         self.stopped = False
         self.callback: BaseCallback | None = None
         self._logger: Logger | None = None
@@ -217,14 +258,18 @@ class Agent(LearningLoop):
         self.gamma = (1.0 if self.policy.whole_episodes else 0.99) if self._gamma is None else self._gamma
         if not self.policy.whole_episodes:
             self.text_env = None
-        parameters = [p for p in self.policy.parameters() if p.requires_grad]
-        # Epsilon 1e-5 as in the reference implementations of PPO.
-        settings = {"lr": schedule_value(self.learning_rate, 1.0), "eps": 1e-5}
-        make_optimizer = FlatAdam if self.policy.flat else torch.optim.Adam
-        fused = self.device.type in ("cpu", "cuda")
-        self.optimizer = make_optimizer(parameters, **settings, fused=fused)
+        self.preset = presets.resolve(self)
+        self.set_up_optimizer()
         if self.env is not None:
             bind_policy(self.env, self.policy.log_prob, self.policy.slot_log_prob)
+
+    def set_up_optimizer(self) -> None:
+        """Make the optimiser and its schedule from the hyper-parameters in force."""
+        ratio = 0.0 if self.warmup_steps else self.warmup_ratio
+        self._lr_multiplier = lr_multiplier(self.lr_scheduler_type, ratio, self.lr_scheduler_kwargs)
+        self.optimizer = make_optimizer(self.policy, self.weight_decay, self.critic_learning_rate is not None)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rates(1.0)[group["critic"]]
 
     def _policy_device(self) -> torch.device:
         """Small networks are fastest on the CPU; a language model goes where the env's is, or to what there is."""
@@ -327,19 +372,18 @@ class Agent(LearningLoop):
 
     def train(self, rollout: Rollout) -> None:
         """Learn from one rollout: ``n_epochs`` passes in minibatches, one gradient step for each."""
-        learning_rate = schedule_value(self.learning_rate, self._progress_remaining)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        self._plan_learning_rates(rollout)
         rollout = self.prepare_rollout(rollout)
-        whole = self.batch_size is None or self.batch_size >= len(rollout)
+        size = None if self.batch_size is None else self.batch_size * self.gradient_accumulation_steps
+        whole = size is None or size >= len(rollout)
         if whole:  # one minibatch, the same in every pass
             rollout = self.prepare_batch(rollout)
         records: list[dict[str, float]] = []
         fresh = True
         for _ in range(self.n_epochs):
-            for batch in rollout.minibatches(self.batch_size, self.rng):
+            for batch in rollout.minibatches(size, self.rng):
                 batch = batch if whole else self.prepare_batch(batch)
-                for micro, _ in batch.micro_batches(self.micro_batch_size):
+                for micro, _ in batch.micro_batches(self._micro_batch_size(len(batch))):
                     self.policy.prepare(micro)
                 record = self.update(batch, fresh)
                 fresh = False
@@ -351,7 +395,31 @@ class Agent(LearningLoop):
                 continue
             break
         self.policy.weights_changed()
-        self._log_training(rollout, records, learning_rate)
+        self._log_training(rollout, records, self.optimizer.param_groups[0]["lr"])
+
+    def _learning_rates(self, progress_remaining: float) -> tuple[float, float]:
+        """The learning rates of the policy and of the critic's own weights, before scheduler and warm-up."""
+        rate = schedule_value(self.learning_rate, progress_remaining)
+        own = self.critic_learning_rate
+        return rate, rate if own is None else schedule_value(own, progress_remaining)
+
+    def _plan_learning_rates(self, rollout: Rollout) -> None:
+        """Set the learning rates for the gradient steps on one rollout."""
+        multiplier = 1.0
+        if self.total_timesteps:  # train() may be called by hand, and then there is no run to be in
+            # The middle of the rollout, so that neither the first nor the last update of a short run has a rate of 0.
+            middle = self.num_timesteps - int(rollout.mask.sum()) / 2
+            multiplier = self._lr_multiplier(min(max(middle / self.total_timesteps, 0.0), 1.0))
+        rates = self._learning_rates(self._progress_remaining)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["planned_lr"] = rates[group["critic"]] * multiplier
+
+    def _micro_batch_size(self, rows: int) -> int | None:
+        """Rows of a gradient step of ``rows`` that are evaluated at once; None for all."""
+        if self.gradient_accumulation_steps == 1:
+            return self.micro_batch_size
+        size = -(-rows // self.gradient_accumulation_steps) if self.batch_size is None else self.batch_size
+        return min(size, self.micro_batch_size or size)
 
     def update(self, batch: Rollout, fresh: bool = False) -> dict[str, float]:
         """One gradient step on one minibatch, in micro-batches; returns what to log.
@@ -368,7 +436,7 @@ class Agent(LearningLoop):
         self.optimizer.zero_grad()
         weights = self.loss_weights(batch)
         names, totals = accumulate_gradients(
-            self.policy, batch, self.loss, weights, self.micro_batch_size, fresh
+            self.policy, batch, self.loss, weights, self._micro_batch_size(len(batch)), fresh
         )
         extra = self.extra_loss()
         if extra is not None:
@@ -380,6 +448,10 @@ class Agent(LearningLoop):
                 f"the gradient norm became {logged['grad_norm']} at {self.num_timesteps} timesteps; "
                 "a lower learning_rate or a smaller reward scale usually helps"
             )
+        self.n_gradient_steps += 1
+        if self.warmup_steps:
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["planned_lr"] * min(self.n_gradient_steps / self.warmup_steps, 1.0)
         self.optimizer.step()
         return logged
 

@@ -34,11 +34,12 @@ class GRPO(Agent):
     Args:
         policy: "MlpPolicy", "CausalLMPolicy", "auto" or a policy class.
         env: A Gymnasium id, an env or a vector env.
-        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress.
+        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress; None goes by what is
+            trained (:mod:`agents.presets`).
         group_size: ``G``, episodes for each start state.
         n_episodes: Episodes in a rollout, a multiple of ``group_size``; None is 64 on text, else 16.
         batch_size: Episodes of a minibatch; None takes all.
-        n_epochs: Passes over a rollout.
+        n_epochs: Passes over a rollout; None is 1.
         clip_range: Lower clip ``eps``; a number, "linear:0.2", or a function of the remaining progress.
         clip_range_high: Upper clip, as in DAPO's clip-higher; None is ``clip_range``.
         scale: "std" divides by the group's standard deviation, "none" does not (Dr. GRPO), "leave-one-out"
@@ -69,11 +70,11 @@ class GRPO(Agent):
         self,
         policy: str | type[Policy],
         env: Any,
-        learning_rate: Schedule = 1e-3,
+        learning_rate: Schedule | None = None,
         group_size: int = 8,
         n_episodes: int | None = None,
         batch_size: int | None = None,
-        n_epochs: int = 1,
+        n_epochs: int | None = None,
         clip_range: Schedule = 0.2,
         clip_range_high: float | None = None,
         scale: str = "std",

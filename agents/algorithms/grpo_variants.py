@@ -33,7 +33,8 @@ class RLOO(GRPO):
     Args:
         policy: "MlpPolicy", "CausalLMPolicy", "auto" or a policy class.
         env: A Gymnasium id, an env or a vector env.
-        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress.
+        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress; None goes by what is
+            trained (:mod:`agents.presets`).
         group_size: ``k``, episodes for each start state.
         **kwargs: See :class:`~agents.algorithms.grpo.GRPO`; the KL is in the reward.
     """
@@ -42,7 +43,7 @@ class RLOO(GRPO):
         self,
         policy: str | type[Policy],
         env: Any,
-        learning_rate: Schedule = 1e-3,
+        learning_rate: Schedule | None = None,
         group_size: int = 8,
         **kwargs: Any,
     ) -> None:
@@ -64,7 +65,8 @@ class REINFORCEPlusPlus(GRPO):
     Args:
         policy: "MlpPolicy", "CausalLMPolicy", "auto" or a policy class.
         env: A Gymnasium id, an env or a vector env.
-        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress.
+        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress; None goes by what is
+            trained (:mod:`agents.presets`).
         clip_range: ``eps``; a number, "linear:0.2", or a function of the remaining progress.
         **kwargs: See :class:`~agents.algorithms.grpo.GRPO`; groups and a KL in the loss are no part of the method.
     """
@@ -73,7 +75,7 @@ class REINFORCEPlusPlus(GRPO):
         self,
         policy: str | type[Policy],
         env: Any,
-        learning_rate: Schedule = 1e-3,
+        learning_rate: Schedule | None = None,
         clip_range: Schedule = 0.2,
         **kwargs: Any,
     ) -> None:
@@ -93,7 +95,8 @@ class DrGRPO(GRPO):
     Args:
         policy: "MlpPolicy", "CausalLMPolicy", "auto" or a policy class.
         env: A Gymnasium id, an env or a vector env.
-        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress.
+        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress; None goes by what is
+            trained (:mod:`agents.presets`).
         group_size: ``G``, episodes for each start state.
         **kwargs: See :class:`~agents.algorithms.grpo.GRPO`.
     """
@@ -102,7 +105,7 @@ class DrGRPO(GRPO):
         self,
         policy: str | type[Policy],
         env: Any,
-        learning_rate: Schedule = 1e-3,
+        learning_rate: Schedule | None = None,
         group_size: int = 8,
         **kwargs: Any,
     ) -> None:
@@ -118,7 +121,8 @@ class DAPO(GRPO):
     Args:
         policy: "MlpPolicy", "CausalLMPolicy", "auto" or a policy class.
         env: A Gymnasium id, an env or a vector env.
-        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress.
+        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress; None goes by what is
+            trained (:mod:`agents.presets`).
         group_size: ``G``, episodes for each start state.
         clip_range: Lower clip; a number, "linear:0.2", or a function of the remaining progress.
         clip_range_high: Upper clip.
@@ -131,7 +135,7 @@ class DAPO(GRPO):
         self,
         policy: str | type[Policy],
         env: Any,
-        learning_rate: Schedule = 1e-3,
+        learning_rate: Schedule | None = None,
         group_size: int = 8,
         clip_range: Schedule = 0.2,
         clip_range_high: float = 0.28,
@@ -191,7 +195,8 @@ class GSPO(GRPO):
     Args:
         policy: "MlpPolicy", "CausalLMPolicy", "auto" or a policy class.
         env: A Gymnasium id, an env or a vector env.
-        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress.
+        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress; None goes by what is
+            trained (:mod:`agents.presets`).
         group_size: ``G``, episodes for each start state.
         clip_range: Lower clip; a number, "linear:3e-4", or a function of the remaining progress.
         clip_range_high: Upper clip.
@@ -202,7 +207,7 @@ class GSPO(GRPO):
         self,
         policy: str | type[Policy],
         env: Any,
-        learning_rate: Schedule = 1e-3,
+        learning_rate: Schedule | None = None,
         group_size: int = 8,
         clip_range: Schedule = 3e-4,
         clip_range_high: float = 4e-4,
@@ -227,7 +232,8 @@ class CISPO(GRPO):
     Args:
         policy: "MlpPolicy", "CausalLMPolicy", "auto" or a policy class.
         env: A Gymnasium id, an env or a vector env.
-        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress.
+        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress; None goes by what is
+            trained (:mod:`agents.presets`).
         group_size: ``G``, episodes for each start state.
         clip_range: Weights are at least ``1 - clip_range``.
         clip_range_high: Weights are at most ``1 + clip_range_high``.
@@ -238,7 +244,7 @@ class CISPO(GRPO):
         self,
         policy: str | type[Policy],
         env: Any,
-        learning_rate: Schedule = 1e-3,
+        learning_rate: Schedule | None = None,
         group_size: int = 8,
         clip_range: Schedule = 1.0,
         clip_range_high: float = 4.0,

@@ -26,7 +26,8 @@ class PPO(Agent):
     Args:
         policy: "MlpPolicy", "CausalLMPolicy", "auto" or a policy class.
         env: A Gymnasium id, an env or a vector env.
-        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress.
+        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress; None goes by what is
+            trained (:mod:`agents.presets`).
         n_steps: Steps of each slot in a rollout.
         batch_size: Rows of a minibatch: steps, on text episodes.
         n_epochs: Passes over a rollout; None is 4 on text, where rollouts are small, and 10 elsewhere.
@@ -52,7 +53,7 @@ class PPO(Agent):
         self,
         policy: str | type[Policy],
         env: Any,
-        learning_rate: Schedule = 3e-4,
+        learning_rate: Schedule | None = None,
         n_steps: int = 2048,
         batch_size: int | None = 64,
         n_epochs: int | None = None,
@@ -73,7 +74,6 @@ class PPO(Agent):
         self.clip_range_vf = clip_range_vf
         self.normalize_advantage = normalize_advantage
         self.target_kl = target_kl
-        self.default_epochs = n_epochs is None
         super().__init__(
             policy,
             env,
@@ -81,7 +81,7 @@ class PPO(Agent):
             n_steps=n_steps,
             n_episodes=n_episodes,
             batch_size=batch_size,
-            n_epochs=1 if n_epochs is None else n_epochs,
+            n_epochs=n_epochs,
             gamma=gamma,
             gae_lambda=gae_lambda,
             ent_coef=ent_coef,
@@ -90,11 +90,6 @@ class PPO(Agent):
             critic=critic,
             **kwargs,
         )
-
-    def set_up_policy(self, spaces: Any = None) -> None:
-        super().set_up_policy(spaces)
-        if self.default_epochs:
-            self.n_epochs = 4 if self.policy.whole_episodes else 10
 
     def prepare_batch(self, batch: Rollout) -> Rollout:
         # In each minibatch, as stable-baselines3 does; the paper does not normalise.

@@ -34,7 +34,8 @@ class PPOptx(PPO):
     Args:
         policy: "CausalLMPolicy", "auto" or a policy class with a language model.
         env: A Gymnasium id, an env or a vector env.
-        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress.
+        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress; None goes by what is
+            trained (:mod:`agents.presets`).
         ptx_data: Demonstrations {"prompt", "completion"}, conversations {"messages"} or texts {"text"}: a list, or a
             .jsonl file of them.
         ptx_coef: Weight of the supervised loss; 0 is plain PPO, to the bit.
@@ -49,7 +50,7 @@ class PPOptx(PPO):
         self,
         policy: str | type[Policy],
         env: Any,
-        learning_rate: Schedule = 3e-4,
+        learning_rate: Schedule | None = None,
         *,
         ptx_data: str | Path | list[dict[str, Any]] | None = None,
         ptx_coef: float = 0.0,

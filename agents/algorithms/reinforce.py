@@ -26,7 +26,8 @@ class REINFORCE(Agent):
     Args:
         policy: "MlpPolicy", "CausalLMPolicy", "auto" or a policy class.
         env: A Gymnasium id, an env or a vector env.
-        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress.
+        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress; None goes by what is
+            trained (:mod:`agents.presets`).
         n_episodes: Episodes in each update; None is 64 on text and 16 elsewhere.
         baseline: "mean" (the mean return of the batch at that step), "learned" (a critic), or "none".
         normalize_advantage: Divide by the batch's standard deviation.
@@ -46,7 +47,7 @@ class REINFORCE(Agent):
         self,
         policy: str | type[Policy],
         env: Any,
-        learning_rate: Schedule = 1e-3,
+        learning_rate: Schedule | None = None,
         n_episodes: int | None = None,
         baseline: str = "mean",
         normalize_advantage: bool = False,

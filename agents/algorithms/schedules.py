@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
+
+from textrl_env.errors import check_choice
 
 #: A number, "linear:3e-4" (down to 0), or a function of the remaining progress (1 at the start, 0 at the end).
 Schedule = float | str | Callable[[float], float]
@@ -18,3 +21,53 @@ def schedule_value(schedule: Schedule, progress_remaining: float) -> float:
             raise ValueError(f'a schedule is a number, "linear:3e-4" or a function, got {schedule!r}')
         return float(initial) * progress_remaining
     return float(schedule)
+
+
+#: What ``lr_scheduler_type`` may be: transformers' names, without those that read the loss.
+LR_SCHEDULERS = (
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "polynomial",
+    "inverse_sqrt",
+    "warmup_stable_decay",
+)
+#: Steps that a run is divided into for transformers' schedulers, which count in steps and not in shares.
+_PARTS = 10_000
+
+
+def lr_multiplier(
+    lr_scheduler_type: str, warmup_ratio: float = 0.0, lr_scheduler_kwargs: dict[str, Any] | None = None
+) -> Callable[[float], float]:
+    """What the learning rate is multiplied by after some share of a run, by one of transformers' schedulers.
+
+    Args:
+        lr_scheduler_type: One of :data:`LR_SCHEDULERS`. A constant rate with a warm-up warms up.
+        warmup_ratio: Share of the run in which the rate rises from 0, a straight line.
+        lr_scheduler_kwargs: More arguments of the scheduler, for example ``{"min_lr_rate": 0.1}``; those that are
+            numbers of steps count 10,000 to the run.
+
+    Returns:
+        A function of the share of the run that is done, in [0, 1].
+    """
+    check_choice("lr_scheduler_type", lr_scheduler_type, LR_SCHEDULERS)
+    if not 0 <= warmup_ratio < 1:
+        raise ValueError(f"warmup_ratio is a share of the run, in [0, 1), got {warmup_ratio}")
+    if lr_scheduler_type == "constant":
+        if not warmup_ratio:
+            return lambda done: 1.0
+        lr_scheduler_type = "constant_with_warmup"
+    import torch
+    from transformers.optimization import get_scheduler
+
+    # A stand-in: the rates of an agent's own optimiser are set by the agent, also after a checkpoint.
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    steps = {"num_warmup_steps": round(warmup_ratio * _PARTS), "num_training_steps": _PARTS}
+    (multiplier,) = get_scheduler(
+        lr_scheduler_type, optimizer, **steps, scheduler_specific_kwargs=lr_scheduler_kwargs
+    ).lr_lambdas
+    return lambda done: float(multiplier(done * _PARTS))

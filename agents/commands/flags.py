@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from agents import presets
 from textrl_env.errors import did_you_mean
 
 #: Constructor arguments that have flags of their own or none.
@@ -48,6 +49,7 @@ class Flag:
         default: Its default, or ``inspect.Parameter.empty``.
         help: The text of the docstring.
         owner: The class whose constructor has it.
+        by_model: Its default where what is trained decides, see :mod:`agents.presets`.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Flag:
     default: Any
     help: str
     owner: str
+    by_model: presets.ByModel | None = None
 
     @property
     def option(self) -> str:
@@ -91,7 +94,17 @@ def hyper_parameters(cls: type) -> list[Flag]:
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
         fixed |= _passed_to_base(vars(owner)["__init__"])
-    return [Flag(f.name, f.types, f.default, helps.get(f.name, ""), f.owner) for f in flags.values()]
+    return [
+        Flag(f.name, f.types, f.default, helps.get(f.name, ""), f.owner, _by_model(f, cls))
+        for f in flags.values()
+    ]
+
+
+def _by_model(flag: Flag, cls: type) -> presets.ByModel | None:
+    """The defaults of a hyper-parameter by what is trained; None for one that has the same everywhere."""
+    if flag.default is not None or flag.name not in presets.DEFAULTS:
+        return None
+    return presets.ByModel(*(presets.default(flag.name, cls, column) for column in presets.ByModel._fields))
 
 
 def docstring_arguments(owner: type) -> dict[str, str]:
@@ -185,7 +198,7 @@ def as_typer_parameters(flags: list[Flag]) -> list[inspect.Parameter]:
     parameters = []
     for flag in flags:
         required = flag.default is inspect.Parameter.empty
-        text = flag.help if required else f"{flag.help} [default: {_show(flag.default)}]"
+        text = flag.help if required else f"{flag.help} [default: {_default(flag)}]"
         panel = f"Hyper-parameters of {flag.owner}"
         common = {"help": escape(text.strip()), "rich_help_panel": panel, "show_default": False}
         if flag.is_bool:
@@ -197,6 +210,20 @@ def as_typer_parameters(flags: list[Flag]) -> list[inspect.Parameter]:
         keyword_only = inspect.Parameter.KEYWORD_ONLY
         parameters.append(inspect.Parameter(flag.name, keyword_only, default=None, annotation=annotation))
     return parameters
+
+
+def _default(flag: Flag) -> str:
+    if flag.by_model is None:
+        return _show(flag.default)
+    network, world, full, lora = map(_show, flag.by_model)
+    if network == world == full == lora:
+        return network
+    mine = full if full == lora else f"{full} for every weight of a language model, {lora} for LoRA"
+    return (
+        f"{mine}; {world} in the embedded world; {network} for networks"
+        if world != network
+        else f"{mine}; else {world}"
+    )
 
 
 def _show(default: Any) -> str:

@@ -46,6 +46,52 @@ def metrics_table(latest: dict[str, Any]) -> Table:
     return table
 
 
+#: Columns of the table of presets, by what people call them.
+_TRAINED = {
+    "network": "a network from scratch",
+    "embedded": "the embedded world's language model",
+    "full": "every weight of a language model",
+    "lora": "LoRA adapters over a language model",
+}
+
+
+def settings_table(agent: Any, run: dict[str, Any]) -> Table:
+    """Every setting that is in force, and where it comes from.
+
+    Args:
+        agent: Made, its environment too.
+        run: More of them, by name.
+    """
+    from agents.runs.settings import in_force, origin
+
+    settings = in_force(agent)
+    trained = settings["trained"]
+    table = Table(
+        title=f"{type(agent).__name__} trains {_TRAINED[trained['preset']]}: {trained['trained_weights']:,} of "
+        f"{trained['weights']:,} weights",
+        title_justify="left",
+        header_style="bold",
+    )
+    for heading in ("setting", "value", "from"):
+        table.add_column(heading)
+    for name, value in settings["agent"].items():
+        whence = origin(agent, name)
+        style = "bold" if whence == "given" else None if whence == "preset" else "dim"
+        table.add_row(name, _short(value), whence, style=style)
+    table.add_section()
+    for name, value in (settings["env"] | run).items():
+        table.add_row(name, _short(value), "")
+    return table
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "on", False: "off", None: "none"}[value]
+    return (
+        f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+    )
+
+
 #: Figures of an evaluation, by what people call them.
 _FIGURES = {
     "score": "score of the reward",

@@ -48,7 +48,9 @@ def _train(
     agent: Annotated[
         str,
         typer.Option(
-            help="ppo, grpo, reinforce, my_module:MyAgent or file.py:MyAgent.", rich_help_panel=_RUN
+            help="ppo, grpo, reinforce, rloo, reinforce++, dr-grpo, dapo, gspo, cispo, ppo-ptx, my_module:MyAgent or "
+            "file.py:MyAgent.",
+            rich_help_panel=_RUN,
         ),
     ] = "ppo",
     total_timesteps: Annotated[
@@ -171,7 +173,29 @@ def _train(
     ] = None,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(help="Budget of a response in tokens.", show_default="24", rich_help_panel=_TEXT),
+        typer.Option(
+            min=1,
+            help="Budget of a response in tokens.",
+            show_default="256; 24 with the embedded model",
+            rich_help_panel=_TEXT,
+        ),
+    ] = None,
+    max_prompt_length: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens that a prompt may have; --long-prompts says what becomes of longer ones.",
+            show_default="the longest prompt",
+            rich_help_panel=_TEXT,
+        ),
+    ] = None,
+    long_prompts: Annotated[
+        str | None,
+        typer.Option(
+            help="error, skip (leave them out) or cut (keep their last tokens); what is skipped or cut is counted.",
+            show_default="error",
+            rich_help_panel=_TEXT,
+        ),
     ] = None,
     temperature: Annotated[
         float | None,
@@ -335,9 +359,24 @@ def _run(
         folder = Path(values["run_dir"] or _default_folder(config))
         runs.check_directory(folder, values["overwrite"])
         agent = runs.make_agent(config)  # before anything is deleted or written
+        config["in_force"] = _show_settings(agent, config)
         runs.prepare_directory(folder, values["overwrite"])
     runs.write_config(folder, config)
     _learn(agent, folder, config, values["progress"])
+
+
+def _show_settings(agent: Any, config: dict[str, Any]) -> dict[str, Any]:
+    """Print what is in force and return it for the configuration."""
+    from rich.console import Console
+
+    from agents.commands import terminal
+    from agents.runs.settings import in_force
+
+    names = ("total_timesteps", "seed", "save_every")
+    run = {name: config[name] for name in names} | {"device": str(agent.device)}
+    console = Console()
+    console.print(terminal.settings_table(agent, run))
+    return in_force(agent)
 
 
 def _resume(values: dict[str, Any], given: set[str]) -> tuple[Path, dict[str, Any], Any]:
@@ -492,7 +531,15 @@ def _policy_kwargs(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _env_kwargs(values: dict[str, Any]) -> dict[str, Any]:
-    names = ("kl_coef", "kl_estimator", "max_new_tokens", "temperature", "missing_eos_penalty")
+    names = (
+        "kl_coef",
+        "kl_estimator",
+        "max_new_tokens",
+        "max_prompt_length",
+        "long_prompts",
+        "temperature",
+        "missing_eos_penalty",
+    )
     given = {name: values[name] for name in names if values[name] is not None}
     given |= {
         name: _absolute(values[name]) for name in ("model", "prompts", "gold") if values[name] is not None

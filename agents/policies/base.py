@@ -50,6 +50,10 @@ class Policy(nn.Module):
         """Where the weights are."""
         return next(self.parameters()).device
 
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """The weights that only the critic has, which may have a learning rate of their own; none by default."""
+        return []
+
     def act(self, observation: Any, deterministic: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Choose actions for a batch of observations.
 

@@ -21,6 +21,7 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from agents import presets
 from agents.policies.base import Policy
 from agents.policies.lora import LoraLM
 from agents.rollouts.observations import from_named_arrays, named_arrays
@@ -50,10 +51,15 @@ class Checkpointed(Protocol):
     num_timesteps: int
     total_timesteps: int | None
     n_updates: int
+    n_gradient_steps: int
     kl_coef: float | None
 
     def set_up_policy(self, spaces: Any = None) -> None:
         """Make the policy and its optimiser from the env, or from spaces alone to predict only."""
+        ...
+
+    def set_up_optimizer(self) -> None:
+        """Make the optimiser and its schedule from the hyper-parameters in force."""
         ...
 
 
@@ -136,6 +142,9 @@ def _document(agent: Checkpointed) -> dict[str, Any]:
         "agent": name_of(cls),
         "policy": agent.policy_name if isinstance(agent.policy_name, str) else name_of(agent.policy_name),
         "kwargs": kwargs | {"seed": agent.seed},
+        "defaults": {
+            name: getattr(agent, name) for name in presets.DEFAULTS if name not in agent.init_kwargs
+        },
         "env": agent.env_id,
         "num_envs": agent.num_envs if agent.env is not None else None,
         "observation_space": encode_space(spaces[0]),
@@ -145,6 +154,7 @@ def _document(agent: Checkpointed) -> dict[str, Any]:
         "num_timesteps": agent.num_timesteps,
         "total_timesteps": agent.total_timesteps,
         "n_updates": agent.n_updates,
+        "n_gradient_steps": agent.n_gradient_steps,
         "n_episodes": agent.n_episodes,
         "kl_coef": agent.kl_coef,
         "rng": agent.rng.bit_generator.state,
@@ -189,8 +199,19 @@ def _load(cls: type, path: Path, env: Any, document: dict[str, Any], overrides: 
     agent = saved(resolve_class(name, Policy) if ":" in name else name, env, **kwargs)
     if env is None:
         agent.set_up_policy(_Spaces(document))
+    _keep_defaults(agent, document.get("defaults"))
     _restore(agent, document, path)
     return agent
+
+
+def _keep_defaults(agent: Checkpointed, saved: dict[str, Any] | None) -> None:
+    """Give what was left to the defaults the value that it had then, whatever the defaults are now."""
+    if saved is None:
+        saved = presets.before_0_2(agent)
+    for name, value in saved.items():
+        if name not in agent.init_kwargs:
+            setattr(agent, name, value)
+    agent.set_up_optimizer()
 
 
 def read_document(path: Path) -> dict[str, Any]:
@@ -230,6 +251,7 @@ def _restore(agent: Checkpointed, document: dict[str, Any], path: Path) -> None:
     agent.rng.bit_generator.state = document["rng"]
     agent.num_timesteps = document["num_timesteps"]
     agent.n_updates = document["n_updates"]
+    agent.n_gradient_steps = document.get("n_gradient_steps", 0)
     agent.episodes.set_state(document["episodes"])
     if agent.env is None or agent.num_envs != document["num_envs"] or "env_state" not in document:
         return

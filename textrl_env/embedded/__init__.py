@@ -13,13 +13,16 @@ only (``reward``), and the gold rubric that the raters see and the reward model 
 
 from __future__ import annotations
 
+import functools
+import json
 from pathlib import Path
+from typing import Any
 
 from textrl_env.embedded import raters
 from textrl_env.embedded.rubric import gold_parts, gold_score
 from textrl_env.errors import check_choice
 
-__all__ = ["MAX_NEW_TOKENS", "gold_parts", "gold_score", "path", "raters"]
+__all__ = ["MAX_NEW_TOKENS", "gold_parts", "gold_score", "path", "raters", "speaks"]
 
 #: The response budget that goes with this world, in tokens.
 MAX_NEW_TOKENS = 24
@@ -48,3 +51,14 @@ def path(name: str) -> Path:
     """
     check_choice("name", name, _FILES)
     return Path(__file__).parent / _FILES[name]
+
+
+def speaks(tokenizer: Any) -> bool:
+    """Whether a tokenizer has the vocabulary of this world, as its models have and what was made from them."""
+    vocabulary = _vocabulary()
+    return len(tokenizer) == len(vocabulary) and tokenizer.get_vocab() == vocabulary
+
+
+@functools.cache
+def _vocabulary() -> dict[str, int]:
+    return json.loads((path("sft") / "tokenizer.json").read_text())["model"]["vocab"]

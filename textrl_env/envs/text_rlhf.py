@@ -20,6 +20,7 @@ from reward_models import load_reward
 from textrl_env import embedded
 from textrl_env.data.prompts import load_prompts
 from textrl_env.envs.text_picture import draw_response, token_texts
+from textrl_env.errors import check_choice
 from textrl_env.kl import KLDynamics, KLEnv, KLVectorEnv, estimate_kl
 from textrl_env.lm.causal_lm import CausalLM
 from textrl_env.lm.decoding import SlotDecoder, gather_log_probs
@@ -28,6 +29,10 @@ from textrl_env.lm.sequences import Sequences
 #: Whole responses for given prompts: lists of token ids in; out come :class:`~textrl_env.lm.sequences.Sequences`, or a
 #: pair (responses, log-probabilities) of lists of arrays.
 Generate = Callable[[Sequence[np.ndarray]], Any]
+
+
+#: The response budget with a model that is not the embedded one, in tokens.
+MAX_NEW_TOKENS = 256
 
 
 @dataclasses.dataclass
@@ -113,7 +118,7 @@ class TextRLHFDynamics(KLDynamics):
         prompts: Any = None,
         kl_coef: float = 0.05,
         kl_estimator: str = "k1",
-        max_new_tokens: int = 24,
+        max_new_tokens: int | None = None,
         max_prompt_length: int | None = None,
         temperature: float = 1.0,
         missing_eos_penalty: float = 0.0,
@@ -122,11 +127,13 @@ class TextRLHFDynamics(KLDynamics):
         device: str = "auto",
         dtype: str = "float32",
         autocast: bool | None = None,
+        long_prompts: str = "error",
     ) -> None:
         super().__init__(num_slots, kl_coef, kl_estimator)
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        self.max_new_tokens = max_new_tokens
+        for name, value in (("max_new_tokens", max_new_tokens), ("max_prompt_length", max_prompt_length)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_choice("long_prompts", long_prompts, ("error", "skip", "cut"))
         self.missing_eos_penalty = missing_eos_penalty
         at_home = prompts is None
         if model is not None and (reward is None or prompts is None):
@@ -144,13 +151,17 @@ class TextRLHFDynamics(KLDynamics):
         self.gold = None if gold is None else load_reward(gold)
         self.prompts = load_prompts(embedded.path("prompts_train") if prompts is None else prompts)
         self.prompt_texts, self.prompt_tokens = self._tokenize_all()
+        self.prompts_skipped, self.prompts_cut = 0, 0
+        if long_prompts != "error":
+            self._shorten(self._prompt_limit(max_prompt_length, max_new_tokens), long_prompts)
         longest = max(len(tokens) for tokens in self.prompt_tokens)
         self.max_prompt_length = longest if max_prompt_length is None else max_prompt_length
         for k, tokens in enumerate(self.prompt_tokens):
             self._check_prompt_length(tokens, f"prompt {k}")
+        self.max_new_tokens = self._default_budget() if max_new_tokens is None else max_new_tokens
         self._check_context()
         self.lm.check()
-        self.max_length = self.max_prompt_length + max_new_tokens
+        self.max_length = self.max_prompt_length + self.max_new_tokens
 
         vocab = self.lm.vocab_size
         high = max(vocab, self.lm.pad_id + 1) - 1
@@ -374,11 +385,84 @@ class TextRLHFDynamics(KLDynamics):
             raise ValueError(f"prompt_id must be an integer in [0, {count - 1}], got {prompt_id!r}")
         return int(prompt_id)
 
+    def _default_budget(self) -> int:
+        """The response budget where none was asked for: what is usual for the model, as far as its context goes."""
+        if embedded.speaks(self.lm.tokenizer):
+            return embedded.MAX_NEW_TOKENS
+        room = MAX_NEW_TOKENS if self.lm.max_length is None else self.lm.max_length - self.max_prompt_length
+        if 1 <= room < MAX_NEW_TOKENS:
+            logger.warn(
+                f"max_new_tokens is {room} and not {MAX_NEW_TOKENS}: that is what the model's context of "
+                f"{self.lm.max_length} tokens leaves beside prompts of {self.max_prompt_length}"
+            )
+            return room
+        return MAX_NEW_TOKENS
+
+    def _prompt_limit(self, max_prompt_length: int | None, max_new_tokens: int | None) -> int:
+        """Tokens that a prompt may have, where longer ones are to be skipped or cut."""
+        if max_prompt_length is not None:
+            return max_prompt_length
+        if self.lm.max_length is None:
+            raise ValueError(
+                "long_prompts says what becomes of long prompts, but the model has no limit to its context: say with "
+                "max_prompt_length which are long"
+            )
+        usual = embedded.MAX_NEW_TOKENS if embedded.speaks(self.lm.tokenizer) else MAX_NEW_TOKENS
+        limit = self.lm.max_length - (max_new_tokens or usual)
+        if limit < 1:
+            raise ValueError(
+                f"max_new_tokens={max_new_tokens or usual} leaves no room for prompts in the model's context of "
+                f"{self.lm.max_length} tokens; lower it"
+            )
+        return limit
+
+    def _shorten(self, limit: int, long_prompts: str) -> None:
+        """Leave out the prompts of more than ``limit`` tokens, or cut them down to their last ones; says how many."""
+        total = len(self.prompt_tokens)
+        longer = [len(tokens) > limit for tokens in self.prompt_tokens]
+        if not any(longer):
+            return
+        if long_prompts == "cut":
+            self.prompts_cut = sum(longer)
+            self.prompt_tokens = [self._last_tokens(tokens, limit) for tokens in self.prompt_tokens]
+            logger.warn(
+                f"{self.prompts_cut} of {total} prompts have more than {limit} tokens: the model sees their last "
+                f"{limit} (rewards see them whole)"
+            )
+            return
+        self.prompts_skipped = sum(longer)
+        if self.prompts_skipped == total:
+            raise ValueError(
+                f"all {total} prompts have more than {limit} tokens, so long_prompts='skip' leaves none; "
+                "raise max_prompt_length or use 'cut'"
+            )
+        keep = [k for k, long in enumerate(longer) if not long]
+        self.prompt_tokens = [self.prompt_tokens[k] for k in keep]
+        self.prompt_texts = [self.prompt_texts[k] for k in keep]
+        texts, messages = self.prompts.texts, self.prompts.messages
+        self.prompts = dataclasses.replace(
+            self.prompts,
+            texts=[texts[k] for k in keep],
+            columns={name: [column[k] for k in keep] for name, column in self.prompts.columns.items()},
+            messages=None if messages is None else [messages[k] for k in keep],
+        )
+        logger.warn(
+            f"{self.prompts_skipped} of {total} prompts have more than {limit} tokens and are left out"
+        )
+
+    def _last_tokens(self, tokens: np.ndarray, limit: int) -> np.ndarray:
+        """The last tokens of a long prompt; a token that every text begins with stays at its beginning."""
+        if len(tokens) <= limit:
+            return tokens
+        if limit > 1 and tokens[0] == self.lm.tokenizer.bos_token_id:
+            return np.concatenate([tokens[:1], tokens[1 - limit :]])
+        return tokens[-limit:]
+
     def _check_prompt_length(self, tokens: np.ndarray, what: str) -> None:
         if len(tokens) > self.max_prompt_length:
             raise ValueError(
                 f"{what} has {len(tokens)} tokens, more than max_prompt_length={self.max_prompt_length}; "
-                "shorten it or raise max_prompt_length"
+                "shorten it, raise max_prompt_length, or leave out or cut the long ones (long_prompts='skip' or 'cut')"
             )
 
     def _check_context(self) -> None:
@@ -387,7 +471,8 @@ class TextRLHFDynamics(KLDynamics):
             raise ValueError(
                 f"the longest prompt ({self.max_prompt_length} tokens) and max_new_tokens="
                 f"{self.max_new_tokens} need {wanted} positions, but the model's context holds {context}; "
-                f"lower max_new_tokens to {max(context - self.max_prompt_length, 0)} or shorten the prompts"
+                f"lower max_new_tokens to {max(context - self.max_prompt_length, 0)}, shorten the prompts, or leave "
+                "out or cut the long ones (long_prompts='skip' or 'cut')"
             )
 
 
@@ -482,8 +567,10 @@ class TextRLHFEnv(_TextRLHF, KLEnv):
       sequence-classification folder or hub id, ``"package.module:function"``, or a list of these, with weights
       if wanted.
     - ``prompts`` (embedded): a list, a path to .jsonl / .txt / .csv / .parquet, or a ``datasets.Dataset``.
-    - ``kl_coef`` (0.05), ``kl_estimator`` ("k1"); ``max_new_tokens`` (24); ``max_prompt_length`` (the longest
-      prompt); ``temperature`` (1.0) divides the logits of the policy and the reference alike;
+    - ``kl_coef`` (0.05), ``kl_estimator`` ("k1"); ``max_new_tokens`` (256, or what the context leaves; 24 with the
+      embedded model); ``max_prompt_length`` (the longest prompt); ``long_prompts`` ("error"): what becomes of longer
+      ones, "skip" leaves them out, "cut" keeps their last tokens, either way with a warning that counts them;
+      ``temperature`` (1.0) divides the logits of the policy and the reference alike;
       ``missing_eos_penalty`` (0.0) is taken off the score of a response cut by the budget.
     - ``gold`` (embedded rubric on the embedded prompts): a second reward that is logged and never trained on.
     - ``tokenizer`` (the model's), ``device`` ("auto"), ``dtype`` ("float32") of the reference; ``autocast``

@@ -1,0 +1,46 @@
+"""Adam for a policy: groups of weights by rate and decay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from agents.algorithms.flat_adam import FlatAdam
+from agents.policies.base import Policy
+
+
+def make_optimizer(
+    policy: Policy, weight_decay: float = 0.0, critic_apart: bool = False
+) -> torch.optim.Optimizer:
+    """Adam over what a policy trains, its learning rates still to be set.
+
+    Args:
+        policy: Its parameters that require a gradient.
+        weight_decay: As in AdamW, of matrices only: biases, gains of norms and other vectors are left alone, as
+            transformers does. 0 is plain Adam.
+        critic_apart: Whether the weights that only the critic has are in groups of their own, ``group["critic"]``,
+            after those of the policy.
+    """
+    owned = {id(p) for p in policy.critic_parameters()} if critic_apart else set()
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            decays = weight_decay > 0 and parameter.ndim >= 2
+            groups.setdefault((id(parameter) in owned, decays), []).append(parameter)
+    # Epsilon 1e-5 as in the reference implementations of PPO.
+    settings: dict[str, Any] = {"lr": 0.0, "eps": 1e-5}
+    if policy.flat and len(groups) == 1 and not weight_decay:
+        (parameters,) = groups.values()
+        optimizer: torch.optim.Optimizer = FlatAdam(parameters, **settings)
+    else:
+        make = torch.optim.AdamW if weight_decay else torch.optim.Adam
+        listed = [
+            {"params": parameters, "critic": critic, "weight_decay": weight_decay if decays else 0.0}
+            for (critic, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+        ]
+        optimizer = make(listed, **settings, fused=policy.device.type in ("cpu", "cuda"))
+    for group in optimizer.param_groups:
+        group.setdefault("critic", False)
+    return optimizer

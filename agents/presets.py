@@ -1,0 +1,93 @@
+"""Defaults by what is trained: one table, and the one place where a default that depends on it becomes a number.
+
+A rate that is right for a network from scratch, or for the embedded world's 228,288 weights, wrecks a pre-trained model
+in one update. So a hyper-parameter of the table is None in the signatures, and :func:`resolve` takes its value when the
+policy is made, from Python and from the command line alike. What was given stays as it was given, 0 and None too.
+
+What may be trained:
+
+- ``network``: an MLP or a table, from scratch;
+- ``embedded``: the embedded world's language model and what was made from it, with or without LoRA: the values that the
+  figures of the README were measured with;
+- ``full``: every weight of any other language model;
+- ``lora``: LoRA adapters over any other language model.
+
+Left out: ``max_new_tokens`` and ``max_prompt_length``, which are the environment's (``TextRLHF-v0``).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from textrl_env import embedded
+
+
+class ByModel(NamedTuple):
+    """A default for each of the things that may be trained."""
+
+    network: Any
+    embedded: Any
+    full: Any
+    lora: Any
+
+
+#: Hyper-parameter -> agent -> default; an agent that is not listed has that of its nearest base.
+#:
+#: Learning rates of language models as in TRL 1.16 (GRPO and RLOO 1e-6; its last PPO 3e-6), ten times more for LoRA
+#: ("LoRA Without Regret", Schulman et al. 2025). Warm-up and cosine as in OpenRLHF. Micro-batches keep 256 tokens
+#: of a model that is not tiny in memory; no loss depends on them.
+DEFAULTS: dict[str, dict[str, ByModel]] = {
+    "learning_rate": {
+        "Agent": ByModel(network=3e-4, embedded=3e-4, full=1e-6, lora=1e-5),
+        "PPO": ByModel(network=3e-4, embedded=3e-4, full=3e-6, lora=3e-5),
+        "GRPO": ByModel(network=1e-3, embedded=1e-3, full=1e-6, lora=1e-5),
+        "REINFORCE": ByModel(network=1e-3, embedded=1e-3, full=1e-6, lora=1e-5),
+    },
+    "lr_scheduler_type": {"Agent": ByModel("constant", "constant", "cosine", "cosine")},
+    "warmup_ratio": {"Agent": ByModel(0.0, 0.0, 0.03, 0.03)},
+    "micro_batch_size": {"Agent": ByModel(None, None, 8, 8)},
+    "n_epochs": {"Agent": ByModel(1, 1, 1, 1), "PPO": ByModel(10, 4, 4, 4)},
+}
+
+
+def what_is_trained(policy: Any) -> str:
+    """The column of :data:`DEFAULTS` that a policy belongs to."""
+    lm = getattr(policy, "lm", None)
+    if lm is None:
+        return "network"
+    if embedded.speaks(lm.tokenizer):
+        return "embedded"
+    return "full" if getattr(policy, "lora_rank", None) is None else "lora"
+
+
+def default(name: str, agent: type, column: str) -> Any:
+    """One value of the table.
+
+    Args:
+        name: A hyper-parameter in :data:`DEFAULTS`.
+        agent: A class of agents; the nearest of its bases that has a row counts.
+        column: What is trained, see :func:`what_is_trained`.
+    """
+    rows = DEFAULTS[name]
+    nearest = next((base.__name__ for base in agent.__mro__ if base.__name__ in rows), "Agent")
+    return getattr(rows[nearest], column)
+
+
+def resolve(agent: Any) -> str:
+    """Give every hyper-parameter of the table that was left out its value; returns what is trained."""
+    column = what_is_trained(agent.policy)
+    if agent.lr_scheduler_type is None and not isinstance(agent.learning_rate, (int, float, type(None))):
+        agent.lr_scheduler_type = "constant"  # a schedule was given, one is enough
+    for name in DEFAULTS:
+        value = default(name, type(agent), column)
+        # Where None means something (all rows at once), it counts if somebody has said it.
+        means_something = any(None in row for row in DEFAULTS[name].values())
+        if getattr(agent, name) is None and not (means_something and name in agent.init_kwargs):
+            setattr(agent, name, value)
+    return column
+
+
+def before_0_2(agent: Any) -> dict[str, Any]:
+    """The table as it was when checkpoints did not hold it (0.1): every language model had the embedded world's."""
+    column = "network" if agent.preset == "network" else "embedded"
+    return {name: default(name, type(agent), column) for name in DEFAULTS}

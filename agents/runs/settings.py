@@ -1,0 +1,84 @@
+"""What is in force in a run: every setting, where it comes from, and what is trained.
+
+``textrl train`` prints it at the start as one table and writes it into ``config.json``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from agents import presets
+from agents.base import Agent
+
+#: Constructor arguments that are no hyper-parameters.
+_OTHERS = (
+    "self",
+    "policy",
+    "env",
+    "kwargs",
+    "env_kwargs",
+    "policy_kwargs",
+    "tensorboard_log",
+    "verbose",
+    "seed",
+    "device",
+    "stats_window_size",
+)
+#: What a text environment was made with, by the names of its arguments and of its counts.
+_TEXT_SETTINGS = (
+    "kl_coef",
+    "kl_estimator",
+    "max_new_tokens",
+    "max_prompt_length",
+    "missing_eos_penalty",
+    "prompts_skipped",
+    "prompts_cut",
+)
+
+
+def in_force(agent: Agent) -> dict[str, dict[str, Any]]:
+    """Every setting that holds for an agent, the defaults too, as JSON.
+
+    Returns:
+        "trained": the column of :data:`agents.presets.DEFAULTS` and the numbers of weights; "agent": hyper-parameters;
+        "env": what a text environment was made with, empty for any other.
+    """
+    weights = list(agent.policy.parameters())
+    trained = {
+        "preset": agent.preset,
+        "weights": sum(p.numel() for p in weights),
+        "trained_weights": sum(p.numel() for p in weights if p.requires_grad),
+    }
+    values = {name: getattr(agent, name) for name in _names(type(agent)) if hasattr(agent, name)}
+    return {
+        "trained": trained,
+        "agent": {name: value for name, value in values.items() if _is_plain(value)},
+        "env": _env_settings(agent),
+    }
+
+
+def _names(cls: type) -> list[str]:
+    """Arguments of a class of agents, its own first, then those of its bases."""
+    constructors = [vars(base)["__init__"] for base in cls.__mro__[:-1] if "__init__" in vars(base)]
+    names = [name for constructor in constructors for name in inspect.signature(constructor).parameters]
+    return [name for name in dict.fromkeys(names) if name not in _OTHERS]
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _env_settings(agent: Agent) -> dict[str, Any]:
+    dynamics = getattr(getattr(agent.get_env(), "unwrapped", None), "dynamics", None)
+    if not hasattr(dynamics, "prompt_tokens"):
+        return {}
+    found = {name: getattr(dynamics, name) for name in _TEXT_SETTINGS if hasattr(dynamics, name)}
+    return found | {"temperature": dynamics.lm.temperature, "prompts": len(dynamics.prompt_tokens)}
+
+
+def origin(agent: Agent, name: str) -> str:
+    """Where the value of a hyper-parameter comes from: "given", "preset" (by what is trained) or "default"."""
+    if name in agent.init_kwargs:
+        return "given"
+    return "preset" if name in presets.DEFAULTS else "default"
