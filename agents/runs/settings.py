@@ -50,7 +50,9 @@ def in_force(agent: Agent) -> dict[str, dict[str, Any]]:
         "weights": sum(p.numel() for p in weights),
         "trained_weights": sum(p.numel() for p in weights if p.requires_grad),
     }
-    values = {name: getattr(agent, name) for name in _names(type(agent)) if hasattr(agent, name)}
+    means_nothing = _without_meaning(agent)
+    names = [name for name in _names(type(agent)) if name not in means_nothing]
+    values = {name: getattr(agent, name) for name in names if hasattr(agent, name)}
     return {
         "trained": trained,
         "agent": {name: value for name, value in values.items() if _is_plain(value)},
@@ -63,6 +65,16 @@ def _names(cls: type) -> list[str]:
     constructors = [vars(base)["__init__"] for base in cls.__mro__[:-1] if "__init__" in vars(base)]
     names = [name for constructor in constructors for name in inspect.signature(constructor).parameters]
     return [name for name in dict.fromkeys(names) if name not in _OTHERS]
+
+
+def _without_meaning(agent: Agent) -> set[str]:
+    """Arguments that nothing reads in this agent, on this environment."""
+    names = set(agent.takes_no) | {"n_steps" if agent.collects_episodes else "n_episodes"}
+    if not agent.policy.has_critic:
+        names |= {"gae_lambda", "vf_coef", "critic", "critic_learning_rate"}
+    if agent.text_env is not None:
+        names.add("n_envs")
+    return names
 
 
 def _is_plain(value: Any) -> bool:
