@@ -203,6 +203,7 @@ class Agent(LearningLoop):
         self._action_seed = int(action_seed)
         self._gamma = gamma
         self.last_obs: Any = None
+        self.made_with_kl_coef: float | None = None
         if env is not None:
             self.set_up_env(env)
             self.set_up_policy()
@@ -218,6 +219,7 @@ class Agent(LearningLoop):
         self.text_env = fused_env(env)
         self.env = make_envs(env, slots, self.env_kwargs, self.group_size > 1)
         self.text_env = self.text_env or fused_env(self.env)
+        self.made_with_kl_coef = self.kl_coef
         self.num_envs = self.env.num_envs
         mode = self.env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
         self.autoreset_mode = mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)

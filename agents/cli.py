@@ -7,6 +7,7 @@ standard error and exit code 2; ``--debug``, anywhere on the line, shows the tra
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -30,6 +31,7 @@ def main(args: Sequence[str] | None = None) -> int:
     args = [arg for arg in args if arg != "--debug"]
     try:
         _check_verb(args)
+        _check_processes()
         with tuned_process():
             code = make_app()(args, prog_name="textrl", standalone_mode=False)
     except Exception as error:
@@ -74,6 +76,16 @@ def _global_options(
 def _check_verb(args: list[str]) -> None:
     if args and not args[0].startswith("-") and args[0] not in VERBS:
         raise ValueError(f"there is no command {args[0]!r}. {did_you_mean(args[0], VERBS)}")
+
+
+def _check_processes() -> None:
+    """Raise a ValueError where a launcher has started several of us: each would train and write the same."""
+    count = int(os.environ.get("WORLD_SIZE") or 1)
+    if count > 1:
+        raise ValueError(
+            f"this is one of {count} processes that a launcher has started (WORLD_SIZE={count}), and no verb shares "
+            "its work between processes: start it without torchrun or accelerate launch"
+        )
 
 
 def _notes(error: Exception) -> list[str]:

@@ -263,7 +263,7 @@ BUGS = [
         ("checkpoint",)),
     Bug("environment's state not restored", CHECKPOINT,
         'env_state.restore(agent.env, document["env_state"], arrays)', "pass", ("checkpoint",)),
-    Bug("changed kl_coef not restored", CHECKPOINT, '        agent.kl_coef = document["kl_coef"]', "        pass",
+    Bug("changed kl_coef not restored", CHECKPOINT, '            agent.kl_coef = saved', "        pass",
         ("checkpoint",)),
     # -- preferences, supervised, rewards ------------------------------------------------------------------
     Bug("Bradley-Terry with the wrong sign", "reward_models/bradley_terry.py", "loss = -F.logsigmoid(gap)",

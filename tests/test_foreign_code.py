@@ -13,6 +13,7 @@ import pytest
 from agents import PPO, Agent
 from agents.cli import main
 from agents.runs.names import resolve_class, resolve_function
+from agents.runs.whole import seal
 from reward_models import load_reward
 from reward_models.trust import UntrustedNameError, foreign_modules, names_from
 
@@ -78,6 +79,7 @@ def plant(folder, **changes):
         document |= {name: value for name, value in changes.items() if name in document}
         document["kwargs"] |= {n: v for n, v in changes.items() if n.endswith("kwargs")}
         file.write_text(json.dumps(document))
+        seal(file.parent)
 
 
 def touch(what="os:system"):

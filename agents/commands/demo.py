@@ -70,6 +70,7 @@ def _introduce(console: Any, total_timesteps: int) -> None:
 def _train(folder: Path, total_timesteps: int, seed: int) -> Any:
     from agents.callbacks.progress import ProgressCallback
     from agents.runs import run_directory as runs
+    from agents.runs.lock import locked
 
     config = runs.new_config(
         agent="ppo",
@@ -83,11 +84,12 @@ def _train(folder: Path, total_timesteps: int, seed: int) -> Any:
     )
     runs.check_directory(folder, overwrite=True)
     agent = runs.make_agent(config)
-    runs.prepare_directory(folder, overwrite=True)
-    runs.write_config(folder, config)
     bar = ProgressCallback()
     try:
-        runs.train(agent, folder, config, [bar])
+        with locked(folder):
+            runs.prepare_directory(folder, overwrite=True)
+            runs.write_config(folder, config)
+            runs.train(agent, folder, config, [bar])
     except runs.TrainingInterrupted:
         bar.close()
         print(f"stopped at {agent.num_timesteps:,} timesteps; go on with: textrl train --resume {folder}")

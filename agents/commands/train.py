@@ -208,11 +208,11 @@ def _train(
         ),
     ] = None,
     save_every: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            min=1,
-            help="Timesteps between checkpoints.",
-            show_default="a tenth of all",
+            metavar="STEPS|TIME",
+            help="Timesteps (5000), a time (90s, 15m, 2h) or both (5000,15m) between checkpoints.",
+            show_default="a tenth of all, and 15m",
             rich_help_panel=_SAVING,
         ),
     ] = None,
@@ -341,28 +341,37 @@ def _run(
     values: dict[str, Any], given: set[str], chosen: dict[str, Any], flags: list[hyper.Flag], line: str
 ) -> None:
     from agents.runs import run_directory as runs
+    from agents.runs.lock import locked
 
+    if values["save_every"] is not None:
+        runs.parse_save_every(values["save_every"])
     if values["resume"] is not None:
-        folder, config, agent = _resume(values, given)
-        if agent is None:
-            print(
-                f"{folder} is complete at {config['total_timesteps']:,} timesteps; "
-                "go on with a larger --total-timesteps"
-            )
-            return
-    else:
-        if values["allow_module"]:
-            raise ValueError(
-                "--allow-module goes with --resume; a new run may use whatever module its own flags name"
-            )
-        config = _config(values, chosen, flags, line)
-        folder = Path(values["run_dir"] or _default_folder(config))
-        runs.check_directory(folder, values["overwrite"])
-        agent = runs.make_agent(config)  # before anything is deleted or written
-        config["in_force"] = _show_settings(agent, config)
+        folder = Path(values["resume"])
+        runs.read_config(folder)  # before a lock is made in a folder that is no run
+        with locked(folder):
+            config, agent = _resume(folder, values, given)
+            if agent is None:
+                print(
+                    f"{folder} is complete at {config['total_timesteps']:,} timesteps; "
+                    "go on with a larger --total-timesteps"
+                )
+                return
+            runs.write_config(folder, config)
+            _learn(agent, folder, config, values["progress"])
+        return
+    if values["allow_module"]:
+        raise ValueError(
+            "--allow-module goes with --resume; a new run may use whatever module its own flags name"
+        )
+    config = _config(values, chosen, flags, line)
+    folder = Path(values["run_dir"] or _default_folder(config))
+    runs.check_directory(folder, values["overwrite"])
+    agent = runs.make_agent(config)  # before anything is deleted or written
+    config["in_force"] = _show_settings(agent, config)
+    with locked(folder):
         runs.prepare_directory(folder, values["overwrite"])
-    runs.write_config(folder, config)
-    _learn(agent, folder, config, values["progress"])
+        runs.write_config(folder, config)
+        _learn(agent, folder, config, values["progress"])
 
 
 def _show_settings(agent: Any, config: dict[str, Any]) -> dict[str, Any]:
@@ -379,9 +388,10 @@ def _show_settings(agent: Any, config: dict[str, Any]) -> dict[str, Any]:
     return in_force(agent)
 
 
-def _resume(values: dict[str, Any], given: set[str]) -> tuple[Path, dict[str, Any], Any]:
-    """The run, its configuration, and its agent where it stopped (None if there is nothing left to do)."""
+def _resume(folder: Path, values: dict[str, Any], given: set[str]) -> tuple[dict[str, Any], Any]:
+    """The configuration of a run, and its agent where it stopped (None if there is nothing left to do)."""
     from agents.runs import run_directory as runs
+    from textrl_env.printable import printable
 
     for name in sorted(given - set(_WITH_RESUME)):
         option = "--" + name.replace("_", "-")
@@ -389,21 +399,20 @@ def _resume(values: dict[str, Any], given: set[str]) -> tuple[Path, dict[str, An
             f"{option} cannot be changed on the way: --resume takes it from {values['resume']}/config.json. "
             f"Beside --resume go {', '.join('--' + n.replace('_', '-') for n in _WITH_RESUME[1:])}"
         )
-    folder = Path(values["resume"])
     config = runs.read_config(folder)
     config |= {name: values[name] for name in given if name in config}
-    saved = runs.checkpoints(folder)
-    if not saved:
-        raise FileNotFoundError(
-            f"{folder} holds no checkpoint yet; start it anew with: {config['command']} --overwrite"
-        )
-    timesteps, checkpoint = saved[-1]
+    try:
+        timesteps, checkpoint, torn = runs.newest_whole(folder)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; start it anew with: {config['command']} --overwrite") from None
+    for each in torn:
+        print(f"{printable(each)}; the one before it is taken")
     if timesteps >= config["total_timesteps"] and checkpoint.name == runs.FINAL:
-        return folder, config, None
-    print(f"resuming {folder} at {timesteps:,} timesteps")
+        return config, None
+    print(f"resuming {folder} at {timesteps:,} timesteps, from {checkpoint.name}")
     allowed = [_absolute(module) for module in values["allow_module"] or ()]
     try:
-        return folder, config, runs.load_agent(config, checkpoint, allowed, folder)
+        return config, runs.load_agent(config, checkpoint, allowed, folder)
     except ModuleNotFoundError as error:
         raise _with_place(error, config) from error
 
@@ -413,6 +422,7 @@ def _learn(agent: Any, folder: Path, config: dict[str, Any], progress: bool) -> 
     from agents.runs import run_directory as runs
 
     bar = ProgressCallback()
+    print(f"{folder}: {_risk(config['save_every'])}")
     try:
         runs.train(agent, folder, config, [bar] if progress else [])
     except runs.TrainingInterrupted:
@@ -424,6 +434,18 @@ def _learn(agent: Any, folder: Path, config: dict[str, Any], progress: bool) -> 
     finally:
         bar.close()
     _summarise(agent, folder, config)
+
+
+def _risk(save_every: int | str) -> str:
+    """What a kill may cost."""
+    from agents.runs.run_directory import parse_save_every
+
+    steps, seconds = parse_save_every(save_every)
+    between = [] if steps is None else [f"{steps:,} timesteps"]
+    between += (
+        [] if seconds is None else [f"{seconds / 60:g} minutes" if seconds >= 60 else f"{seconds:g} seconds"]
+    )
+    return f"a checkpoint every {' or '.join(between)}; a kill loses what came after the last, and nothing before"
 
 
 def _summarise(agent: Any, folder: Path, config: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ it names is imported only as :mod:`reward_models.trust` allows.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,8 +26,10 @@ from agents import presets
 from agents.policies.base import Policy
 from agents.policies.lora import LoraLM
 from agents.rollouts.observations import from_named_arrays, named_arrays
+from agents.rollouts.vector_envs import kl_envs
 from agents.runs import env_state
 from agents.runs.names import name_of, resolve_class, resolve_function
+from agents.runs.whole import MANIFEST, TornCheckpointError, check_whole, read_json, standing, write_folder
 from reward_models import trust
 from textrl_env.lm.causal_lm import CausalLM
 
@@ -53,6 +56,7 @@ class Checkpointed(Protocol):
     n_updates: int
     n_gradient_steps: int
     kl_coef: float | None
+    made_with_kl_coef: float | None
 
     def set_up_policy(self, spaces: Any = None) -> None:
         """Make the policy and its optimiser from the env, or from spaces alone to predict only."""
@@ -64,25 +68,52 @@ class Checkpointed(Protocol):
 
 
 FORMAT = 1
+DOCUMENT = "agent.json"
+#: What every version has written.
+_NEEDED = {
+    "agent",
+    "policy",
+    "kwargs",
+    "num_envs",
+    "temperature",
+    "num_timesteps",
+    "n_updates",
+    "rng",
+    "episodes",
+}
 #: Arguments that say where to run and what to log, not what is learned.
 _LOCAL = ("env", "policy", "device", "verbose", "tensorboard_log")
 
 
-def save(agent: Checkpointed, path: Path) -> None:
-    """Write ``agent`` into the folder ``path``."""
-    path.mkdir(parents=True, exist_ok=True)
-    policy = agent.policy
-    if hasattr(policy, "save_pretrained"):
-        policy.save_pretrained(path)
-    tensors = {f"policy.{name}": w for name, w in _own_weights(policy).items()}
-    tensors |= _optimizer_tensors(agent.optimizer)
-    tensors["rng.policy"] = policy.generator.get_state()
-    tensors["rng.torch"] = torch.get_rng_state()
-    # Shared and strided tensors are written as copies of their own.
-    save_file(
-        {n: t.detach().cpu().clone().contiguous() for n, t in tensors.items()}, path / "agent.safetensors"
-    )
-    document = _document(agent)
+@dataclasses.dataclass
+class Position:
+    """Where an agent stands between two updates, all but the weights and the optimiser.
+
+    While a rollout is collected those do not change, so a position taken before it and the weights after it are what
+    a checkpoint before it would have held.
+
+    Attributes:
+        document: JSON.
+        arrays: Of the environment.
+        streams: States of the random streams.
+    """
+
+    document: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    streams: dict[str, Tensor]
+
+
+def take_position(agent: Checkpointed) -> Position:
+    """Copy where ``agent`` stands now."""
+    document = {
+        "num_timesteps": agent.num_timesteps,
+        "n_updates": agent.n_updates,
+        "n_gradient_steps": agent.n_gradient_steps,
+        "kl_coef": agent.kl_coef,
+        "rng": agent.rng.bit_generator.state,
+        "episodes": agent.episodes.get_state(),
+        "rewards": [reward.get_state() for reward in _rewards(agent)],
+    }
     arrays: dict[str, np.ndarray] = {}
     if agent.env is not None:
         document["env_state"], arrays = env_state.capture(agent.env)
@@ -91,12 +122,73 @@ def save(agent: Checkpointed, path: Path) -> None:
             arrays |= {f"text.{name}": array for name, array in more.items()}
         if agent.last_obs is not None:
             observation = named_arrays(agent.last_obs)
-            arrays |= {f"last_obs.{name}": np.asarray(value) for name, value in observation.items()}
-        arrays["waiting"] = agent.waiting
-    # safetensors wants contiguous arrays of at least one dimension; scalars are restored by env_state.
-    shaped = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    save_arrays(shaped, path / "env.safetensors")
-    (path / "agent.json").write_text(json.dumps(document, indent=2) + "\n")
+            arrays |= {f"last_obs.{name}": np.array(value) for name, value in observation.items()}
+        arrays["waiting"] = agent.waiting.copy()
+    streams = {"rng.policy": agent.policy.generator.get_state(), "rng.torch": torch.get_rng_state()}
+    return Position(document, arrays, streams)
+
+
+def save(
+    agent: Checkpointed, path: Path, position: Position | None = None, note: dict[str, Any] | None = None
+) -> None:
+    """Write ``agent`` into the folder ``path``: the whole new one, or the one that was there stays.
+
+    Args:
+        agent: Between two updates.
+        path: Where.
+        position: Where it stood before the rollout under way; None is where it stands now.
+        note: More to remember in ``agent.json``.
+
+    Raises:
+        ValueError: A weight is not finite; nothing was written.
+        OSError: The folder cannot be written; the one before is whole.
+    """
+    _check_finite(agent.policy)
+    position = position or take_position(agent)
+
+    def write(folder: Path) -> None:
+        if hasattr(agent.policy, "save_pretrained"):
+            agent.policy.save_pretrained(folder)
+        tensors = {f"policy.{name}": w for name, w in _own_weights(agent.policy).items()}
+        tensors |= _optimizer_tensors(agent.optimizer) | position.streams
+        # Shared and strided tensors are written as copies of their own.
+        own = {n: t.detach().cpu().clone().contiguous() for n, t in tensors.items()}
+        save_file(own, folder / "agent.safetensors")
+        # safetensors wants contiguous arrays of at least one dimension; scalars are restored by env_state.
+        shaped = {name: np.ascontiguousarray(array) for name, array in position.arrays.items()}
+        save_arrays(shaped, folder / "env.safetensors")
+        document = _document(agent) | position.document | (note or {})
+        (folder / DOCUMENT).write_text(_as_json(document, agent), encoding="utf-8")
+
+    write_folder(path, write)
+
+
+def _check_finite(policy: Any) -> None:
+    for name, weight in policy.named_parameters():
+        if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
+            bad = int((~torch.isfinite(weight)).sum())
+            raise ValueError(
+                f"{bad:,} of the {weight.numel():,} numbers in {name} are NaN or infinite, so no checkpoint "
+                "is written; a lower learning_rate or a smaller reward scale usually helps"
+            )
+
+
+def _as_json(document: dict[str, Any], agent: Checkpointed) -> str:
+    try:
+        return json.dumps(document, indent=2) + "\n"
+    except TypeError as error:
+        for reward in _rewards(agent):
+            try:
+                json.dumps(reward.get_state())
+            except TypeError:
+                raise TypeError(f"get_state() of the reward {reward.name!r} is no JSON: {error}") from None
+        raise
+
+
+def _rewards(agent: Checkpointed) -> list[Any]:
+    """The rewards of the agent's environments, each once."""
+    found = [reward for env in kl_envs(agent.env) for reward in getattr(env, "rewards", ())]
+    return list({id(reward): reward for reward in found}.values())
 
 
 def _own_weights(policy: Any) -> dict[str, Tensor]:
@@ -151,14 +243,11 @@ def _document(agent: Checkpointed) -> dict[str, Any]:
         "action_space": encode_space(spaces[1]),
         "adapter_base": agent.policy.lm.base_digest() if _has_adapter(agent.policy) else None,
         "temperature": agent.policy.lm.temperature if hasattr(agent.policy, "lm") else None,
-        "num_timesteps": agent.num_timesteps,
+        "autocast": agent.policy.lm.autocast if hasattr(agent.policy, "lm") else None,
         "total_timesteps": agent.total_timesteps,
-        "n_updates": agent.n_updates,
-        "n_gradient_steps": agent.n_gradient_steps,
         "n_episodes": agent.n_episodes,
-        "kl_coef": agent.kl_coef,
-        "rng": agent.rng.bit_generator.state,
-        "episodes": agent.episodes.get_state(),
+        "made_with_kl_coef": agent.made_with_kl_coef,
+        "sealed": True,
     }
 
 
@@ -166,8 +255,11 @@ def load(
     cls: type, path: Path, env: Any, overrides: dict[str, Any], trust_modules: Sequence[str] = ()
 ) -> Any:
     """Read what :func:`save` wrote; see :meth:`agents.base.Agent.load`."""
+    path = standing(path)
     document = read_document(path)
-    with trust.names_from(path / "agent.json", trust_modules):
+    if document.get("sealed"):
+        check_whole(path)
+    with trust.names_from(path / DOCUMENT, trust_modules):
         return _load(cls, path, env, document, overrides)
 
 
@@ -186,9 +278,16 @@ def _load(cls: type, path: Path, env: Any, document: dict[str, Any], overrides: 
         )
     kwargs = {name: decode_argument(value) for name, value in kwargs.items()} | unread | overrides
     policy_kwargs = dict(kwargs.get("policy_kwargs") or {})
+    if document["temperature"] is not None and not (path / "config.json").is_file():
+        raise TornCheckpointError(f"{path} is torn: the language model's config.json is missing")
     # An adapter goes onto the model of the env; without one, the merged model stands in for it.
     if (path / "config.json").is_file() and (env is None or policy_kwargs.get("lora_rank") is None):
-        lm = CausalLM.load(path, temperature=document["temperature"], device=kwargs.get("device", "auto"))
+        lm = CausalLM.load(
+            path,
+            temperature=document["temperature"],
+            device=kwargs.get("device", "auto"),
+            autocast=document.get("autocast"),
+        )
         kwargs["policy_kwargs"] = policy_kwargs | {"model": lm}
     if env is not None and not isinstance(env, str):
         for argument in ("n_envs", "env_kwargs"):  # they say how to make an env from its id
@@ -220,16 +319,24 @@ def read_document(path: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: There is no checkpoint at ``path``.
     """
-    file = path / "agent.json"
+    file = path / DOCUMENT
     if not file.is_file():
+        if (path / MANIFEST).is_file():
+            raise TornCheckpointError(f"{path} is torn: {DOCUMENT} is missing")
         nearby = (
-            sorted(p.parent.name for p in path.parent.glob("*/agent.json")) if path.parent.is_dir() else []
+            sorted(p.parent.name for p in path.parent.glob(f"*/{DOCUMENT}")) if path.parent.is_dir() else []
         )
         hint = f" Checkpoints beside it: {nearby}." if nearby else ""
-        raise FileNotFoundError(f"{path} is not a checkpoint: it has no agent.json.{hint}")
-    document = json.loads(file.read_text())
+        raise FileNotFoundError(f"{path} is not a checkpoint: it has no {DOCUMENT}.{hint}")
+    try:
+        document = read_json(file)
+    except ValueError as error:
+        raise TornCheckpointError(f"{path} is torn: {error}") from None
     if document.get("format") != FORMAT:
         raise ValueError(f"{file} has format {document.get('format')!r}; this version reads {FORMAT}")
+    missing = sorted(_NEEDED - document.keys())
+    if missing:
+        raise TornCheckpointError(f"{path} is torn: {DOCUMENT} does not say {', '.join(missing)}")
     return document
 
 
@@ -253,6 +360,9 @@ def _restore(agent: Checkpointed, document: dict[str, Any], path: Path) -> None:
     agent.n_updates = document["n_updates"]
     agent.n_gradient_steps = document.get("n_gradient_steps", 0)
     agent.episodes.set_state(document["episodes"])
+    if agent.env is not None:
+        _agree_with_env(agent, document)
+        _restore_rewards(agent, document.get("rewards", []))
     if agent.env is None or agent.num_envs != document["num_envs"] or "env_state" not in document:
         return
     arrays = load_arrays(path / "env.safetensors")
@@ -264,12 +374,63 @@ def _restore(agent: Checkpointed, document: dict[str, Any], path: Path) -> None:
     if "text_env_state" in document and agent.text_env is not None:
         text = {n.removeprefix("text."): a for n, a in arrays.items() if n.startswith("text.")}
         env_state.restore(agent.text_env, document["text_env_state"], text)
-    if document["kl_coef"] is not None:
-        agent.kl_coef = document["kl_coef"]
     observation = {n.removeprefix("last_obs."): a for n, a in arrays.items() if n.startswith("last_obs.")}
     space = agent.policy.observation_space
     agent.last_obs = from_named_arrays(space, observation) if observation else None
     agent.waiting = arrays["waiting"]
+
+
+def _agree_with_env(agent: Checkpointed, document: dict[str, Any]) -> None:
+    """Settle what both a checkpoint and an environment say: the environment's own settings win, and that is said.
+
+    A KL coefficient that was changed on the way goes on where it was, in an environment made as the first one was.
+    """
+    saved, made = document.get("kl_coef"), document.get("made_with_kl_coef")
+    if saved is not None and agent.kl_coef is not None and saved != agent.kl_coef:
+        if made is None or made == agent.kl_coef:
+            agent.kl_coef = saved
+        else:
+            logger.warn(
+                f"the env was made with kl_coef={agent.kl_coef}, and the checkpoint ended with kl_coef={saved}: the "
+                f"env's own is kept (agent.kl_coef = {saved} takes the other)"
+            )
+    lm = next((env.lm for env in kl_envs(agent.env) if hasattr(env, "lm")), None)
+    own = getattr(agent.policy, "lm", None)
+    if lm is None or own is None:
+        return
+    if own.temperature != lm.temperature:
+        logger.warn(
+            f"the env has temperature={lm.temperature}, and the checkpoint temperature={own.temperature}: the policy "
+            "takes the env's, so that both divide the logits alike"
+        )
+        own.temperature = lm.temperature
+    if "autocast" not in (agent.init_kwargs.get("policy_kwargs") or {}):
+        # What a policy that starts from the env's model does.
+        autocast = lm.autocast or lm.model.dtype in (torch.bfloat16, torch.float16)
+        if document.get("autocast") not in (None, autocast):
+            logger.warn(
+                f"the precision differs: autocast was {document['autocast']} and is {autocast} with this env; its "
+                "own is taken"
+            )
+        own.autocast = agent.policy.autocast = autocast
+
+
+def _restore_rewards(agent: Checkpointed, states: list[dict[str, Any]]) -> None:
+    rewards = _rewards(agent)
+    if len(states) != len(rewards):
+        if any(states):
+            logger.warn(
+                f"the state of {len(states)} rewards (running means, counts) was saved and the env has {len(rewards)}: "
+                "they start anew"
+            )
+        return
+    for reward, state in zip(rewards, states, strict=True):
+        try:
+            reward.set_state(state)
+        except ValueError as error:
+            logger.warn(
+                f"the saved state of the reward {reward.name!r} does not fit, it starts anew: {error}"
+            )
 
 
 def _check_base(agent: Checkpointed, document: dict[str, Any], path: Path) -> None:

@@ -6,6 +6,7 @@
         events.out.tfevents.*    the same for TensorBoard, with the tables of samples
         checkpoint-<timesteps>/  what ``Agent.save`` writes, between two updates
         final/                   the same at the end: a Hugging Face folder for a language model
+        best/                    the same where :meth:`SaveRunCallback.save_best` was called with the highest score
         report.html              what ``textrl report`` makes of it
 
 A run that was interrupted and resumed ends with bitwise the weights of one that was not. Left out: remote
@@ -14,14 +15,19 @@ storage and several processes.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+import math
 import os
 import platform
+import re
 import shlex
 import shutil
 import signal
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib import metadata
@@ -35,12 +41,29 @@ from torch.utils.tensorboard import SummaryWriter
 from agents.base import Agent
 from agents.callbacks.exact_gap import cheap_gap_callback
 from agents.callbacks.kl_control import AdaptiveKL, AnnealKL
+from agents.runs.checkpoint import DOCUMENT, Position, read_document, take_position
+from agents.runs.checkpoint import save as save_checkpoint
+from agents.runs.lock import HOLDER, LOCK
 from agents.runs.registry import find_agent, find_policy
+from agents.runs.whole import (
+    MANIFEST,
+    TornCheckpointError,
+    check_whole,
+    read_json,
+    settle,
+    standing,
+    write_text,
+)
 from reward_models import trust
 from textrl_env.printable import printable
 
 FORMAT = 1
-CONFIG, PROGRESS, FINAL, CHECKPOINT = "config.json", "progress.csv", "final", "checkpoint-"
+#: What every version has written.
+_NEEDED = {
+    *("agent", "agent_kwargs", "policy", "policy_kwargs", "env", "env_kwargs", "n_envs", "total_timesteps"),
+    *("seed", "device", "save_every", "keep", "log_interval", "command", "working_directory"),
+}
+CONFIG, PROGRESS, FINAL, BEST, CHECKPOINT = "config.json", "progress.csv", "final", "best", "checkpoint-"
 EVALUATION, REPORT = "evaluation.json", "report.html"
 _PACKAGES = ("textrl-env", "torch", "transformers", "gymnasium", "stable-baselines3", "numpy")
 
@@ -59,18 +82,23 @@ def check_directory(folder: Path, overwrite: bool = False) -> None:
         folder: Where.
         overwrite: Whether an earlier run there may be deleted (never anything else).
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and all(p.name in (LOCK, HOLDER) for p in folder.iterdir())):
         return
-    if (
-        folder.is_dir()
-        and (folder / CONFIG).is_file()
-        and "agent" in json.loads((folder / CONFIG).read_text())
-    ):
+    if folder.is_dir() and _is_run(folder):
         if overwrite:
             return
         ways = f"go on with --resume {folder}, or start anew with --overwrite"
         raise FileExistsError(f"{folder} already holds a run; {ways}")
     raise FileExistsError(f"{folder} is there and is not a run directory; choose another")
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a run was made there, also if its configuration has been torn since."""
+    file = folder / CONFIG
+    try:
+        return file.is_file() and "agent" in read_json(file)
+    except ValueError:
+        return any(folder.glob(f"*/{DOCUMENT}")) or (folder / PROGRESS).is_file()
 
 
 def prepare_directory(folder: Path, overwrite: bool = False) -> None:
@@ -85,8 +113,12 @@ def prepare_directory(folder: Path, overwrite: bool = False) -> None:
 
 
 def _delete_run(folder: Path) -> None:
-    for path in [folder / FINAL, *folder.glob(f"{CHECKPOINT}*"), *folder.glob(f".{CHECKPOINT}*")]:
-        if (path / "agent.json").is_file() or path.name.startswith("."):
+    ours = [folder / FINAL, folder / BEST, *folder.glob(f"{CHECKPOINT}*")]
+    for path in ours:
+        if (path / DOCUMENT).is_file() or (path / MANIFEST).is_file():
+            shutil.rmtree(path)
+    for name in (FINAL, BEST, f"{CHECKPOINT}*"):  # replacements that were cut short
+        for path in [*folder.glob(f".{name}.new"), *folder.glob(f".{name}.old")]:
             shutil.rmtree(path)
     for path in [
         folder / EVALUATION,
@@ -111,7 +143,7 @@ def new_config(
     env_kwargs: dict[str, Any] | None = None,
     n_envs: int | None = None,
     device: str = "auto",
-    save_every: int | None = None,
+    save_every: int | str | None = None,
     keep: int = 2,
     log_interval: int = 1,
     adaptive_kl: dict[str, float] | None = None,
@@ -132,7 +164,8 @@ def new_config(
         env_kwargs: For ``gym.make_vec``.
         n_envs: Slots of the vector env.
         device: "auto" or a torch device.
-        save_every: Timesteps between checkpoints; None is a tenth of ``total_timesteps``.
+        save_every: When to write checkpoints, as :func:`parse_save_every` reads it; None is each tenth of
+            ``total_timesteps`` and every 15 minutes.
         keep: Checkpoints to keep.
         log_interval: Updates between two lines of the log.
         adaptive_kl: Arguments of :class:`~agents.callbacks.kl_control.AdaptiveKL`; None leaves the coefficient alone.
@@ -154,7 +187,7 @@ def new_config(
         "total_timesteps": total_timesteps,
         "seed": seed,
         "device": device,
-        "save_every": save_every or max(total_timesteps // 10, 1),
+        "save_every": save_every or f"{max(total_timesteps // 10, 1)},15m",
         "keep": keep,
         "log_interval": log_interval,
         "adaptive_kl": adaptive_kl,
@@ -171,8 +204,8 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
 
 
 def write_json(file: Path, document: dict[str, Any]) -> None:
-    """Write JSON that people can read."""
-    file.write_text(json.dumps(document, indent=2) + "\n")
+    """Write JSON that people can read, whole or not at all."""
+    write_text(file, json.dumps(document, indent=2) + "\n")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -189,22 +222,92 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
         hint = f" Runs beside it: {', '.join(beside)}." if beside else ""
         raise FileNotFoundError(f"{folder} is not a run directory: it has no {CONFIG}.{hint}")
-    config = json.loads(file.read_text())
+    config = read_json(file)
     if config.get("format") != FORMAT or "agent" not in config:
         raise ValueError(
             f"{file} is not the configuration of a run (format {FORMAT}); the folder of a model perhaps? "
             "A run directory holds checkpoint-*/ and final/"
         )
+    missing = sorted(_NEEDED - config.keys())
+    if missing:
+        raise ValueError(f"{file} does not say {', '.join(missing)}; has it been edited?")
     return config
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """Every whole checkpoint of a run with its timesteps, oldest first; ``final`` is one too."""
+    """Every checkpoint of a run with its timesteps, oldest first; ``final`` is one too.
+
+    Only their names and first lines are looked at; see :func:`newest_whole`.
+    """
     found = []
-    for path in [*folder.glob(f"{CHECKPOINT}*"), folder / FINAL]:
-        if (path / "agent.json").is_file():
-            found.append((json.loads((path / "agent.json").read_text())["num_timesteps"], path))
+    for path in [*folder.glob(f"{CHECKPOINT}*"), standing(folder / FINAL)]:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            found.append((int(read_json(path / DOCUMENT)["num_timesteps"]), path))
     return sorted(found)
+
+
+def newest_whole(folder: Path) -> tuple[int, Path, list[str]]:
+    """The newest checkpoint of a run that is as it was written.
+
+    To be called by the process that holds the run's lock: a replacement that was cut short is finished.
+
+    Returns:
+        Its timesteps, the checkpoint, and of every newer one that is torn, which file and how.
+
+    Raises:
+        TornCheckpointError: All of them are torn.
+        FileNotFoundError: There is none.
+    """
+    for name in (FINAL, BEST):
+        settle(folder / name)
+    torn: list[str] = []
+    for path in sorted([*folder.glob(f"{CHECKPOINT}*"), folder / FINAL], key=_age):
+        if path.is_dir():
+            try:
+                document = read_document(path)
+                if document.get("sealed"):
+                    check_whole(path)
+                return int(document["num_timesteps"]), path, torn
+            except (TornCheckpointError, FileNotFoundError) as error:
+                torn.append(str(error))
+    if torn:
+        raise TornCheckpointError(f"no checkpoint of {folder} is whole: {'; '.join(torn)}")
+    raise FileNotFoundError(f"{folder} holds no checkpoint yet")
+
+
+def _age(path: Path) -> float:
+    """Sorts checkpoints by their timesteps, the newest first; ``final`` is new where it cannot be told."""
+    number = path.name.removeprefix(CHECKPOINT)
+    if number.isdecimal():
+        return -int(number)
+    try:
+        return -int(read_json(path / DOCUMENT)["num_timesteps"]) - 0.5
+    except (OSError, ValueError, KeyError, TypeError):
+        return -math.inf
+
+
+def parse_save_every(given: int | str) -> tuple[int | None, float | None]:
+    """When to write checkpoints: timesteps and seconds between them, None where one is not given.
+
+    Args:
+        given: Timesteps, a time ("90s", "15m", "2h"), or both with a comma between: whichever comes first.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    steps: int | None = None
+    seconds: float | None = None
+    for part in str(given).replace("_", "").split(","):
+        found = re.fullmatch(r"\s*([1-9]\d*)\s*([smh]?)\s*", part)
+        if found is None:
+            raise ValueError(
+                f"save_every={given!r} must be timesteps (5000), a time (90s, 15m, 2h), or both (5000,15m)"
+            )
+        if found[2]:
+            seconds = int(found[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[found[2]]
+        else:
+            steps = int(found[1])
+    return steps, seconds
 
 
 # -- agents from configurations -----------------------------------------------------------------------------
@@ -325,52 +428,91 @@ def read_progress(folder: Path) -> dict[str, list[float]]:
 
 
 class SaveRunCallback(BaseCallback):
-    """Saves between updates, every ``save_every`` timesteps and when asked to stop.
+    """Saves between updates, every so many timesteps or minutes, and when asked to stop.
 
     Args:
         folder: The run directory.
-        save_every: Timesteps between checkpoints.
+        save_every: As :func:`parse_save_every` reads it.
         keep: Checkpoints to keep, the latest ones.
     """
 
-    def __init__(self, folder: Path, save_every: int, keep: int = 2) -> None:
+    def __init__(self, folder: Path, save_every: int | str, keep: int = 2) -> None:
         super().__init__()
-        self.folder, self.save_every, self.keep = folder, save_every, keep
+        self.folder, self.keep = folder, keep
+        self.every_steps, self.every_seconds = parse_save_every(save_every)
         self.stop_requested = False
+        self._position: Position | None = None
 
     def _on_training_start(self) -> None:
         self._next = self._following_multiple()
+        self._saved_at = time.monotonic()
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_start(self) -> None:
+        self._position = None
         if self.stop_requested:
             self.save()
             raise TrainingInterrupted
-        if self.model.num_timesteps >= self._next:
+        seconds = time.monotonic() - self._saved_at
+        if self.model.num_timesteps >= self._next or (self.every_seconds and seconds >= self.every_seconds):
             self.save()
             self._next = self._following_multiple()
+        self._position = take_position(self.model)
 
-    def _following_multiple(self) -> int:
-        return (self.model.num_timesteps // self.save_every + 1) * self.save_every
+    def _on_rollout_end(self) -> None:
+        self._position = None
 
-    def save(self) -> None:
-        """Write ``checkpoint-<timesteps>``, whole or not at all, and delete those too many."""
-        name = f"{CHECKPOINT}{self.model.num_timesteps}"
-        save_whole(self.model, self.folder / name)
-        numbered = [path for _, path in checkpoints(self.folder) if path.name != FINAL]
+    def _following_multiple(self) -> float:
+        if self.every_steps is None:
+            return math.inf
+        return (self.model.num_timesteps // self.every_steps + 1) * self.every_steps
+
+    def save(self, position: Position | None = None) -> Path:
+        """Write ``checkpoint-<timesteps>``, whole or not at all, and delete those too many.
+
+        Args:
+            position: Where the agent stood before the rollout under way; None is where it stands now.
+        """
+        timesteps = self.model.num_timesteps if position is None else position.document["num_timesteps"]
+        path = self.folder / f"{CHECKPOINT}{timesteps}"
+        save_checkpoint(self.model, path, position)
+        numbered = [path for _, path in checkpoints(self.folder) if path.name.startswith(CHECKPOINT)]
         for old in numbered[: -self.keep]:
             shutil.rmtree(old)
+        self._saved_at = time.monotonic()
+        return path
 
+    def save_best(self, score: float) -> bool:
+        """Write ``best/`` if no checkpoint there has a score as high; says whether it did.
 
-def save_whole(agent: Agent, folder: Path) -> None:
-    """``agent.save(folder)`` that leaves either the whole new folder or the old one."""
-    scratch = folder.with_name(f".{folder.name}")
-    shutil.rmtree(scratch, ignore_errors=True)
-    agent.save(scratch)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(scratch, folder)
+        Args:
+            score: Of the agent as it is now, from an evaluation.
+        """
+        best = self.folder / BEST
+        if best.is_dir() and read_document(best).get("score", -math.inf) >= score:
+            return False
+        save_checkpoint(self.model, best, note={"score": score})
+        return True
+
+    def at_stake(self) -> str:
+        """What is lost if the process ends now."""
+        found = checkpoints(self.folder)
+        last = found[-1][0] if found else 0
+        return f"{self.model.num_timesteps - last:,} timesteps since " + (
+            f"{found[-1][1]} are lost" if found else "the start are lost: there was no checkpoint yet"
+        )
+
+    def rescue(self) -> Path | None:
+        """After an error: save where the agent stood before the rollout that failed; None where it was learning.
+
+        Weights that an update has begun to change belong to no moment that could be gone on from.
+        """
+        if self._position is None:
+            return None
+        path = self.folder / f"{CHECKPOINT}{self._position.document['num_timesteps']}"
+        return path if path.is_dir() else self.save(self._position)
 
 
 def train(
@@ -389,6 +531,7 @@ def train(
     Raises:
         TrainingInterrupted: SIGINT or SIGTERM came; the update under way was finished and a checkpoint saved.
         KeyboardInterrupt: It came twice.
+        Exception: What a reward, an environment or an update raised; a note says which checkpoint stands.
     """
     saver = SaveRunCallback(folder, config["save_every"], config["keep"])
     controls = {"adaptive_kl": AdaptiveKL, "anneal_kl": AnnealKL}
@@ -405,23 +548,52 @@ def train(
                 log_interval=config["log_interval"],
                 reset_num_timesteps=agent.num_timesteps == 0,
             )
-            save_whole(agent, folder / FINAL)
+            save_checkpoint(agent, folder / FINAL)
+    except Exception as error:
+        if not isinstance(error, TrainingInterrupted):
+            error.add_note(_what_stands(saver, folder, config))
+        raise
     finally:
         logger.close()
 
 
+def _what_stands(saver: SaveRunCallback, folder: Path, config: dict[str, Any]) -> str:
+    """After an error: which checkpoint there is, and how to go on from it."""
+    try:
+        rescued = saver.rescue()
+    except Exception as error:
+        return f"and no checkpoint could be written: {error}"
+    if rescued is not None:
+        return f"saved as it was before this rollout: {rescued}; go on with: {resume_command(folder, config)}"
+    found = checkpoints(folder)
+    if not found:
+        return "there was no checkpoint yet"
+    return f"the last checkpoint is {found[-1][1]}; go on with: {resume_command(folder, config)}"
+
+
 @contextmanager
 def _stop_on_signals(saver: SaveRunCallback) -> Iterator[None]:
-    """The first SIGINT or SIGTERM asks for a stop between updates, the second interrupts at once."""
+    """The first SIGINT or SIGTERM asks for a stop between updates, the second interrupts at once; both say so."""
 
     def handle(number: int, frame: Any) -> None:
         if saver.stop_requested:
+            _tell(f"leaving at once; {saver.at_stake()}")
             raise KeyboardInterrupt
         saver.stop_requested = True
+        _tell("waiting for the update under way, then a checkpoint is written; once more leaves at once")
 
+    if threading.current_thread() is not threading.main_thread():  # no other may set handlers
+        yield
+        return
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _tell(text: str) -> None:
+    """A line on standard error from a signal handler, where buffered streams may not be used."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"\ntextrl: {text}\n".encode())

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 from gymnasium import logger, spaces
 
-from reward_models import load_reward
+from reward_models import Reward, load_reward
 from textrl_env import embedded
 from textrl_env.data.prompts import load_prompts
 from textrl_env.envs.text_picture import draw_response, token_texts
@@ -485,6 +485,12 @@ class _TextRLHF:
     def lm(self) -> CausalLM:
         """The frozen reference, which is also the initial policy."""
         return self.dynamics.lm
+
+    @property
+    def rewards(self) -> tuple[Reward, ...]:
+        """What scores the responses: the reward, and the gold judge where there is one."""
+        found = (self.dynamics.reward, self.dynamics.gold)
+        return tuple(reward for reward in found if reward is not None)
 
     @property
     def num_prompts(self) -> int:
