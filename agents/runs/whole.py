@@ -154,7 +154,7 @@ def read_json(file: Path) -> dict[str, Any]:
 def seal(folder: Path) -> None:
     """Flush every file, and write the manifest last."""
     files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST):
         _sync(path)
         name = path.relative_to(folder).as_posix()
         files[name] = {"size": path.stat().st_size, "sha256": _checksum(path)}
