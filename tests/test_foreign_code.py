@@ -92,7 +92,7 @@ PLANTS = {
     "a gold judge": {"env_kwargs": {"gold": touch()}},
     "a reward inside a reward": {"env_kwargs": {"reward": f"reward_models:Clip({touch()!r})"}},
     "a loader of rewards": {"env_kwargs": {"reward": f"reward_models:load_reward({touch()!r})"}},
-    "a module's import": {"env_kwargs": {"reward": touch("reward_models.locate:os.system")}},
+    "a module's import": {"env_kwargs": {"reward": touch("agents.runs.whole:os.system")}},
     "a verb of the command line": {
         "env_kwargs": {
             "reward": "agents.cli:main(['train', '--total-timesteps', '20', '--run-dir', 'sprung'])"
