@@ -18,13 +18,14 @@ import torch
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from agents import presets
 from agents.algorithms import maths
 from agents.algorithms.gradient_step import accumulate_gradients, clip_gradients, read_scalars
 from agents.algorithms.optimizers import make_optimizer
-from agents.algorithms.schedules import Schedule, lr_multiplier, schedule_value
+from agents.algorithms.schedules import Schedule, check_numbers, check_schedule, lr_multiplier, schedule_value
 from agents.loop import LearningLoop
 from agents.policies.base import Evaluation, Policy
 from agents.policies.factory import make_policy
@@ -50,8 +51,10 @@ class Agent(LearningLoop):
     """Collects rollouts and learns from them; a subclass says how.
 
     Args:
-        policy: "MlpPolicy", "CausalLMPolicy", "auto" (chosen from the env), or a :class:`Policy` class.
-        env: A Gymnasium id, an env or a vector env; None only when loading for prediction.
+        policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy", "CausalLMPolicy", "auto" (chosen from the env), or a
+            :class:`Policy` class.
+        env: A Gymnasium id, an env or a vector env (Gymnasium's or stable-baselines3's); None only when loading for
+            prediction.
         learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress. None goes by what is
             trained, as do all that are None here and in the table of :mod:`agents.presets`.
         n_steps: Steps of each slot in a rollout, for agents that learn from segments.
@@ -79,7 +82,7 @@ class Agent(LearningLoop):
         weight_decay: As in AdamW; biases and norms do not decay.
         n_envs: Slots to make when ``env`` is an id; None is 1 for segments, all episodes for whole episodes.
         env_kwargs: Passed to ``gym.make_vec`` when ``env`` is an id.
-        policy_kwargs: Passed to the policy.
+        policy_kwargs: Passed to the policy (``optimizer_class`` and ``optimizer_kwargs`` excepted, which replace Adam).
         stats_window_size: Episodes that ``rollout/ep_rew_mean`` averages over.
         tensorboard_log: Folder of TensorBoard events.
         verbose: 1 prints the log.
@@ -141,6 +144,11 @@ class Agent(LearningLoop):
     ) -> None:
         _check_positive(n_steps=n_steps, n_episodes=n_episodes, batch_size=batch_size, n_epochs=n_epochs)
         _check_positive(group_size=group_size, micro_batch_size=micro_batch_size, n_envs=n_envs)
+        _check_positive(stats_window_size=stats_window_size)
+        check_schedule("learning_rate", learning_rate)
+        check_schedule("critic_learning_rate", self.critic_learning_rate)
+        check_numbers(weight_decay=weight_decay)
+        check_numbers(ent_coef=ent_coef, vf_coef=vf_coef, max_grad_norm=max_grad_norm)
         for name, value in (("gamma", gamma), ("gae_lambda", gae_lambda)):
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {value}")
@@ -191,11 +199,14 @@ class Agent(LearningLoop):
         self.text_env: Any = None
         self.latest: dict[str, Any] = {}
         self.env_id = env if isinstance(env, str) else None
-        self.n_envs = n_envs
+        self.n_envs = n_envs  # how many there are, once there are any
+        self._asked_envs = n_envs
 
         self.seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else int(seed)
         env_seed, weight_seed, action_seed, order_seed = np.random.SeedSequence(self.seed).generate_state(4)
-        self._env_seed = int(env_seed) % 2**31
+        self._seed_of_env = int(env_seed) % 2**31
+        self._env_seed: int | None = self._seed_of_env  # None once the environment has been seeded
+        self._vec_env: VecEnv | None = None
         self.rng = np.random.default_rng(order_seed)
         torch.manual_seed(int(weight_seed))
         self._critic = critic if self.uses_critic else None
@@ -205,6 +216,7 @@ class Agent(LearningLoop):
         self.last_obs: Any = None
         self.made_with_kl_coef: float | None = None
         if env is not None:
+            self._check_id_arguments(env)
             self.set_up_env(env)
             self.set_up_policy()
 
@@ -212,15 +224,15 @@ class Agent(LearningLoop):
 
     def set_up_env(self, env: str | gym.Env | gym.vector.VectorEnv) -> None:
         """Make the vector env that the agent learns in, and find the env's fused way if it has one."""
-        slots = self.n_envs or (self.n_episodes or 16 if self.whole_episodes else 1)
-        self._check_id_arguments(env)
+        slots = self._asked_envs or (self.n_episodes or 16 if self.whole_episodes else 1)
         if isinstance(env, str) and has_fused_way(env):
-            slots = self.n_envs or 1  # the fused way needs no slots
+            slots = self._asked_envs or 1  # the fused way needs no slots
         self.text_env = fused_env(env)
-        self.env = make_envs(env, slots, self.env_kwargs, self.group_size > 1)
+        self.env = make_envs(env, slots, self.env_kwargs)
         self.text_env = self.text_env or fused_env(self.env)
         self.made_with_kl_coef = self.kl_coef
-        self.num_envs = self.env.num_envs
+        self._vec_env = None
+        self.n_envs = self.num_envs = self.env.num_envs
         mode = self.env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
         self.autoreset_mode = mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)
         self.waiting = np.zeros(self.num_envs, dtype=bool)
@@ -230,11 +242,11 @@ class Agent(LearningLoop):
         """Raise a ValueError for arguments that say how to make an env from its id, beside an env that is made."""
         if isinstance(env, str):
             return
-        made = env.num_envs if isinstance(env, gym.vector.VectorEnv) else 1
-        if self.n_envs not in (None, made):
+        made = env.num_envs if isinstance(env, (gym.vector.VectorEnv, VecEnv)) else 1
+        if self._asked_envs not in (None, made):
             raise ValueError(
-                f"n_envs={self.n_envs} is for an env that is made from its id, but this one is there already and has "
-                f"{made} slot{'s' if made > 1 else ''}: {env}; pass the id, or gym.make_vec(id, num_envs={self.n_envs})"
+                f"n_envs={self._asked_envs} is for an env that is made from its id, but this one is there already and has "
+                f"{made} slot{'s' if made > 1 else ''}: {env}; pass the id, or gym.make_vec(id, num_envs={self._asked_envs})"
             )
         if self.env_kwargs:
             raise ValueError(
@@ -244,7 +256,9 @@ class Agent(LearningLoop):
 
     def set_up_policy(self, spaces: Any = None) -> None:
         """Make the policy and its optimiser from the env, or from spaces alone to predict only."""
-        self.policy = make_policy(self.policy_name, spaces or self.env, self._critic, self.policy_kwargs)
+        policy_kwargs = dict(self.policy_kwargs)
+        self._optimizer = [policy_kwargs.pop(name, None) for name in ("optimizer_class", "optimizer_kwargs")]
+        self.policy = make_policy(self.policy_name, spaces or self.env, self._critic, policy_kwargs)
         self.policy.to(self._policy_device())
         self.device = self.policy.device
         self.policy.generator = torch.Generator(self.device).manual_seed(self._action_seed)
@@ -269,7 +283,9 @@ class Agent(LearningLoop):
         """Make the optimiser and its schedule from the hyper-parameters in force."""
         ratio = 0.0 if self.warmup_steps else self.warmup_ratio
         self._lr_multiplier = lr_multiplier(self.lr_scheduler_type, ratio, self.lr_scheduler_kwargs)
-        self.optimizer = make_optimizer(self.policy, self.weight_decay, self.critic_learning_rate is not None)
+        self.optimizer = make_optimizer(
+            self.policy, self.weight_decay, self.critic_learning_rate is not None, *self._optimizer
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rates(1.0)[group["critic"]]
 

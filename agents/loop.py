@@ -87,7 +87,7 @@ class LearningLoop(StableBaselines3Surface):
                 self.logger.record("time/update_seconds", time.perf_counter() - started)
             iteration += 1
             if log_interval is not None and (iteration % log_interval == 0 or self.stopped):
-                self._dump_logs(rollout)
+                self.dump_logs(iteration, rollout)
 
     def _set_up_learn(
         self, total_timesteps: int, callback: Any, name: str | None, reset: bool, progress_bar: bool
@@ -99,15 +99,18 @@ class LearningLoop(StableBaselines3Surface):
             )
         if reset:
             self.num_timesteps = 0
+            self.episodes.forget()
             self.total_timesteps = total_timesteps
         else:
             self.total_timesteps = total_timesteps + self.num_timesteps
         self.stopped = False
         self._steps_at_start, self._time_at_start = self.num_timesteps, time.perf_counter()
         if reset or self.last_obs is None:
+            # Seeded once: another call of learn() goes on with new episodes, it does not repeat the first ones.
             self.last_obs, _ = self.env.reset(seed=self._env_seed)
             if self.text_env is not None and self.text_env is not self.env.unwrapped:
                 self.text_env.reset(seed=self._env_seed)
+            self._env_seed = None
             self.waiting[:] = False
             self.episodes.begin(self.num_envs)
         if not self._custom_logger:
@@ -123,10 +126,19 @@ class LearningLoop(StableBaselines3Surface):
         self.callback.init_callback(self)
         return self.callback
 
-    def count_steps(self, steps: int, done: np.ndarray) -> bool:
-        """Count env steps and call the callbacks as stable-baselines3 does; False asks to stop."""
+    def count_steps(self, steps: int, done: np.ndarray, **step: Any) -> bool:
+        """Count env steps and call the callbacks as stable-baselines3 does.
+
+        Args:
+            steps: Env steps taken at once.
+            done: bool ``[N]``, episodes that ended with them.
+            **step: What the callbacks find in their ``locals``: ``actions``, ``rewards``, ``new_obs``, ``infos``, ...
+
+        Returns:
+            Whether to go on; False asks to stop.
+        """
         self.num_timesteps += steps
-        self._callback_locals = {"dones": done, "self": self}
+        self._callback_locals = {"dones": done, "self": self, **step}
         self.callback.update_locals(self._callback_locals)
         if not self.callback.on_step():
             self.stopped = True
@@ -136,11 +148,19 @@ class LearningLoop(StableBaselines3Surface):
         """Note what an environment's fused way has produced, for the log."""
         self.episodes.add_text(episodes)
 
-    def _dump_logs(self, rollout: Rollout) -> None:
+    def dump_logs(self, iteration: int = 0, rollout: Rollout | None = None) -> None:
+        """Write a line of the log, as after each rollout.
+
+        Args:
+            iteration: Number of the rollout; 0 leaves it out.
+            rollout: What to log sums of; None where one is still being collected.
+        """
         seconds = max(time.perf_counter() - self._time_at_start, 1e-9)
         record = self.logger.record
         self.episodes.log(record, rollout, self.policy.whole_episodes)
         fps = (self.num_timesteps - self._steps_at_start) / seconds
+        if iteration:
+            record("time/iterations", iteration, exclude="tensorboard")
         record("time/fps", int(fps))
         record("time/time_elapsed", int(seconds), exclude="tensorboard")
         record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import tempfile
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import gymnasium as gym
 import numpy as np
+import torch
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.utils import configure_logger
+from stable_baselines3.common.utils import configure_logger, get_system_info
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from agents.algorithms.schedules import Schedule, schedule_value
 from agents.policies.base import Policy
-from agents.rollouts.observations import add_batch, copied, is_single
+from agents.rollouts.episode_log import EpisodeLog
+from agents.rollouts.sb3_envs import TrainingVecEnv, VecEnvAsVectorEnv, layers_of
 from agents.rollouts.vector_envs import bind_policy
 from agents.runs import checkpoint
+from agents.runs.archive import unpacked, write_archive
 
 
 class StableBaselines3Surface:
@@ -24,7 +32,19 @@ class StableBaselines3Surface:
     env: gym.vector.VectorEnv | None
     text_env: Any
     last_obs: Any
+    waiting: np.ndarray
+    optimizer: torch.optim.Optimizer
+    episodes: EpisodeLog
+    learning_rate: Schedule
+    total_timesteps: int | None
+    _lr_multiplier: Callable[[float], float]
+    rng: np.random.Generator
+    seed: int
     verbose: int
+    _vec_env: VecEnv | None
+    _env_seed: int | None
+    _seed_of_env: int
+    _progress_remaining: float
     _logger: Logger | None
     _custom_logger: bool
 
@@ -44,24 +64,79 @@ class StableBaselines3Surface:
         self._logger = logger
         self._custom_logger = True
 
-    def get_env(self) -> gym.vector.VectorEnv | None:
-        """The vector env that the agent learns in."""
-        return self.env
+    @property
+    def observation_space(self) -> gym.Space:
+        """Of one environment."""
+        return self.policy.observation_space
 
-    def set_env(self, env: str | gym.Env | gym.vector.VectorEnv) -> None:
-        """Learn in another environment with the same spaces."""
+    @property
+    def action_space(self) -> gym.Space:
+        """Of one environment."""
+        return self.policy.action_space
+
+    @property
+    def ep_info_buffer(self) -> deque[dict[str, float]]:
+        """Return ``r``, length ``l`` and time ``t`` of the latest episodes, at most ``stats_window_size`` of them."""
+        return self.episodes.infos
+
+    @property
+    def lr_schedule(self) -> Callable[[float], float]:
+        """The learning rate as a function of the remaining progress, 1 at the start and 0 at the end."""
+        return lambda progress: (
+            schedule_value(self.learning_rate, progress) * self._lr_multiplier(1 - progress)
+        )
+
+    @property
+    def _last_obs(self) -> Any:
+        return self.last_obs
+
+    @property
+    def _total_timesteps(self) -> int | None:
+        return self.total_timesteps
+
+    @property
+    def _current_progress_remaining(self) -> float:
+        return self._progress_remaining
+
+    def get_env(self) -> VecEnv | None:
+        """The vector env that the agent learns in, as stable-baselines3 has it: ``reset()`` returns observations alone.
+
+        A ``VecEnv`` that was given comes back as it is; Gymnasium's own vector env is ``agent.env``.
+        """
         if self.env is None:
-            self.set_up_env(env)
-            bind_policy(self.env, self.policy.log_prob, self.policy.slot_log_prob)
-            return
-        old = self.env
-        self.set_up_env(env)
-        for name in ("single_observation_space", "single_action_space"):
-            if getattr(old, name) != getattr(self.env, name):
-                raise ValueError(
-                    f"the new env's {name} is {getattr(self.env, name)}, expected {getattr(old, name)}"
-                )
+            return None
+        if self._vec_env is None:
+            given = isinstance(self.env, VecEnvAsVectorEnv)
+            self._vec_env = self.env.vec_env if given else TrainingVecEnv(self.env, self._forget_observation)
+        return self._vec_env
+
+    def _forget_observation(self) -> None:
         self.last_obs = None
+        self.waiting[:] = False
+
+    def set_env(self, env: str | gym.Env | gym.vector.VectorEnv | VecEnv, force_reset: bool = True) -> None:
+        """Learn in another environment with the same spaces.
+
+        Args:
+            env: An id, an env or a vector env, stable-baselines3's included.
+            force_reset: False goes on from the last observation, where ``env`` is the one that gave it.
+        """
+        old, last = self.env, self.last_obs
+        if isinstance(env, TrainingVecEnv):
+            env = env.envs
+        elif old is not None and isinstance(old, VecEnvAsVectorEnv) and old.vec_env is env:
+            env = old
+        self.set_up_env(env)
+        if old is not None:
+            for name in ("single_observation_space", "single_action_space"):
+                if getattr(old, name) != getattr(self.env, name):
+                    raise ValueError(
+                        f"the new env's {name} is {getattr(self.env, name)}, expected {getattr(old, name)}"
+                    )
+        same = old is self.env
+        self.last_obs = last if same and not force_reset else None
+        if not same:
+            self._env_seed = self._seed_of_env
         if not self.policy.whole_episodes:
             self.text_env = None
         bind_policy(self.env, self.policy.log_prob, self.policy.slot_log_prob)
@@ -71,9 +146,55 @@ class StableBaselines3Surface:
         if self.env is not None:
             self.env.close()
 
-    def get_vec_normalize_env(self) -> None:
-        """There is none; stable-baselines3's CheckpointCallback asks."""
-        return None
+    def get_vec_normalize_env(self) -> VecNormalize | None:
+        """The ``VecNormalize`` around the environment, if there is one."""
+        if not isinstance(self.env, VecEnvAsVectorEnv):
+            return None
+        return next((layer for layer in layers_of(self.env.vec_env) if isinstance(layer, VecNormalize)), None)
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed everything anew: the sampling, the data order, and the environment at its next reset."""
+        if seed is None:
+            return
+        self.seed = int(seed)
+        env_seed, weight_seed, action_seed, order_seed = np.random.SeedSequence(self.seed).generate_state(4)
+        self._seed_of_env = self._env_seed = int(env_seed) % 2**31
+        self.rng = np.random.default_rng(order_seed)
+        torch.manual_seed(int(weight_seed))
+        self.policy.generator.manual_seed(int(action_seed))
+        self.last_obs = None
+
+    def get_parameters(self) -> dict[str, dict]:
+        """State dicts of the policy and of its optimiser, under stable-baselines3's names."""
+        return {"policy": self.policy.state_dict(), "policy.optimizer": self.optimizer.state_dict()}
+
+    def set_parameters(
+        self, load_path_or_dict: str | Path | dict[str, dict], exact_match: bool = True
+    ) -> None:
+        """Put back what :meth:`get_parameters` returned, or the weights of a checkpoint.
+
+        Args:
+            load_path_or_dict: State dicts by name, or a path that :meth:`save` wrote.
+            exact_match: Whether everything has to be there; False changes what is given and leaves the rest.
+
+        Raises:
+            ValueError: A name that is unknown, or (with ``exact_match``) missing.
+            RuntimeError: A state dict does not fit.
+        """
+        given = load_path_or_dict
+        if not isinstance(given, dict):
+            given = type(self).load(given).get_parameters()
+        own = self.get_parameters()
+        unknown, missing = sorted(set(given) - set(own)), sorted(set(own) - set(given))
+        if unknown or (exact_match and missing):
+            raise ValueError(
+                f"parameters go by the names {sorted(own)}; unknown: {unknown or 'none'}, missing: {missing or 'none'}"
+            )
+        if "policy" in given:
+            self.policy.load_state_dict(given["policy"], strict=exact_match)
+            self.policy.weights_changed()
+        if "policy.optimizer" in given:
+            self.optimizer.load_state_dict(given["policy.optimizer"])
 
     def predict(
         self,
@@ -93,15 +214,23 @@ class StableBaselines3Surface:
         Returns:
             The action or actions, and ``state``.
         """
-        single = is_single(self.policy.observation_space, observation)
-        # The caller may write into what it has handed over; what a policy remembers must not change with it.
-        observation = add_batch(copied(observation)) if single else copied(observation)
-        actions = self.policy.to_env(self.policy.act(observation, deterministic)[0])
-        return (actions[0] if single else actions), state
+        return self.policy.predict(observation, state, episode_start, deterministic)
 
-    def save(self, path: str | Path) -> None:
-        """Write a folder: a Hugging Face folder for a language model, safetensors and JSON for the rest."""
-        checkpoint.save(self, Path(path))
+    def save(self, path: str | Path | IO[bytes]) -> None:
+        """Write a folder: a Hugging Face folder for a language model, safetensors and JSON for the rest.
+
+        A small network under a name that ends in ".zip", or into an open file, is written as one file instead, the
+        same folder in an archive.
+        """
+        stream = hasattr(path, "write")
+        if not stream and (Path(path).suffix != ".zip" or hasattr(self.policy, "save_pretrained")):
+            checkpoint.save(self, Path(path))
+            return
+        if stream and hasattr(self.policy, "save_pretrained"):
+            raise TypeError("a language model is saved as a folder: give save() a path, not an open file")
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint.save(self, Path(folder))
+            write_archive(Path(folder), path if stream else Path(path))
 
     @classmethod
     def load(
@@ -110,19 +239,39 @@ class StableBaselines3Surface:
         env: str | gym.Env | gym.vector.VectorEnv | None = None,
         *,
         trust_modules: Sequence[str] = (),
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = False,
         **kwargs: Any,
     ) -> Self:
         """Load what :meth:`save` wrote.
 
         Args:
-            path: The folder.
+            path: The folder, or the archive of one; "m" and "m.zip" stand for each other.
             env: Where to go on learning; None loads for prediction only.
             trust_modules: Modules or ``.py`` files outside this project whose classes and functions the checkpoint
                 may name; no others are imported.
+            custom_objects: Constructor arguments that replace the saved ones, by name; names that are none are left
+                out, as stable-baselines3 does.
+            print_system_info: Print the versions of what is installed.
+            force_reset: Start new episodes, also where the environment could go on in the saved ones.
             **kwargs: Constructor arguments that replace the saved ones.
 
         Raises:
             FileNotFoundError: There is no checkpoint.
             UntrustedNameError: It names code outside this project that ``trust_modules`` does not (an ImportError).
         """
-        return checkpoint.load(cls, Path(path), env, kwargs, trust_modules)
+        constructors = [vars(base)["__init__"] for base in cls.__mro__[:-1] if "__init__" in vars(base)]
+        known = {name for each in constructors for name in inspect.signature(each).parameters}
+        kwargs = {n: v for n, v in (custom_objects or {}).items() if n in known} | kwargs
+        if print_system_info:
+            get_system_info()
+        if isinstance(env, TrainingVecEnv):
+            env = env.envs
+        with unpacked(path) as folder:
+            agent = checkpoint.load(cls, folder, env, kwargs, trust_modules)
+        if force_reset:
+            agent._forget_observation()
+        if agent.last_obs is not None:
+            agent._env_seed = None  # it goes on in an episode that has been seeded
+        return agent

@@ -24,6 +24,7 @@ from stable_baselines3.common.callbacks import (
 )
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import VecEnv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents import GRPO, PPO, REINFORCE, Agent, Rollout, presets, process
@@ -203,7 +204,7 @@ def test_the_env_may_be_an_id_an_env_or_a_vector_env(agent):
     ):
         learner = make(agent, env, group_size=1) if agent == "GRPO" else make(agent, env)
         learner.learn(30)
-        assert isinstance(learner.get_env(), gym.vector.VectorEnv)
+        assert isinstance(learner.get_env(), VecEnv) and isinstance(learner.env, gym.vector.VectorEnv)
         assert learner.num_timesteps >= 30
 
 

@@ -17,7 +17,7 @@ from gymnasium import logger
 from torch import Tensor
 
 from agents.algorithms import maths
-from agents.algorithms.schedules import Schedule, schedule_value
+from agents.algorithms.schedules import Schedule, check_schedule, schedule_value
 from agents.base import Agent
 from agents.policies.base import Evaluation, Policy
 from agents.rollouts.rollout import Rollout
@@ -92,6 +92,8 @@ class GRPO(Agent):
         check_choice("kl_in", kl_in, ("reward", "loss"))
         check_choice("kl_loss_estimator", kl_loss_estimator, ("k2", "k3", "k3-corrected"))
         check_choice("entropy_average", entropy_average, ("loss", "token"))
+        check_schedule("clip_range", clip_range, positive=True)
+        check_schedule("clip_range_high", clip_range_high, positive=True)
         self.clip_range, self.clip_range_high = clip_range, clip_range_high
         self.scale, self.average = scale, average
         self.kl_in, self.kl_loss_estimator = kl_in, kl_loss_estimator

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from gymnasium import logger
 from torch import Tensor
 
 from agents.algorithms import maths
-from agents.algorithms.schedules import Schedule, schedule_value
+from agents.algorithms.schedules import Schedule, check_schedule, schedule_value
 from agents.base import Agent
 from agents.policies.base import Evaluation, Policy
 from agents.rollouts.rollout import Rollout
@@ -70,6 +71,9 @@ class PPO(Agent):
         critic: str | None = "default",
         **kwargs: Any,
     ) -> None:
+        check_schedule("clip_range", clip_range, positive=True)
+        check_schedule("clip_range_vf", clip_range_vf, positive=True)
+        check_schedule("target_kl", target_kl, positive=True)
         self.clip_range = clip_range
         self.clip_range_vf = clip_range_vf
         self.normalize_advantage = normalize_advantage
@@ -90,6 +94,27 @@ class PPO(Agent):
             critic=critic,
             **kwargs,
         )
+
+    def set_up_policy(self, spaces: Any = None) -> None:
+        super().set_up_policy(spaces)
+        self._check_rows()
+
+    def _check_rows(self) -> None:
+        """Raise a ValueError for minibatches of a single step, whose advantage cannot be normalised."""
+        if not self.normalize_advantage or self.collects_episodes or self.env is None:
+            return
+        rows = self.n_steps * self.num_envs
+        for name, count in (("n_steps * n_envs", rows), ("batch_size", self.batch_size)):
+            if count == 1:
+                raise ValueError(
+                    f"{name} = 1 leaves a single step to normalise advantages over; take more, or "
+                    "normalize_advantage=False"
+                )
+        if self.batch_size is not None and rows % self.batch_size == 1 and rows > 1:
+            logger.warn(
+                f"n_steps * n_envs = {rows} in minibatches of batch_size={self.batch_size} leaves a last one of a "
+                "single step, whose advantage cannot be normalised and counts as 0; take another batch_size"
+            )
 
     def prepare_batch(self, batch: Rollout) -> Rollout:
         # In each minibatch, as stable-baselines3 does; the paper does not normalise.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -71,3 +72,19 @@ def lr_multiplier(
         lr_scheduler_type, optimizer, **steps, scheduler_specific_kwargs=lr_scheduler_kwargs
     ).lr_lambdas
     return lambda done: float(multiplier(done * _PARTS))
+
+
+def check_schedule(name: str, schedule: Schedule | None, positive: bool = False) -> None:
+    """Raise a ValueError for a schedule that starts negative, not finite, or (where ``positive``) at 0."""
+    if schedule is None:
+        return
+    value = schedule_value(schedule, 1.0)
+    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+        raise ValueError(f"{name} must be a number {'> 0' if positive else '>= 0'}, got {schedule!r}")
+
+
+def check_numbers(**values: float) -> None:
+    """Raise a ValueError for a coefficient that is negative or not finite."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")

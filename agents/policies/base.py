@@ -10,7 +10,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from agents.policies.actions import to_space
-from agents.rollouts.observations import add_batch, equal, row_of
+from agents.rollouts.observations import add_batch, copied, equal, is_single, row_of
 from agents.rollouts.rollout import Rollout
 
 
@@ -98,6 +98,20 @@ class Policy(nn.Module):
 
     def _log_prob(self, observation: Any, action: np.ndarray) -> np.ndarray:
         raise NotImplementedError
+
+    def predict(
+        self,
+        observation: Any,
+        state: tuple | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple | None]:
+        """Actions for one observation or a batch of them; see :meth:`agents.base.Agent.predict`."""
+        single = is_single(self.observation_space, observation)
+        # The caller may write into what it has handed over; what a policy remembers must not change with it.
+        observation = add_batch(copied(observation)) if single else copied(observation)
+        actions = self.to_env(self.act(observation, deterministic)[0])
+        return (actions[0] if single else actions), state
 
     def to_env(self, actions: np.ndarray) -> np.ndarray:
         """Actions as the environment takes them: of its dtype, continuous ones clipped to the space."""

@@ -9,6 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
+from stable_baselines3.common.policies import (
+    ActorCriticCnnPolicy,
+    ActorCriticPolicy,
+    MultiInputActorCriticPolicy,
+)
 
 from agents.policies.base import Evaluation, Policy
 from agents.policies.causal_lm import CausalLMPolicy
@@ -37,6 +42,14 @@ POLICIES: dict[str, type[Policy]] = {
 }
 
 
+#: stable-baselines3's own classes by the names of ours that do the same.
+_SB3_NAMES: dict[Any, str] = {
+    ActorCriticPolicy: "MlpPolicy",
+    ActorCriticCnnPolicy: "CnnPolicy",
+    MultiInputActorCriticPolicy: "MultiInputPolicy",
+}
+
+
 def make_policy(
     policy: str | type[Policy], env: gym.vector.VectorEnv, critic: str | None, policy_kwargs: dict[str, Any]
 ) -> Policy:
@@ -50,9 +63,16 @@ def make_policy(
         policy_kwargs: Passed on to the policy.
     """
     lm = _env_lm(env)
+    policy = _SB3_NAMES.get(policy, policy)
     if isinstance(policy, str):
         policy = _policy_class(policy, env.single_observation_space, lm, policy_kwargs)
+    if not (isinstance(policy, type) and issubclass(policy, Policy)):
+        raise TypeError(
+            f"policy must be one of {[*POLICIES, 'auto']} or a subclass of agents.Policy, got {policy!r}"
+        )
     kwargs = dict(policy_kwargs)
+    if kwargs.get("net_arch", ()) is None:
+        del kwargs["net_arch"]  # stable-baselines3's word for the default
     if critic != "default":
         kwargs.setdefault("critic", critic)
     if issubclass(policy, CausalLMPolicy) and lm is not None:

@@ -20,7 +20,8 @@ from agents.policies.base import Evaluation, Policy
 from agents.rollouts.episode_log import EpisodeLog
 from agents.rollouts.observations import copied, zeros_with_rows
 from agents.rollouts.rollout import Rollout, concatenate
-from agents.rollouts.vector_envs import kl_envs, start_option
+from agents.rollouts.step_infos import fused_step, step_infos
+from agents.rollouts.vector_envs import kl_envs, longest_episode, start_option
 from textrl_env.lm.sequences import Sequences
 from textrl_env.protocols import TextEnv
 
@@ -44,6 +45,7 @@ class Collecting(Protocol):
         micro_batch_size: Rows evaluated at once, or None.
         kl_coef: The env's KL coefficient, or None.
         num_timesteps: Steps taken so far.
+        total_timesteps: Steps that were asked for.
         stopped: Whether a callback has asked to stop.
     """
 
@@ -62,10 +64,11 @@ class Collecting(Protocol):
     micro_batch_size: int | None
     kl_coef: float | None
     num_timesteps: int
+    total_timesteps: int | None
     stopped: bool
 
-    def count_steps(self, steps: int, done: np.ndarray) -> bool:
-        """Count env steps and call the callbacks; False asks to stop."""
+    def count_steps(self, steps: int, done: np.ndarray, **step: Any) -> bool:
+        """Count env steps and call the callbacks, which find ``step`` in their locals; False asks to stop."""
         ...
 
     def record_text_episodes(self, episodes: Any) -> None:
@@ -139,7 +142,8 @@ def _step(agent: Collecting, observation: Any, alive: np.ndarray, buffer: _StepB
     # What an env hands out is the env's: it may write its next step into the same arrays.
     observation = copied(observation)
     actions, log_probs, values = policy.act(observation)
-    following, rewards, terminated, truncated, infos = envs.step(policy.to_env(actions))
+    sent = policy.to_env(actions)
+    following, rewards, terminated, truncated, infos = envs.step(sent)
     rewards = np.array(rewards, dtype=np.float64)
     terminated, truncated = np.array(terminated, dtype=bool), np.array(truncated, dtype=bool)
     _check_rewards(rewards, alive, agent)
@@ -165,7 +169,18 @@ def _step(agent: Collecting, observation: Any, alive: np.ndarray, buffer: _StepB
         **(_kl_columns(infos, ends, done) if buffer.scored else {}),
     )
     agent.episodes.step(rewards, alive, done, ends, buffer.scored)
-    return following, done, infos
+    step = {
+        "actions": actions,
+        "clipped_actions": sent,
+        "values": values,
+        "log_probs": log_probs,
+        "rewards": rewards,
+        "new_obs": following,
+        "infos": step_infos(
+            agent.episodes, same_step, following, infos, done & alive, truncated & ~terminated
+        ),
+    }
+    return following, done, step
 
 
 def _assemble(agent: Collecting, buffer: _StepBuffer, last_values: np.ndarray) -> Rollout:
@@ -197,12 +212,12 @@ def collect_steps(agent: Collecting, n_steps: int) -> Rollout:
     for _ in range(n_steps):
         # Under NEXT_STEP autoreset the step after an end is a reset in disguise: action ignored, reward 0.
         alive = ~waiting
-        observation, done, _ = _step(agent, observation, alive, buffer)
+        observation, done, step = _step(agent, observation, alive, buffer)
         if agent.autoreset_mode is AutoresetMode.NEXT_STEP:
             waiting = done & alive
         elif agent.autoreset_mode is AutoresetMode.DISABLED and done.any():
             observation, _ = agent.env.reset(options={"reset_mask": done})
-        if not agent.count_steps(int(alive.sum()), done & alive):
+        if not agent.count_steps(int(alive.sum()), done & alive, **step):
             break
     agent.last_obs, agent.waiting = observation, waiting
     last = agent.policy.predict_values(observation) if agent.policy.has_critic else np.zeros(len(waiting))
@@ -258,18 +273,48 @@ def _reset_to(agent: Collecting, starts: list[Any]) -> Any:
         ) from error
 
 
+#: Steps in which no episode has ended, from which on an env without a time limit is taken to have no end.
+_ENDLESS = 10_000
+
+
+class _Patience:
+    """Waits for the end of an episode, but not for ever."""
+
+    def __init__(self, agent: Collecting) -> None:
+        self.agent = agent
+        self.limit = max(_ENDLESS, agent.total_timesteps or 0)
+        self.bounded = longest_episode(agent.env) is not None
+        self.steps = 0
+
+    def step(self, steps: int, ended: bool) -> None:
+        """Note ``steps`` env steps, and whether an episode ended with them.
+
+        Raises:
+            RuntimeError: None has ended for very long, and nothing says that one ever will.
+        """
+        self.steps = 0 if ended else self.steps + steps
+        if self.steps > self.limit and not self.bounded:
+            name = type(self.agent).__name__
+            raise RuntimeError(
+                f"{name} learns from whole episodes, but in {self.steps:,} steps of {self.agent.env} none has ended. "
+                "Wrap the env in gymnasium.wrappers.TimeLimit (or gym.make it with max_episode_steps), or take an "
+                "agent that learns from segments, such as PPO with n_steps"
+            )
+
+
 def _run_wave(agent: Collecting, starts: list[Any]) -> Rollout:
     observation = _reset_to(agent, starts)
     alive = np.arange(agent.num_envs) < len(starts)
     buffer = _StepBuffer(bool(kl_envs(agent.env)))
+    patience = _Patience(agent)
     while alive.any():
-        observation, done, _ = _step(agent, observation, alive, buffer)
-        proceed = agent.count_steps(int(alive.sum()), done & alive)
+        observation, done, step = _step(agent, observation, alive, buffer)
+        patience.step(int(alive.sum()), bool((done & alive).any()))
+        if not agent.count_steps(int(alive.sum()), done & alive, **step):
+            break  # nothing is learned from a rollout that was stopped, so its episodes need no end
         alive = alive & ~done
         if agent.autoreset_mode is AutoresetMode.DISABLED and done.any() and alive.any():
             observation, _ = agent.env.reset(options={"reset_mask": done})
-        if not proceed:
-            agent.stopped = True
     rollout = _assemble(agent, buffer, np.zeros(agent.num_envs))
     return rollout[torch.arange(len(starts))]
 
@@ -310,8 +355,9 @@ def collect_fused(agent: Collecting, n_episodes: int, group_size: int = 1) -> Ro
     )
     rollout.evaluation = first_evaluation
     for t in range(mask.shape[1]):
-        if not agent.count_steps(int(mask[:, t].sum()), done[:, t]):
-            agent.stopped = True
+        step = fused_step(agent.episodes, episodes, done, t)
+        if not agent.count_steps(int(mask[:, t].sum()), done[:, t], **step):
+            break
     return rollout
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
@@ -32,6 +33,9 @@ class EpisodeLog:
         self.returns: deque[float] = deque(maxlen=window)
         self.lengths: deque[int] = deque(maxlen=window)
         self.successes: deque[bool] = deque(maxlen=window)
+        #: What stable-baselines3's callbacks read: return ``r``, length ``l`` and seconds since the start ``t``.
+        self.infos: deque[dict[str, float]] = deque(maxlen=window)
+        self._started = time.time()
         self.text: dict[str, list[Any]] = {}
         self.score_seconds = 0.0
         self.generator_gaps: list[float] = []
@@ -43,6 +47,11 @@ class EpisodeLog:
         """Start counting anew in ``num_envs`` slots."""
         self._running_return = np.zeros(num_envs)
         self._running_length = np.zeros(num_envs, dtype=np.int64)
+
+    def forget(self) -> None:
+        """Forget the episodes of an earlier call of ``learn``."""
+        for kept in (self.returns, self.lengths, self.successes, self.infos):
+            kept.clear()
 
     def get_state(self) -> dict[str, list]:
         """What a resumed run needs, JSON-able."""
@@ -77,8 +86,12 @@ class EpisodeLog:
         self._running_length += alive
         if not done.any():
             return
+        monitored = _monitored(ends)
         for slot in np.flatnonzero(done & alive):
-            self.add(self._running_return[slot], self._running_length[slot])
+            if monitored is None:
+                self.add(self._running_return[slot], self._running_length[slot])
+            else:
+                self.add(*(column[slot] for column in monitored))
             if "is_success" in ends and np.all(ends.get("_is_success", [True] * (slot + 1))[slot]):
                 self.successes.append(bool(ends["is_success"][slot]))
             if scored and "score" in ends:
@@ -90,6 +103,8 @@ class EpisodeLog:
         """Note one finished episode."""
         self.returns.append(float(episode_return))
         self.lengths.append(int(length))
+        seconds = round(time.time() - self._started, 6)
+        self.infos.append({"r": float(episode_return), "l": int(length), "t": seconds})
 
     def _add_text_end(self, ends: dict[str, Any], slot: int) -> None:
         for name in ("score", "stop_reason", "response", "response_length", "kl_sum"):
@@ -132,7 +147,7 @@ class EpisodeLog:
                 "policy's own are used. Has it the policy's present weights and temperature?"
             )
 
-    def log(self, record: Callable[..., None], rollout: Rollout, is_text: bool) -> None:
+    def log(self, record: Callable[..., None], rollout: Rollout | None, is_text: bool) -> None:
         """Record everything under its name and forget the texts."""
         if self.returns:
             record("rollout/ep_rew_mean", float(np.mean(self.returns)))
@@ -141,7 +156,7 @@ class EpisodeLog:
             record("rollout/success_rate", float(np.mean(self.successes)))
         if "score" in self.text:
             self._log_scores(record)
-        if rollout.ref_log_probs is not None:
+        if rollout is not None and rollout.ref_log_probs is not None:
             _log_objective(record, rollout)
         if is_text and self.text.get("response"):
             self._log_completions(record)
@@ -180,6 +195,14 @@ class EpisodeLog:
                 [f"{c:.2f}" if isinstance(c, (float, np.floating)) else markdown_cell(str(c)) for c in cells]
             )
         return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _monitored(ends: dict[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns and lengths ``[N]`` as a Monitor or RecordEpisodeStatistics inside has counted them, if there is one."""
+    episode = ends.get("episode")
+    if not (isinstance(episode, dict) and "r" in episode and "l" in episode):
+        return None
+    return np.asarray(episode["r"], dtype=np.float64), np.asarray(episode["l"])
 
 
 def _mean_of_numbers(values: list[float]) -> float:

@@ -11,52 +11,47 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics as VectorEpisodeStatistics
+from stable_baselines3.common.vec_env import VecEnv
 
 from agents.rollouts.observations import add_batch
+from agents.rollouts.sb3_envs import VecEnvAsVectorEnv
 from reward_models import trust
 from textrl_env.acting_policy import VectorActingPolicy
 from textrl_env.protocols import BindsPolicy, ChargesKL, TextEnv
+from textrl_env.sb3.vec_env import GymVecEnv
 
 
-def make_envs(
-    env: Any, num_envs: int, env_kwargs: dict[str, Any] | None = None, seeded_slots: bool = False
-) -> gym.vector.VectorEnv:
-    """A Gymnasium vector env from an id, an env or a vector env.
+def make_envs(env: Any, num_envs: int, env_kwargs: dict[str, Any] | None = None) -> gym.vector.VectorEnv:
+    """A Gymnasium vector env from an id, an env or a vector env, stable-baselines3's included.
 
-    Ids with a native vector env use it; other ids and single envs are stepped one after another under
-    SAME_STEP autoreset. ``seeded_slots`` asks for one that can start several slots alike.
+    Ids of ours have a native vector env; other ids and single envs are stepped one after another under SAME_STEP
+    autoreset, so that an id means what ``gym.make`` makes of it and every step counts.
     """
     if isinstance(env, gym.vector.VectorEnv):
         return env
+    if isinstance(env, GymVecEnv):
+        return env.envs
+    if isinstance(env, VecEnv):
+        return VecEnvAsVectorEnv(env)
     vector_kwargs = {"autoreset_mode": AutoresetMode.SAME_STEP}
     if isinstance(env, gym.Env):
         return gym.vector.SyncVectorEnv([lambda: env], **vector_kwargs)
     if not isinstance(env, str):
-        raise TypeError(f"env must be a Gymnasium id, an env or a vector env, got {type(env).__name__}")
+        raise TypeError(
+            "env must be a Gymnasium id, an env or a vector env (Gymnasium's or stable-baselines3's), got "
+            f"{type(env).__name__}"
+        )
     spec = _spec(env)
     env = env.rpartition(":")[2]
     kwargs = env_kwargs or {}
     ours = str(spec.entry_point).startswith("textrl_env")
-    if spec.vector_entry_point is not None and (ours or not seeded_slots):
-        native = gym.make_vec(env, num_envs=num_envs, **kwargs)
-        if ours or _same_spaces(native, env, kwargs):
-            return native
-        native.close()
+    if spec.vector_entry_point is not None and ours:
+        return gym.make_vec(env, num_envs=num_envs, **kwargs)
+    # Other packages' native vector envs are other environments than gym.make's (other observations, other episodes),
+    # or their steps are not all real ones.
     return gym.make_vec(
         env, num_envs=num_envs, vectorization_mode="sync", vector_kwargs=vector_kwargs, **kwargs
     )
-
-
-def _same_spaces(native: gym.vector.VectorEnv, env_id: str, env_kwargs: dict[str, Any]) -> bool:
-    """Whether a native vector env is what ``gym.make`` makes of the same id: of some packages it is another game."""
-    single = gym.make(env_id, **env_kwargs)
-    try:
-        return (
-            native.single_observation_space == single.observation_space
-            and native.single_action_space == single.action_space
-        )
-    finally:
-        single.close()
 
 
 def has_fused_way(env_id: str) -> bool:

@@ -536,7 +536,7 @@ def train(
     saver = SaveRunCallback(folder, config["save_every"], config["keep"])
     controls = {"adaptive_kl": AdaptiveKL, "anneal_kl": AnnealKL}
     control = [cls(**config[name]) for name, cls in controls.items() if config.get(name) is not None]
-    gap = cheap_gap_callback(agent.get_env())
+    gap = cheap_gap_callback(agent.env)
     measured = [] if gap is None else [gap]
     logger = open_logger(folder, agent.num_timesteps)
     agent.set_logger(logger)

@@ -1,7 +1,4 @@
-"""Any Gymnasium vector env as stable-baselines3 takes it; see :mod:`textrl_env.sb3.policy`.
-
-Left out: vector envs with another autoreset mode than SAME_STEP, whose steps are not all real ones.
-"""
+"""Any Gymnasium vector env as stable-baselines3 takes it; see :mod:`textrl_env.sb3.policy`."""
 
 from __future__ import annotations
 
@@ -23,21 +20,28 @@ class GymVecEnv(VecEnv):
     ``terminal_observation``, what Gymnasium puts in ``final_info``, and ``episode`` (return ``r``, length
     ``l``, seconds since construction ``t``), from which ``rollout/ep_rew_mean`` is made.
 
+    Under NEXT_STEP autoreset the step after the end of an episode is its reset: its action is ignored, its reward 0,
+    and it counts in no episode. To train with stable-baselines3's own agents, which would learn from that step, take
+    SAME_STEP (or ``real_steps_only``, which refuses anything else).
+
     Args:
-        envs: Any Gymnasium vector env (wrapped or not) with SAME_STEP autoreset, the default of the ones here.
+        envs: Any Gymnasium vector env, wrapped or not.
+        real_steps_only: Refuse a vector env whose steps are not all real ones.
 
     Raises:
-        ValueError: Another autoreset mode, in which the step after an episode's end is not a real one.
+        ValueError: ``real_steps_only``, and NEXT_STEP or DISABLED autoreset.
     """
 
-    def __init__(self, envs: gym.vector.VectorEnv) -> None:
-        mode = envs.metadata.get("autoreset_mode")
-        if mode is not AutoresetMode.SAME_STEP:
+    def __init__(self, envs: gym.vector.VectorEnv, real_steps_only: bool = True) -> None:
+        mode = envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
+        self.mode = AutoresetMode(mode)
+        if real_steps_only and self.mode is not AutoresetMode.SAME_STEP:
             raise ValueError(
                 f"GymVecEnv needs SAME_STEP autoreset, this env has autoreset_mode={mode}; make it with "
                 'gym.make_vec(..., vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP}), or with '
                 'autoreset_mode="SameStep" where the vector env is native'
             )
+        self._waiting = np.zeros(envs.num_envs, dtype=bool)
         self.envs = envs
         self._vector_options: dict[str, Any] | None = None
         self._actions: np.ndarray | None = None
@@ -51,8 +55,8 @@ class GymVecEnv(VecEnv):
         observations, infos = self.envs.reset(seed=seeds, options=self._vector_options)
         self._reset_seeds()
         self.set_options()
-        self._returns[:], self._lengths[:] = 0.0, 0
-        self.reset_infos = _split_infos(infos, self.num_envs)
+        self._returns[:], self._lengths[:], self._waiting[:] = 0.0, 0, False
+        self.reset_infos = split_infos(infos, self.num_envs)
         return _copy(observations)
 
     def set_options(self, options: list[dict] | dict | None = None) -> None:
@@ -75,28 +79,43 @@ class GymVecEnv(VecEnv):
 
     def step_wait(self):
         observations, rewards, terminated, truncated, infos = self.envs.step(self._actions)
-        dones = np.asarray(terminated | truncated)
-        self._returns += rewards
-        self._lengths += 1
-        final_obs = infos.get("final_obs")
-        final_infos = _split_infos(infos.get("final_info", {}), self.num_envs)
-        ended = ("final_obs", "_final_obs", "final_info", "_final_info")
-        infos = {name: value for name, value in infos.items() if name not in ended}
-        rows = _split_infos(infos, self.num_envs)
+        dones = np.array(terminated | truncated, dtype=bool)
+        real = ~self._waiting
+        self._returns += np.where(real, rewards, 0.0)
+        self._lengths += real
+        final_obs, rows = self._split(observations, dones, infos)
+        resets = {}
+        if self.mode is AutoresetMode.DISABLED and dones.any():
+            observations, reset_infos = self.envs.reset(options={"reset_mask": dones})
+            resets = dict(enumerate(split_infos(reset_infos, self.num_envs)))
+        self._waiting = dones if self.mode is AutoresetMode.NEXT_STEP else np.zeros_like(dones)
         for slot in np.flatnonzero(dones):
-            # Of a slot that has just been reset, the outer info belongs to the next episode.
-            self.reset_infos[slot], rows[slot] = rows[slot], final_infos[slot]
-            rows[slot]["terminal_observation"] = final_obs[slot]
-            rows[slot]["episode"] = self.reset_infos[slot].pop("episode", None) or {
+            row, following = rows[slot]
+            self.reset_infos[slot] = resets.get(slot, following)
+            row["terminal_observation"] = final_obs[slot]
+            row["episode"] = self.reset_infos[slot].pop("episode", None) or {
                 "r": float(self._returns[slot]),
                 "l": int(self._lengths[slot]),
                 "t": round(time.time() - self._start, 6),
             }
-        for row, cut in zip(rows, (truncated & ~terminated).tolist(), strict=True):
+        infos = [row for row, _ in rows]
+        for row, cut in zip(infos, (truncated & ~terminated).tolist(), strict=True):
             row["TimeLimit.truncated"] = cut
         self._returns[dones], self._lengths[dones] = 0.0, 0
         # Callers write into what they get: stable-baselines3 bootstraps in place.
-        return _copy(observations), np.array(rewards, dtype=np.float32), dones, rows
+        return _copy(observations), np.array(rewards, dtype=np.float32), dones, infos
+
+    def _split(self, observations: Any, dones: np.ndarray, infos: dict[str, Any]) -> tuple[Any, list]:
+        """The last observations of ended episodes by slot; and of each slot its info and that of its reset."""
+        if self.mode is not AutoresetMode.SAME_STEP:
+            final = {int(slot): _row(observations, slot) for slot in np.flatnonzero(dones)}
+            return final, [(row, {}) for row in split_infos(infos, self.num_envs)]
+        final_infos = split_infos(infos.get("final_info", {}), self.num_envs)
+        ended = ("final_obs", "_final_obs", "final_info", "_final_info")
+        rows = split_infos({name: v for name, v in infos.items() if name not in ended}, self.num_envs)
+        # Of a slot that has just been reset, the outer info belongs to the next episode.
+        pairs = zip(rows, final_infos, dones, strict=True)
+        return infos.get("final_obs"), [(last, row) if done else (row, {}) for row, last, done in pairs]
 
     def close(self) -> None:
         self.envs.close()
@@ -174,11 +193,22 @@ class GymVecEnv(VecEnv):
 def _copy(observations: Any) -> Any:
     """Observations that the env will not write into again."""
     if isinstance(observations, dict):
-        return {name: np.array(value) for name, value in observations.items()}
+        return {name: _copy(value) for name, value in observations.items()}
+    if isinstance(observations, tuple):
+        return tuple(map(_copy, observations))
     return np.array(observations)
 
 
-def _split_infos(infos: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:
+def _row(observations: Any, slot: int) -> Any:
+    """A copy of one observation out of a batch."""
+    if isinstance(observations, dict):
+        return {name: _row(value, slot) for name, value in observations.items()}
+    if isinstance(observations, tuple):
+        return tuple(_row(value, slot) for value in observations)
+    return np.array(observations[slot])
+
+
+def split_infos(infos: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:
     """Gymnasium's dict of arrays with ``_key`` masks -> one dict for each slot."""
     rows: list[dict[str, Any]] = [{} for _ in range(num_envs)]
     for name, values in infos.items():
@@ -187,7 +217,7 @@ def _split_infos(infos: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:
         mask = infos.get(f"_{name}")
         slots: Iterable[int] = range(num_envs) if mask is None else np.flatnonzero(mask).tolist()
         if isinstance(values, dict):
-            values = _split_infos(values, num_envs)
+            values = split_infos(values, num_envs)
         elif isinstance(values, np.ndarray) and values.ndim == 1:
             values = values.tolist()  # Python scalars, all at once
         for slot in slots:
