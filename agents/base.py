@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium import logger
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
@@ -239,19 +240,20 @@ class Agent(LearningLoop):
         check_time_limits(self.env)
 
     def _check_id_arguments(self, env: Any) -> None:
-        """Raise a ValueError for arguments that say how to make an env from its id, beside an env that is made."""
+        """Warn of arguments that say how to make an env from its id, beside an env that is made already."""
         if isinstance(env, str):
             return
         made = env.num_envs if isinstance(env, (gym.vector.VectorEnv, VecEnv)) else 1
         if self._asked_envs not in (None, made):
-            raise ValueError(
-                f"n_envs={self._asked_envs} is for an env that is made from its id, but this one is there already and has "
-                f"{made} slot{'s' if made > 1 else ''}: {env}; pass the id, or gym.make_vec(id, num_envs={self._asked_envs})"
+            logger.warn(
+                f"n_envs={self._asked_envs} is for an env that is made from its id; {env} is there already, with "
+                f"{made} slot{'s' if made > 1 else ''}, and is taken as it is. Pass the id, or "
+                f"gym.make_vec(id, num_envs={self._asked_envs})"
             )
         if self.env_kwargs:
-            raise ValueError(
-                f"env_kwargs={self.env_kwargs} is for an env that is made from its id, but this one is there already: "
-                f"{env}; pass the id, or give the arguments to gym.make"
+            logger.warn(
+                f"env_kwargs={self.env_kwargs} is for an env that is made from its id; {env} is there already and is "
+                "taken as it is. Pass the id, or give the arguments to gym.make"
             )
 
     def set_up_policy(self, spaces: Any = None) -> None:

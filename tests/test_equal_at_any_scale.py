@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -114,12 +116,14 @@ def test_ppo_learns_without_a_critic():
 
 
 @pytest.mark.parametrize("name, value", [("n_envs", 8), ("env_kwargs", {"steps": 2})])
-def test_arguments_that_make_an_env_are_refused_beside_one_that_is_made(name, value, tmp_path):
-    with pytest.raises(ValueError, match=f"{name}=.*is there already"):
-        PPO("MlpPolicy", Pick(), **{name: value})
+def test_arguments_that_make_an_env_are_warned_of_beside_one_that_is_made(name, value, tmp_path):
+    with pytest.warns(UserWarning, match=f"{name}=.*is there already"):
+        assert PPO("MlpPolicy", Pick(), **{name: value}).num_envs == 1
     agent = PPO("MlpPolicy", "LineWorld-v0", n_steps=4, n_envs=2, env_kwargs={"length": 5}, seed=0)
     agent.save(tmp_path)
-    assert PPO.load(tmp_path, gym.make_vec("LineWorld-v0", num_envs=4, length=5)).num_envs == 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert PPO.load(tmp_path, gym.make_vec("LineWorld-v0", num_envs=4, length=5)).num_envs == 4
 
 
 # Starts and limits

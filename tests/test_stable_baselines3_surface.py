@@ -22,6 +22,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecNormalize
 
 from agents import GRPO, PPO, REINFORCE
+from agents.runs.checkpoint import decode_argument
 from tests.tiny import make_env
 
 SMALL = {"n_steps": 16, "batch_size": 16, "n_epochs": 1, "seed": 0}
@@ -309,6 +310,16 @@ def test_a_name_with_zip_is_a_file_and_both_names_find_either(tmp_path):
     assert torch.equal(weights(streamed), weights(agent))
     loaded = PPO.load(tmp_path / "file", custom_objects={"learning_rate": 1e-5, "nonsense": 1})
     assert loaded.learning_rate == 1e-5
+
+
+def test_parts_of_a_network_come_back_by_name_and_nothing_else_does(tmp_path):
+    kwargs = {"activation_fn": torch.nn.ELU, "optimizer_class": torch.optim.SGD}
+    PPO("MlpPolicy", "LineWorld-v0", policy_kwargs=kwargs, **SMALL).save(tmp_path)
+    loaded = PPO.load(tmp_path)
+    assert loaded.policy.activation_fn is torch.nn.ELU and isinstance(loaded.optimizer, torch.optim.SGD)
+    for name in (["torch.nn", "Module.forward"], ["torch.nn", "functional"], ["os", "system"], "torch.nn"):
+        with pytest.raises(ValueError, match="part of a network"):
+            decode_argument({"__part__": name})
 
 
 def test_a_file_of_stable_baselines3_is_refused_unread(tmp_path):

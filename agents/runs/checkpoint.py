@@ -20,6 +20,7 @@ from gymnasium import logger
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
+from stable_baselines3.common import torch_layers
 from torch import Tensor
 
 from agents import presets
@@ -496,6 +497,8 @@ def encode_argument(value: Any) -> Any:
     if isinstance(value, dict):
         items = {str(key): encode_argument(item) for key, item in value.items()}
         return _UNNAMED if any(item is _UNNAMED for item in items.values()) else items
+    if (name := _part_name(value)) is not None:
+        return {"__part__": name}
     if callable(value) and "<" not in getattr(value, "__qualname__", "<"):
         return {"__function__": name_of(value)}
     return _UNNAMED
@@ -504,10 +507,42 @@ def encode_argument(value: Any) -> Any:
 def decode_argument(value: Any) -> Any:
     """The inverse of :func:`encode_argument`."""
     if isinstance(value, dict):
+        if "__part__" in value:
+            return _part(value["__part__"])
         if "__function__" in value:
             return resolve_function(value["__function__"])
         return {key: decode_argument(item) for key, item in value.items()}
     return [decode_argument(item) for item in value] if isinstance(value, list) else value
+
+
+#: Classes of libraries that build a network and do nothing else; a checkpoint may name these without being trusted.
+_PARTS: dict[str, tuple[Any, type]] = {
+    "torch.nn": (torch.nn, torch.nn.Module),
+    "torch.optim": (torch.optim, torch.optim.Optimizer),
+    "stable_baselines3": (torch_layers, torch_layers.BaseFeaturesExtractor),
+}
+
+
+def _part_name(value: Any) -> list[str] | None:
+    """The library and the name of one of :data:`_PARTS`, or None for anything else."""
+    if not isinstance(value, type):
+        return None
+    for library, (module, base) in _PARTS.items():
+        if issubclass(value, base) and getattr(module, value.__name__, None) is value:
+            return [library, value.__name__]
+    return None
+
+
+def _part(name: Any) -> type:
+    """The inverse of :func:`_part_name`."""
+    library, attribute = name if isinstance(name, list) and len(name) == 2 else (None, None)
+    module, base = _PARTS.get(library, (None, type(None)))
+    found = getattr(module, str(attribute), None)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(
+            f"a checkpoint names {name!r} as a part of a network; expected a class of {list(_PARTS)}"
+        )
+    return found
 
 
 _SPACES = ("Dict", "Tuple", "Discrete", "MultiDiscrete", "MultiBinary", "Box")
