@@ -148,7 +148,6 @@ class Agent(LearningLoop):
         _check_positive(stats_window_size=stats_window_size)
         check_schedule("learning_rate", learning_rate)
         check_schedule("critic_learning_rate", self.critic_learning_rate)
-        check_numbers(weight_decay=weight_decay)
         check_numbers(ent_coef=ent_coef, vf_coef=vf_coef, max_grad_norm=max_grad_norm)
         for name, value in (("gamma", gamma), ("gae_lambda", gae_lambda)):
             if value is not None and not 0 <= value <= 1:
