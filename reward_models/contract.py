@@ -31,6 +31,7 @@ import numpy as np
 
 from reward_models.base import Batch, Reward, RewardResult
 from reward_models.function import FunctionReward
+from reward_models.locate import find_reward
 from reward_models.names import shorten, unique_names
 
 
@@ -97,9 +98,7 @@ def load_reward(spec: Any) -> Reward:
     if isinstance(spec, list | tuple):
         return _load_list(spec)
     if isinstance(spec, str) or hasattr(spec, "__fspath__"):
-        from reward_models.locate import load_from_string
-
-        return load_from_string(str(spec))
+        return load_reward(find_reward(str(spec)))
     if inspect.isclass(spec):
         raise TypeError(f"{spec.__name__} is a class; give an instance of it, or a function")
     if _is_torch_module(spec):

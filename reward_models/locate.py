@@ -14,7 +14,6 @@ from typing import Any
 
 from reward_models import trust
 from reward_models.base import Reward
-from reward_models.contract import load_reward
 from reward_models.importing import import_file, import_module
 from reward_models.names import did_you_mean
 from reward_models.rules import FACTORIES
@@ -23,8 +22,18 @@ _REWARDS = "Reward classes, the rules of reward_models, and functions of prompts
 _HUB_ID = re.compile(r"^[\w-][\w.-]*/[\w-][\w.-]*$")
 
 
-def load_from_string(spec: str) -> Reward:
-    """The reward that a string names; see :func:`reward_models.load_reward`."""
+def find_reward(spec: str) -> Any:
+    """What a string names: a model as a Reward, or the function, Reward or list that :func:`load_reward` makes one of.
+
+    Args:
+        spec: A model folder or hub id, ``"package.module:name"`` or ``"file.py:name"``, with literal arguments if
+            wanted.
+
+    Raises:
+        FileNotFoundError: No such model folder or file.
+        ImportError: No such module or name.
+        TypeError: What is named makes rewards and is none, or is nothing that can score.
+    """
     path = Path(spec).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -39,7 +48,7 @@ def load_from_string(spec: str) -> Reward:
         raise ValueError(f"{spec!r} is a file; a reward model is a folder, with config.json and the weights")
     named = trust.split_spec(spec)
     if named is not None:
-        return _load_function(spec, *named)
+        return _find_function(spec, *named)
     if _HUB_ID.match(spec) and not _is_near_miss(path):
         return _load_model(spec)
     raise FileNotFoundError(_no_such_path(path, spec))
@@ -58,7 +67,7 @@ def _load_model(path_or_id: str) -> Reward:
         ) from error
 
 
-def _load_function(spec: str, module_name: str, name: str, arguments: str | None) -> Reward:
+def _find_function(spec: str, module_name: str, name: str, arguments: str | None) -> Any:
     trust.check_module(module_name, f" (for the reward {spec!r})")
     module = _import(module_name)
     found: Any = module
@@ -74,12 +83,12 @@ def _load_function(spec: str, module_name: str, name: str, arguments: str | None
             )
     if arguments is not None:
         args, kwargs = trust.literal_arguments(arguments, spec)
-        return load_reward(found(*args, **kwargs))
+        return found(*args, **kwargs)
     if not callable(found) and not isinstance(found, list | tuple):
         raise TypeError(f"{spec!r} is a {type(found).__name__}, not a reward function")
     if inspect.isclass(found) or _is_factory(found):
         raise TypeError(f"{spec!r} makes rewards and is none itself; call it: '{spec}()', with its arguments")
-    return load_reward(found)
+    return found
 
 
 def is_reward(found: Any) -> bool:

@@ -25,11 +25,19 @@ BELOW = {
     "reward_models": set(),
 }
 #: Circles that are still there. A pair that is gone must leave this list.
-KNOWN_CIRCLES = {("reward_models.contract", "reward_models.locate")}
+KNOWN_CIRCLES: set[tuple[str, ...]] = set()
 #: Names with an underscore that belong to others, and why they are used.
 FOREIGN_PRIVATE = {
     "_replace": "public in a NamedTuple, in spite of its name",
     "_max_episode_steps": "gymnasium's only record of the limit of a TimeLimit",
+    **dict.fromkeys(
+        ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
+        "torch has no public way to see the hooks of a module, which a fast way must not pass by",
+    ),
+    **dict.fromkeys(
+        ("_parameters", "_buffers", "_modules"),
+        "torch's own record of what a module holds itself, beside its other attributes",
+    ),
     "_version": "torch's only count of changes to a tensor in place",
     "_name_or_path": "transformers' only record of where a model came from",
     "_scaled_dot_product_flash_attention_for_cpu": "the operation whose normaliser torch's public one hides",

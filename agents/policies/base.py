@@ -79,7 +79,7 @@ class Policy(nn.Module):
         raise NotImplementedError
 
     def log_prob(self, observation: Any, action: np.ndarray) -> np.ndarray:
-        """Log-probabilities ``[N]`` of given actions; what :meth:`act` has just said is not computed twice."""
+        """Log-probabilities ``[N]`` of given actions; those of the last :meth:`act` are not computed twice."""
         if self._last is not None and equal(self._last[:2], (observation, action)):
             return self._last[2]
         return self._log_prob(observation, action)

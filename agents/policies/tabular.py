@@ -54,7 +54,7 @@ class TabularPolicy(Policy):
         self.values = None if critic is None else nn.Parameter(torch.zeros(shape[0]))
 
     def rows(self, observation: dict[str, np.ndarray]) -> np.ndarray:
-        """The row of each observation, int64 ``[...]``; 0 for a response that is over, which nobody asks."""
+        """The row of each observation, int64 ``[...]``; 0 for a response that is over, whose row is not used."""
         ids, mask = np.asarray(observation["input_ids"]), np.asarray(observation["attention_mask"])
         length = mask.sum(-1) - 1
         prompt_at = (self.horizon - length)[..., None]

@@ -31,7 +31,7 @@ class Rollout:
         advantages: ``[B, T]``, set by the agent.
         returns: ``[B, T]``, the critic's targets, set by the agent.
         group: int ``[B]`` in the host's memory, the start state that each episode shares with its group.
-        evaluation: What the policy has already said of all rows, with gradient, for the first update of the whole
+        evaluation: The policy's evaluation of all rows, with gradient, for the first update of the whole
             rollout; parts of a rollout have none.
     """
 

@@ -74,8 +74,8 @@ class ToyBanditDynamics(Dynamics):
         canvas = Canvas(480, 320)
         title = f"Context {context} of {self.contexts}" if self.contexts > 1 else f"{self.arms} arms"
         canvas.text(24, 18, title, 16, bold=True)
-        said = "nothing pulled yet" if arm is None else f"pulled arm {arm}: reward {reward:.2f}"
-        canvas.text(456, 21, said, 13, QUIET if arm is None else ORANGE, "ra")
+        caption = "nothing pulled yet" if arm is None else f"pulled arm {arm}: reward {reward:.2f}"
+        canvas.text(456, 21, caption, 13, QUIET if arm is None else ORANGE, "ra")
         colours = [GREEN if mean == means.max() else PALE_BLUE for mean in means]
         if arm is not None:
             colours[arm] = ORANGE if colours[arm] != GREEN else GREEN

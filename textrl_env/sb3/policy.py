@@ -135,8 +135,8 @@ class CausalLMActorCriticPolicy(ActorCriticPolicy):
         distribution = self.action_dist.proba_distribution(logits)
         actions = distribution.get_actions(deterministic=deterministic)
         log_probs = distribution.log_prob(actions)
-        said = (obs["input_ids"], obs["attention_mask"], actions, log_probs.double())
-        self._last = tuple(x.detach().cpu().numpy() for x in said)
+        acted = (obs["input_ids"], obs["attention_mask"], actions, log_probs.double())
+        self._last = tuple(x.detach().cpu().numpy() for x in acted)
         return actions, values, log_probs
 
     def _predict(self, observation: dict[str, Tensor], deterministic: bool = False) -> Tensor:
@@ -151,7 +151,7 @@ class CausalLMActorCriticPolicy(ActorCriticPolicy):
             return self._evaluate(obs)[1]
 
     def log_prob(self, observation: dict[str, np.ndarray], action: np.ndarray) -> np.ndarray:
-        """The acting policy's log-probabilities of given actions; what it has just said is not computed twice.
+        """The acting policy's log-probabilities of given actions; those of its last action are not computed twice.
 
         Args:
             observation: Arrays ``[N, L]``.
