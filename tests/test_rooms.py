@@ -28,6 +28,7 @@ BELOW = {
 KNOWN_CIRCLES: set[tuple[str, ...]] = set()
 #: Names with an underscore that belong to others, and why they are used.
 FOREIGN_PRIVATE = {
+    "_fields": "public in a NamedTuple, in spite of its name",
     "_replace": "public in a NamedTuple, in spite of its name",
     "_max_episode_steps": "gymnasium's only record of the limit of a TimeLimit",
     **dict.fromkeys(
