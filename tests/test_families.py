@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,7 +35,9 @@ UNCACHED = {
     ),
     *("GPT-Neo", "XGLM", "Llama 4, early temperature"),
 }
-FUSED = {"Llama", "Mistral", "Qwen2", "Qwen3", "Llama, long RoPE"}
+PAGE = (Path(__file__).parents[1] / "docs" / "models.md").read_text().splitlines()
+#: What docs/models.md says of each family: class, cached, packed, fused, prompts held once.
+TABLE = {cells[1]: cells[2:7] for cells in (re.split(r" *\| *", line) for line in PAGE) if len(cells) == 10}
 
 
 @torch.no_grad()
@@ -69,7 +73,8 @@ def test_log_probs_are_those_of_unpadded_passes_evaluated_generated_and_stepped(
     assert [*stepped, *anew] == pytest.approx(wanted[[9 + 3, 0]], abs=1e-4)
 
     assert (lm.ways.cache is None) == (name in UNCACHED)
-    assert lm.ways.fused == (name in FUSED)
+    found = (lm.ways.cache, lm.ways.packing, lm.ways.fused, lm.ways.shared_prompts)
+    assert TABLE[name] == [f"`{type(lm.model).__name__}`", *("yes" if way else "no" for way in found)]
 
 
 @pytest.mark.parametrize("name", ["RWKV", "Llama", "Gemma 3"])

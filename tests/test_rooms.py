@@ -43,7 +43,10 @@ FOREIGN_PRIVATE = {
     "_name_or_path": "transformers' only record of where a model came from",
     "_scaled_dot_product_flash_attention_for_cpu": "the operation whose normaliser torch's public one hides",
     "_scaled_dot_product_flash_attention_for_cpu_backward": "its gradient",
-    "_fused_adam_": "the kernel of torch.optim.Adam(fused=True)",
+    "_forward_hooks": "torch's only record of who listens to a module",
+    "_forward_pre_hooks": "the same",
+    "_backward_hooks": "the same",
+    "_backward_pre_hooks": "the same",
 }
 #: Uses of a private name of a module of ours that are still there.
 KNOWN_PRIVATE: set[tuple[str, str]] = set()

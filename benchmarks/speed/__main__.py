@@ -1,6 +1,6 @@
 """Speed, against what the parts cost by themselves and against every peer, in one run.
 
-    python benchmarks/speed [--repeats 6] [--only grpo ppo step classic scaling] [--no-peers]
+    python benchmarks/speed [--repeats 6] [--only grpo ppo step classic scaling ablation] [--no-peers]
 
 Every measurement is a process of its own, one after another, with torch's default threads; medians of the steps
 after the first. Peers get virtual environments of their own in .peers. Writes docs/speed.md, benchmarks/speed.json
@@ -10,6 +10,7 @@ and the README's table; run it on an idle machine.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -24,6 +25,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+import ablation  # noqa: E402
 import peers  # noqa: E402
 import report  # noqa: E402
 import scaling  # noqa: E402
@@ -33,11 +35,15 @@ SCRATCH = ROOT / "build" / "speed"
 RESULTS = ROOT / "benchmarks" / "speed.json"
 
 
-def run(python: Path | str, script: str, *arguments: Any) -> dict[str, Any]:
+def run(
+    python: Path | str, script: str, *arguments: Any, environment: dict[str, str] | None = None
+) -> dict[str, Any]:
     """The JSON that a script prints in its last line."""
     command = [str(python), str(HERE / script), *map(str, arguments)]
-    print("  " + " ".join([script, *map(str, arguments)]), flush=True)
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    switches = [f"{name}={value}" for name, value in (environment or {}).items()]
+    print("  " + " ".join([*switches, script, *map(str, arguments)]), flush=True)
+    variables = os.environ | (environment or {})
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=variables)
     if done.returncode:
         raise RuntimeError(f"{script} {arguments} ended with {done.returncode}:\n{done.stderr[-4000:]}")
     result = json.loads(done.stdout.strip().splitlines()[-1])
@@ -110,7 +116,16 @@ def scaling_slopes(steps: int, with_peers: bool, before: dict[str, Any]) -> dict
     return result
 
 
+def without_each(steps: int, with_peers: bool, before: dict[str, Any]) -> dict[str, Any]:
+    """Our own steps with one fast way off at a time."""
+    return ablation.measure(
+        functools.partial(run, sys.executable),
+        lambda name: workloads.model_folder(workloads.WORKLOADS[name], SCRATCH),
+    )
+
+
 PARTS = {"grpo": grpo, "ppo": ppo, "step": step, "classic": classic, "scaling": scaling_slopes}
+PARTS["ablation"] = without_each
 
 
 def main() -> None:

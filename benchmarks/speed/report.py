@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import ablation
+
 BEGIN, END = "<!-- speed: written by make benchmark -->", "<!-- /speed -->"
 
 
@@ -222,6 +224,18 @@ step can cost less than that, because the prompt of a group is read once and not
   environment, takes as long again (`transformers.modeling_utils` brings in `torch.distributed.tensor`, `torch._dynamo`
   and sympy). Against that import `gym.make` adds a few per cent.
 
+## What earns its place
+
+`python benchmarks/speed --only ablation`: our own step with everything on, and with one thing off at a time, float32.
+
+{ablation}
+
+What stays has a switch. `CausalLM.load(..., disable=["fused"])`, or `TEXTRL_DISABLE=fused,shared_prompts` in the
+environment, leaves out a fast way (`fused`, `shared_prompts`, `packing`, `cache`); `TEXTRL_TUNE_PROCESS=0` leaves the
+process alone. Kept memory and the one thread of small networks change the whole process, so only the command line sets
+them unasked; a program that calls `learn()` asks with `agents.process.tune_process()`. They cost a tenth more memory, a
+quarter with small models.
+
 ## Where the time goes
 
 | workload | ours: rollout, update | floor: decode, reference, update |
@@ -246,7 +260,12 @@ def write(results: dict[str, Any], root: Path) -> None:
     """docs/speed.md, and the lines between the README's two marks."""
     lines = ratios(results)
     print(table(lines))
-    page = PAGE.format(machine=results["machine"], table=table(lines), parts=_parts(results.get("grpo", {})))
+    page = PAGE.format(
+        machine=results["machine"],
+        table=table(lines),
+        ablation=ablation.table(results["ablation"]) if "ablation" in results else "Not measured yet.",
+        parts=_parts(results.get("grpo", {})),
+    )
     (root / "docs" / "speed.md").write_text(page)
     readme = root / "README.md"
     text = readme.read_text()

@@ -293,7 +293,7 @@ class CausalLM:
                 "only, which would turn dropout on"
             )
         masks = AttentionMasks(self.model.config, self.ways.packing)
-        return layout.states(stand_in or body, masks, self.model.dtype)
+        return layout.states(stand_in or body, masks, self.model.dtype, "shared_prompts" not in self.disable)
 
     def evaluate(
         self, sequences: Sequences, with_states: bool = False

@@ -155,7 +155,9 @@ def check_parts(body: nn.Module) -> None:
 
 def _parts(module: nn.Module) -> dict[str, Any]:
     own = {name: value for name, value in vars(module).items() if name not in _ANY_MODULE}
-    own |= module._parameters | module._buffers | module._modules
+    for named in (module.named_parameters, module.named_buffers):
+        own |= dict(named(recurse=False))
+    own |= dict(module.named_children())
     return {name: x for name, x in own.items() if not name.startswith("_") and name not in _HARMLESS}
 
 

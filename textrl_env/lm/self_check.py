@@ -105,8 +105,10 @@ class _Search:
         self.lm, self.allowed = lm, allowed
         exact = all(p.dtype in (torch.float32, torch.float64) for p in lm.model.parameters())
         self.tolerance = _TOLERANCE if exact else _LOW_TOLERANCE
+        # transformers takes a padding token for a mistake where there is no mask.
+        tokens = np.setdiff1d(np.arange(lm.vocab_size), [lm.model.config.get_text_config().pad_token_id])
         draw = np.random.default_rng(0)
-        first, second, *responses = (draw.integers(0, lm.vocab_size, n) for n in (5, 2, 6, 3, 5, 1))
+        first, second, *responses = (draw.choice(tokens, n) for n in (5, 2, 6, 3, 5, 1))
         self.sequences = Sequences.from_responses([first, first, second, second], responses)
         self.config = lm.model.config
         self.narrow = True

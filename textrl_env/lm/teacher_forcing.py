@@ -84,13 +84,21 @@ class PackedLayout:
         self._prompts, self._ids, self._positions, self._sequence, self._owner, self._known = moved[:6]
         self._states, self.actions = moved[6:]
 
-    def states(self, body: nn.Module | FusedLlama, masks: AttentionMasks, dtype: torch.dtype) -> Tensor:
+    def states(
+        self,
+        body: nn.Module | FusedLlama,
+        masks: AttentionMasks,
+        dtype: torch.dtype,
+        share_attention: bool = True,
+    ) -> Tensor:
         """The last hidden states that predict the policy's tokens, ``[m, hidden]``, with gradient.
 
         Args:
             body: A transformers model without its head, or a stand-in for it.
             masks: Who may look at whom.
             dtype: Of the model's scores.
+            share_attention: Let a fused body read the keys of a prompt where they are, for all its responses;
+                False gives every row a copy, as modules need it.
         """
 
         def read(mask: tuple[Tensor, Tensor, Tensor] | None = None, **inputs: Any) -> Tensor:
@@ -108,7 +116,7 @@ class PackedLayout:
             prompts = _causal(self._prompts) if _needs_mask(body, masks, self._prompts.shape[1]) else None
             states = [read(prompts, input_ids=self._prompts, past_key_values=cache, use_cache=True)]
             if self._ids.numel():
-                states.append(read(**self._inputs_after(cache, body, masks), use_cache=True))
+                states.append(read(**self._inputs_after(cache, body, masks, share_attention), use_cache=True))
         flat = [x.flatten(0, 1) for x in states]
         pool = flat[0] if len(flat) == 1 else torch.cat(flat)
         return pool.index_select(0, self._states)
@@ -128,13 +136,14 @@ class PackedLayout:
         return inputs | {"position_ids": self._positions, "mask": mask}
 
     def _inputs_after(
-        self, cache: Any, body: nn.Module | FusedLlama, masks: AttentionMasks
+        self, cache: Any, body: nn.Module | FusedLlama, masks: AttentionMasks, share_attention: bool
     ) -> dict[str, Any]:
         """What a model takes of the rows when the prompts are in ``cache``."""
         inputs: dict[str, Any] = {"input_ids": self._ids, "position_ids": self._positions}
         own = self._own_tokens()
         longest = int(self._before.max()) + self._ids.shape[1]
-        if isinstance(body, FusedLlama) and body.device.type == "cpu" and not masks.limited(longest):
+        fused = isinstance(body, FusedLlama) and body.device.type == "cpu" and not masks.limited(longest)
+        if fused and share_attention:
             if not self._alone:
                 inputs["mask"] = (own, self._positions, self._positions)
             keys, values = ([getattr(layer, x) for layer in cache.layers] for x in ("keys", "values"))
