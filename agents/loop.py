@@ -14,7 +14,9 @@ from stable_baselines3.common.utils import configure_logger
 from agents.process import tuned_for
 from agents.rollouts.episode_log import EpisodeLog
 from agents.rollouts.rollout import Rollout
+from agents.rollouts.vector_envs import tell_trainer_state
 from agents.sb3_surface import StableBaselines3Surface
+from reward_models import TrainerState
 
 
 class LearningLoop(StableBaselines3Surface):
@@ -75,6 +77,7 @@ class LearningLoop(StableBaselines3Surface):
         iteration = 0
         while self.num_timesteps < self.total_timesteps and not self.stopped:
             callback.on_rollout_start()
+            tell_trainer_state((self.env, self.text_env), self._trainer_state())
             started = time.perf_counter()
             rollout = self.collect()
             self.logger.record("time/rollout_seconds", time.perf_counter() - started)
@@ -88,6 +91,13 @@ class LearningLoop(StableBaselines3Surface):
             iteration += 1
             if log_interval is not None and (iteration % log_interval == 0 or self.stopped):
                 self.dump_logs(iteration, rollout)
+
+    def _trainer_state(self) -> TrainerState:
+        """How far training is, for rewards that ask for it."""
+        done, total = self.num_timesteps, self.total_timesteps or 0
+        share = min(done / total, 1.0) if total else 0.0
+        updates = round(self.n_updates / share) if share else 0
+        return TrainerState(self.n_updates, updates, share, done, total)
 
     def _set_up_learn(
         self, total_timesteps: int, callback: Any, name: str | None, reset: bool, progress_bar: bool

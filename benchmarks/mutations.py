@@ -273,8 +273,9 @@ BUGS = [
     Bug("IPO's target twice as far", DPO, "(gap - 1 / (2 * beta)) ** 2", "(gap - 1 / beta) ** 2", ("dpo",)),
     Bug("gradient through KTO's baseline", DPO, ".clamp(min=0).detach()", ".clamp(min=0)", ("dpo",)),
     Bug("SFT holds logits against their own token", SFT, "logits[:, :-1][keep]", "logits[:, 1:][keep]", ("sft",)),
-    Bug("SFT learns the prompt too", SFT, "[IGNORE] * len(prompt) + answer", "[*prompt, *answer]", ("sft",)),
-    Bug("weights of rewards ignored", "reward_models/contract.py", "total += weight * (", "total += (", ("rewards",)),
+    Bug("SFT learns the prompt too", "reward_models/data/encoding.py",
+        "[False] * len(before) + [True] * len(after)", "[True] * (len(before) + len(after))", ("sft",)),
+    Bug("weights of rewards ignored", "reward_models/contract.py", "total += weight * np", "total += np", ("rewards",)),
     Bug("reward read at the padding", "reward_models/classifier.py",
         "hidden[torch.arange(len(rows), device=device), lengths - 1]", "hidden[:, -1]", ("rewards",)),
     # -- the exact solver ----------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from reward_models.base import Batch, Reward, RewardResult
+from reward_models.base import Batch, Reward, RewardResult, TrainerState
 from reward_models.compose import Clip, Ensemble, RunningNormalizer
 from reward_models.contract import WeightedSum, load_reward
 from reward_models.function import FunctionReward
@@ -36,6 +36,7 @@ __all__ = [
     "Reward",
     "RewardResult",
     "RunningNormalizer",
+    "TrainerState",
     "WeightedSum",
     "contains",
     "exact_answer",

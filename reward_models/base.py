@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,26 @@ from reward_models.names import shorten
 from reward_models.trust import is_own
 
 #: Keywords that the contract itself fills; no dataset column may be called so.
-RESERVED = ("prompts", "completions", "prompt_ids", "completion_ids")
+RESERVED = ("prompts", "completions", "prompt_ids", "completion_ids", "trainer_state")
+
+
+@dataclass
+class TrainerState:
+    """How far training is, under the names that rewards written for TRL read.
+
+    Attributes:
+        global_step: Updates done.
+        max_steps: Updates there will be, by the steps of the last rollout; 0 before the first.
+        epoch: The share of the training that is done, from 0 to 1.
+        num_timesteps: Env steps done (on text: tokens).
+        total_timesteps: Env steps there will be.
+    """
+
+    global_step: int = 0
+    max_steps: int = 0
+    epoch: float = 0.0
+    num_timesteps: int = 0
+    total_timesteps: int = 0
 
 
 @dataclass(frozen=True)
@@ -29,7 +49,7 @@ class RewardResult:
     Attributes:
         total: float64 ``[N]``, always finite: what the environment pays.
         parts: For each reward by name, its raw score, float64 ``[N]``: before weights, clipping and
-            normalising. NaN where a reward of a list does not apply.
+            normalising. NaN where a reward does not apply.
     """
 
     total: np.ndarray
@@ -50,12 +70,15 @@ class Batch:
     prompt_ids: Sequence[Sequence[int]] | None = None
     completion_ids: Sequence[Sequence[int]] | None = None
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    trainer_state: Any = None
 
     def __post_init__(self) -> None:
         for name in self.columns:
             if name in RESERVED:
                 raise ValueError(f"a column cannot be called {name!r}: rewards receive {RESERVED} themselves")
         for name, values in self.offered().items():
+            if name == "trainer_state":
+                continue
             if isinstance(values, str) or len(values) != len(self.prompts):
                 came = "one string" if isinstance(values, str) else f"{len(values)} entries"
                 raise ValueError(
@@ -69,12 +92,15 @@ class Batch:
         """Some of the rows."""
         columns = {name: values[which] for name, values in self.columns.items()}
         lists = (self.prompts, self.completions, self.prompt_ids, self.completion_ids)
-        return Batch(*(None if values is None else values[which] for values in lists), columns)
+        return Batch(
+            *(None if values is None else values[which] for values in lists), columns, self.trainer_state
+        )
 
     def copied(self) -> Batch:
         """The same rows in lists of their own."""
         return Batch(
-            *own_copy((self.prompts, self.completions, self.prompt_ids, self.completion_ids, self.columns))
+            *own_copy((self.prompts, self.completions, self.prompt_ids, self.completion_ids, self.columns)),
+            self.trainer_state,
         )
 
     def offered(self) -> dict[str, Sequence[Any]]:
@@ -95,6 +121,7 @@ class Reward(ABC):
     """
 
     name: str
+    _told_missing = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -112,8 +139,9 @@ class Reward(ABC):
         prompt_ids: Sequence[Sequence[int]] | None = None,
         completion_ids: Sequence[Sequence[int]] | None = None,
         columns: Mapping[str, Sequence[Any]] | None = None,
+        trainer_state: Any = None,
     ) -> RewardResult:
-        """Score ``N`` completions.
+        """Score ``N`` completions. A row to which no reward applies has a total of 0, and one warning says so.
 
         Args:
             prompts: ``N`` texts (or message lists).
@@ -121,15 +149,29 @@ class Reward(ABC):
             prompt_ids: The prompts' token ids, without padding, if known.
             completion_ids: The completions' token ids, without padding, if known.
             columns: The dataset's other columns, ``N`` values each.
+            trainer_state: How far training is, for functions that ask for it.
 
         Raises:
-            ValueError: Lengths differ, or a score is missing, NaN or infinite.
+            ValueError: Lengths differ, or a score is NaN or infinite.
             TypeError: A score is not a number, or a function asks for a column that is not there.
         """
-        batch = Batch(prompts, completions, prompt_ids, completion_ids, columns or {})
+        batch = Batch(prompts, completions, prompt_ids, completion_ids, columns or {}, trainer_state)
         if len(batch) == 0:
             return RewardResult(np.zeros(0), {name: np.zeros(0) for name in self.names})
-        return self.evaluate_own(batch)
+        result = self.evaluate_own(batch, optional=True)
+        missing = np.isnan(result.total)
+        if not missing.any():
+            return result
+        if not self._told_missing:
+            self._told_missing = True
+            row = int(missing.argmax())
+            warnings.warn(
+                f"reward {self.name!r} does not apply (None) to {missing.sum()} of {len(batch)} completions, and no "
+                f"other does: they count as 0. The first: prompt {shorten(batch.prompts[row])}, completion "
+                f"{shorten(batch.completions[row])}",
+                stacklevel=2,
+            )
+        return RewardResult(np.where(missing, 0.0, result.total), result.parts)
 
     def evaluate_own(self, batch: Batch, optional: bool = False) -> RewardResult:
         """:meth:`evaluate`, on a copy of the rows where the class is not one of this project's."""
@@ -219,7 +261,7 @@ def _entries(values: Any, name: str, count: int) -> list[Any]:
 
 def _problem(entry: Any) -> str | None:
     if entry is None:
-        return "a reward that stands alone has to score every row"
+        return "this reward has to score every row"
     if not isinstance(entry, numbers.Real):
         return "not a number"
     return None if math.isfinite(entry) else "not finite"

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from transformers.utils import logging
 
 from reward_models.calibration import evaluate, find_head, forward_scores, normalise
 from reward_models.comparisons import Comparison, encode_sides, prompt_batches, read_comparisons, sides_of
+from reward_models.data.encoding import TextEncoder, check_ids
 from reward_models.data.lengths import Lengths
 
 
@@ -117,6 +118,7 @@ def train_reward_model(
     max_length: int | None = None,
     too_long: str = "cut",
     skip_bad_rows: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     warmup_ratio: float = 0.05,
     weight_decay: float = 0.0,
     max_grad_norm: float = 1.0,
@@ -145,6 +147,7 @@ def train_reward_model(
         too_long: What becomes of longer ones: "cut" takes tokens off the beginning, as in use; "skip" leaves the
             comparison out.
         skip_bad_rows: Leave rows out that cannot be read, instead of stopping at the first.
+        chat_template_kwargs: Variables of the chat template, for example ``{"enable_thinking": False}``.
         warmup_ratio: Share of the steps spent warming up.
         weight_decay: Decoupled weight decay.
         max_grad_norm: The gradient's norm is clipped here.
@@ -163,7 +166,10 @@ def train_reward_model(
     read, bad_rows = read_comparisons(pairs, skip_bad_rows)
     scorer, tokenizer = load_reward_model(model, seed, device)
     lengths = Lengths.of(max_length, scorer.config, tokenizer, too_long)
-    comparisons, encoded = encode_sides(read, tokenizer, lengths)
+    encoder = TextEncoder(tokenizer, chat_template_kwargs)
+    comparisons, encoded = encode_sides(read, encoder, lengths)
+    for k, ids in enumerate(encoded.values()):
+        check_ids(ids, scorer.get_input_embeddings().weight.shape[0], f"completion {k}")
     lengths.bad_rows = len(bad_rows)
     lengths.warn(len(read))
     rng = random.Random(seed)
@@ -207,10 +213,10 @@ def train_reward_model(
         "cut": lengths.cut,
     }
     if eval_pairs is not None:
-        result["eval"] = evaluate(scorer, tokenizer, eval_pairs)
+        result["eval"] = evaluate(scorer, encoder, eval_pairs)
     if reference is None:
         reference = [(prompt, completion) for prompt, completion, _ in encoded]
-    result["normalisation"] = normalise(scorer, tokenizer, reference)
+    result["normalisation"] = normalise(scorer, encoder, reference)
     if output is not None:
         scorer.save_pretrained(output)
         tokenizer.save_pretrained(output)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reward_models.classifier import last_token_logits
 from reward_models.comparisons import encode, load_comparisons, sides_of
+from reward_models.data.encoding import TextEncoder
 from reward_models.data.lengths import context_length
 
 
@@ -38,7 +39,7 @@ def forward_scores(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -
 @torch.no_grad()
 def score(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | TextEncoder,
     prompts: Sequence[str],
     completions: Sequence[str],
     ended: Sequence[bool] | None = None,
@@ -50,15 +51,16 @@ def score(
 
     Args:
         model: The reward model.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer, or an encoder with settings of its own.
         prompts: ``N`` prompts.
         completions: As many completions.
         ended: Which of them end with the end token; None is all of them.
         batch_size: Sequences per pass.
     """
     ended = [True] * len(prompts) if ended is None else ended
-    limit = context_length(model.config, tokenizer) or 0  # [-0:] is everything
-    sequences = [encode(tokenizer, *row)[-limit:] for row in zip(prompts, completions, ended, strict=True)]
+    encoder = TextEncoder.of(tokenizer)
+    limit = context_length(model.config, encoder.tokenizer) or 0  # [-0:] is everything
+    sequences = [encode(encoder, *row)[-limit:] for row in zip(prompts, completions, ended, strict=True)]
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     scores = [0.0] * len(sequences)
     model.eval()
@@ -71,7 +73,7 @@ def score(
 
 def evaluate(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | TextEncoder,
     pairs: str | Path | Iterable[dict[str, Any]],
     scale: float = 1.0,
     num_bins: int = 5,
@@ -80,7 +82,7 @@ def evaluate(
 
     Args:
         model: The reward model.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer, or an encoder with settings of its own.
         pairs: Comparisons it has not seen.
         scale: Log-odds per unit of score: ``normalise(...)["std"]`` for a normalised model.
         num_bins: Reliability bins over the confidence, from 0.5 to 1.
@@ -120,7 +122,7 @@ def reliability(gaps: Tensor, num_bins: int = 5) -> dict[str, Any]:
 @torch.no_grad()
 def normalise(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | TextEncoder,
     reference: Sequence[tuple[str, str]],
     batch_size: int = 64,
 ) -> dict[str, float]:
@@ -133,7 +135,7 @@ def normalise(
 
     Args:
         model: The reward model; its head is changed in place.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer, or an encoder with settings of its own.
         reference: ``(prompt, completion)`` samples, at least two with different scores.
         batch_size: Sequences per pass.
 

@@ -8,8 +8,9 @@ along, so it is right when the pad token is the end token, when there is no pad 
 else is in the batch. (The forward pass of transformers looks for the last id that is not the pad id instead,
 and so passes over an end token that is also the pad token.)
 
-Token ids are read as they are where the environment has named the tokenizer they come from
-(:meth:`HFRewardModel.use_ids`) and that has the same vocabulary; otherwise the text is tokenised here.
+A conversation is laid out by the reward model's own chat template, once. Of a text the token ids are read as they
+are where the environment has named the tokenizer that they come from (:meth:`HFRewardModel.use_ids`) and that has the
+same vocabulary; otherwise the text is tokenised here.
 
 Left out on purpose: decoder-only classifiers whose head is not a linear layer called ``score``
 (ModernBERT-decoder, CTRL) pool in their own forward pass, with what that does where pad is the end token.
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from reward_models.base import Batch, Reward, RewardResult, check_scores
+from reward_models.data.chat import answer_of, readable
+from reward_models.data.encoding import TEMPLATE_COLUMNS, TextEncoder
 from reward_models.data.lengths import context_length
 from reward_models.names import did_you_mean
-from reward_models.rules import text_of
 
 OUTPUTS = ("logit", "log_prob")
 
@@ -47,11 +49,13 @@ class HFRewardModel(Reward):
         label: With more than one label: which one to score, by index or by name.
         output: With more than one label: its "logit" or its "log_prob".
         template: How the text is put together: a format string of ``{prompt}`` and ``{completion}``, or
-            "chat" for the tokenizer's chat template. None tokenises the two one by one, as environments do.
+            "chat" for the tokenizer's chat template. None takes the chat template for messages, and encodes texts as
+            environments do.
         end_token: Whether a decoder's end token is put behind text that is tokenised here, unless a chat
             template writes its own. That is how :mod:`reward_models.bradley_terry` trains.
         dtype: Of the weights, when they are loaded here.
         name: What logs call it; the name of the folder by default.
+        chat_template_kwargs: Variables of its chat template.
 
     Raises:
         ValueError: The folder holds no trained score head, or a label is needed or unknown.
@@ -70,6 +74,7 @@ class HFRewardModel(Reward):
         end_token: bool = True,
         dtype: str = "float32",
         name: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         if batch_size < 1 or (max_length is not None and max_length < 1):
             raise ValueError(f"batch_size and max_length must be at least 1, got {batch_size}, {max_length}")
@@ -85,6 +90,7 @@ class HFRewardModel(Reward):
         self.label = _label_index(self.model.config, label)
         self.output = output
         self.template = _check_template(template, self.tokenizer)
+        self.encoder = TextEncoder(self.tokenizer, chat_template_kwargs)
         self.end_token = end_token
         source = str(path_or_model) if is_path else self.model.config._name_or_path
         self.name = name or Path(source).name or "reward_model"
@@ -116,12 +122,7 @@ class HFRewardModel(Reward):
         return self._ids_usable
 
     def evaluate(self, batch: Batch, optional: bool = False) -> RewardResult:
-        has_ids = batch.prompt_ids is not None and batch.completion_ids is not None
-        if has_ids and self._ids_usable:
-            pairs = zip(batch.prompt_ids, batch.completion_ids, strict=True)
-            sequences = [[*map(int, prompt), *map(int, completion)] for prompt, completion in pairs]
-        else:
-            sequences = self._tokenize(batch.prompts, batch.completions)
+        sequences = [self._sequence(batch, i) for i in range(len(batch))]
         scores = check_scores(self.score_ids(sequences), batch, self.name)
         return RewardResult(scores, {self.name: scores})
 
@@ -154,32 +155,34 @@ class HFRewardModel(Reward):
             logits = logits.log_softmax(-1)
         return logits[:, self.label].cpu().numpy()
 
-    def _tokenize(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[list[int]]:
-        return [self._encode(prompt, text_of(c)) for prompt, c in zip(prompts, completions, strict=True)]
+    def _sequence(self, batch: Batch, i: int) -> list[int]:
+        """The token ids of row ``i``: those that were sampled where they can be read, or of its text or messages."""
+        prompt, completion = batch.prompts[i], batch.completions[i]
+        is_text = isinstance(prompt, str)
+        has_ids = batch.prompt_ids is not None and batch.completion_ids is not None
+        if has_ids and self._ids_usable and (is_text or not self.tokenizer.chat_template):
+            return [*map(int, batch.prompt_ids[i]), *map(int, batch.completion_ids[i])]
+        if self.template == "chat" or (not is_text and self.template is None):
+            if not self.tokenizer.chat_template:
+                raise ValueError(
+                    f"reward {self.name!r} got messages, but its tokenizer has no chat template to lay them out with; "
+                    'give it one, or say how: HFRewardModel(..., template="{prompt}{completion}")'
+                )
+            row = {name: batch.columns[name][i] for name in TEMPLATE_COLUMNS if name in batch.columns}
+            turns = [{"role": "user", "content": prompt}] if is_text else prompt
+            return self.encoder.whole(turns, completion, row=row)
+        return self._encode(prompt if is_text else readable(prompt), answer_of(completion))
 
-    def _encode(self, prompt: Any, completion: str) -> list[int]:
-        if self.template == "chat" or not isinstance(prompt, str):
-            turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-            turns.append({"role": "assistant", "content": completion})
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False)
-            return self._ids(text, add_special_tokens=False)
+    def _encode(self, prompt: str, completion: str) -> list[int]:
+        text = (self.template or "{prompt}{completion}").format(prompt=prompt, completion=completion)
         if not _reads_last_token(self.model):
             # Special tokens stand around an encoder's text and have to stay, so the tokenizer shortens it.
-            text = (self.template or "{prompt}{completion}").format(prompt=prompt, completion=completion)
-            return self._ids(text, truncation=True, max_length=self.max_length)
+            options = {"truncation": True, "max_length": self.max_length}
+            return list(self.tokenizer(text, verbose=False, **options)["input_ids"])
+        ended = self.end_token and self.tokenizer.eos_token_id is not None
         if self.template is None:
-            ids = self._without_end(self._ids(prompt)) + self._ids(completion, add_special_tokens=False)
-        else:
-            ids = self._without_end(self._ids(self.template.format(prompt=prompt, completion=completion)))
-        end = self.tokenizer.eos_token_id
-        return ids if end is None or not self.end_token else [*ids, end]
-
-    def _ids(self, text: str, **options: Any) -> list[int]:
-        return list(self.tokenizer(text, verbose=False, **options)["input_ids"])
-
-    def _without_end(self, ids: list[int]) -> list[int]:
-        """The ids without the end token that some tokenizers put behind everything."""
-        return ids[:-1] if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id else ids
+            return self.encoder.answer(prompt, completion, ended).ids
+        return self.encoder.text(text).ids if ended else self.encoder.prompt(text)
 
     def _shorten(self, sequence: Sequence[int]) -> list[int]:
         if len(sequence) == 0:

@@ -1,23 +1,38 @@
 """Comparisons as data: what raters chose, as token ids, and in batches of whole prompts.
 
-Records are ``{"prompt", "chosen", "rejected"}`` with the optional ``"margin"`` (a number), ``"chosen_ended"`` and
-``"rejected_ended"`` (False for a completion that was cut off at its budget). Left out: ties and ordinal labels.
+Records are ``{"prompt", "chosen", "rejected"}``, texts or messages, the prompt left out where both sides begin with it,
+with the optional ``"margin"`` (a number), ``"chosen_ended"`` and ``"rejected_ended"`` (False for a completion that was
+cut off at its budget). Left out: ties and ordinal labels.
 """
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from reward_models.data.encoding import TEMPLATE_COLUMNS, TextEncoder
 from reward_models.data.lengths import Lengths
-from reward_models.data.records import load_records
+from reward_models.data.records import load_records, with_prompts
+
+
+class FrozenMessages(str):
+    """Messages, with the columns that their chat template reads, as JSON, so that they can be a key."""
+
+    @classmethod
+    def of(cls, value: Any, row: Mapping[str, Any] | None = None) -> str:
+        """A text as it is, messages frozen."""
+        if isinstance(value, str):
+            return value
+        settings = {name: row[name] for name in TEMPLATE_COLUMNS if (row or {}).get(name) is not None}
+        return cls(json.dumps({"messages": list(value)} | settings, ensure_ascii=False, sort_keys=True))
 
 
 class Comparison(NamedTuple):
-    """One rater's choice between two completions of a prompt.
+    """One rater's choice between two completions of a prompt, each a text or :class:`FrozenMessages`.
 
     ``*_ended`` is False for a completion that was cut off at its budget: no end token follows it.
     """
@@ -51,23 +66,23 @@ def read_comparisons(pairs: Any, skip_bad_rows: bool = False) -> tuple[list[Comp
         skip_bad_rows: Leave bad rows out instead of stopping at the first.
 
     Raises:
-        ValueError: For a record without the texts ``prompt``, ``chosen`` and ``rejected``, naming its place.
+        ValueError: For a record without ``chosen`` and ``rejected``, or without a ``prompt`` where the two have no
+            beginning in common, naming its place.
     """
-    texts = ("prompt", "chosen", "rejected")
+    sides = ("prompt", "chosen", "rejected")
     records = load_records(
-        pairs, texts, ("margin", "chosen_ended", "rejected_ended"), skip_bad_rows=skip_bad_rows, name="pairs"
+        pairs,
+        optional=("margin", "chosen_ended", "rejected_ended"),
+        skip_bad_rows=skip_bad_rows,
+        name="pairs",
+        forms=(sides, sides[1:]),
     )
+    records = with_prompts(records, skip_bad_rows)
     found = []
-    for number, record in enumerate(records.rows(), 1):
-        laid_out = [name for name in texts if not isinstance(record[name], str)]
-        if laid_out:
-            raise ValueError(
-                f"comparison {number} has message lists in {', '.join(laid_out)}, expected texts; "
-                "textrl reward lays them out with the model's chat template"
-            )
+    for record in records.rows():
         found.append(
             Comparison(
-                *(record[name] for name in texts),
+                *(FrozenMessages.of(record[name], record if name == "prompt" else None) for name in sides),
                 margin=record.get("margin") or 0.0,
                 chosen_ended=record.get("chosen_ended") is not False,
                 rejected_ended=record.get("rejected_ended") is not False,
@@ -81,27 +96,29 @@ def sides_of(comparisons: Iterable[Comparison]) -> Iterator[tuple[str, str, bool
     return (side for comparison in comparisons for side in comparison.sides())
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, ended: bool = True) -> list[int]:
-    """Token ids of ``prompt + completion``, each tokenized on its own, and the end token where it ``ended``."""
-    ids = list(tokenizer(prompt)["input_ids"])
-    if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
-        ids.pop()
-    ids += tokenizer(completion, add_special_tokens=False)["input_ids"]
-    return [*ids, tokenizer.eos_token_id] if ended else ids
+def encode(
+    tokenizer: PreTrainedTokenizerBase | TextEncoder, prompt: Any, completion: Any, ended: bool = True
+) -> list[int]:
+    """Token ids that a reward model reads; see :meth:`~reward_models.data.encoding.TextEncoder.whole`."""
+    row = json.loads(prompt) if isinstance(prompt, FrozenMessages) else {}
+    prompt = row.get("messages", prompt)
+    completion = json.loads(completion)["messages"] if isinstance(completion, FrozenMessages) else completion
+    return TextEncoder.of(tokenizer).whole(prompt, completion, ended, row)
 
 
 def encode_sides(
-    comparisons: Sequence[Comparison], tokenizer: PreTrainedTokenizerBase, lengths: Lengths
+    comparisons: Sequence[Comparison], tokenizer: PreTrainedTokenizerBase | TextEncoder, lengths: Lengths
 ) -> tuple[list[Comparison], dict[tuple[str, str, bool], list[int]]]:
     """The comparisons to learn from, and both sides of each as token ids; a side in several of them is encoded once.
 
     What is too long loses its beginning, as it does when the model scores it.
     """
+    encoder = TextEncoder.of(tokenizer)
     encoded: dict[tuple[str, str, bool], list[int]] = {}
     kept = []
     for comparison in comparisons:
         sides = comparison.sides()
-        ids = [encoded[side] if side in encoded else encode(tokenizer, *side) for side in sides]
+        ids = [encoded[side] if side in encoded else encode(encoder, *side) for side in sides]
         if lengths.off_prompt(0, max(map(len, ids))) is None:
             continue
         kept.append(comparison)

@@ -152,7 +152,7 @@ class Ensemble(Reward):
         return self._names
 
     def evaluate(self, batch: Batch, optional: bool = False) -> RewardResult:
-        results = [reward.evaluate_own(batch) for reward in self.rewards]
+        results = [reward.evaluate_own(batch, optional) for reward in self.rewards]
         totals = np.stack([result.total for result in results])  # [members, N]
         parts = [part for result in results for part in result.parts.values()]
         total = totals.mean(axis=0) - self.k * totals.std(axis=0)

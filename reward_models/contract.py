@@ -11,9 +11,11 @@ A reward function is ``reward(prompts, completions, **columns) -> list[float]``:
 arrive as keywords, one list each, and so do ``prompt_ids`` and ``completion_ids`` (lists of token ids) when
 they are known. A function without ``**kwargs`` only receives what it names. Async functions are awaited.
 
-None means "this reward does not apply to this row". In a list of several rewards such an entry contributes
-0 to the total (and is NaN in ``parts``); a reward that stands alone has to score every row, so there None is
-an error.
+Where prompts are message lists, a function gets them as they are, and completions as
+``[{"role": "assistant", "content": ...}]``; where they are texts, texts. ``trainer_state`` says how far training is.
+
+None means "this reward does not apply to this row": such an entry contributes 0 to the total and is NaN in
+``parts``. A row to which no reward applies has a total of 0, and a warning says so.
 
 Left out on purpose: running several rewards at once, and caching of scores.
 """
@@ -64,7 +66,8 @@ class WeightedSum(Reward):
         results = [reward.evaluate_own(batch, optional=optional or several) for reward in self.rewards]
         total = np.zeros(len(batch))
         for weight, result in zip(self.weights, results, strict=True):
-            total += weight * (np.nan_to_num(result.total, nan=0.0) if several else result.total)
+            total += weight * np.nan_to_num(result.total, nan=0.0)
+        total[np.all([np.isnan(result.total) for result in results], axis=0)] = np.nan
         parts = [part for result in results for part in result.parts.values()]
         return RewardResult(total, dict(zip(self.names, parts, strict=True)))
 

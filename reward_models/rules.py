@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from reward_models.data.chat import answer_of as text_of
 from reward_models.names import did_you_mean
 
 RewardFunction = Callable[..., list[float | None]]
@@ -117,12 +118,14 @@ def regex_match(pattern: str, flags: int = 0, full: bool = False) -> RewardFunct
     return regex_match
 
 
-def format_reward(tags: Sequence[str] = ("think", "answer")) -> RewardFunction:
+def format_reward(tags: Sequence[str] = ("think", "answer"), opened: bool | None = None) -> RewardFunction:
     """1 where the completion is ``<think>...</think><answer>...</answer>`` and nothing else, otherwise 0.
 
     Args:
         tags: The tags, each of which has to come exactly once and in this order, with only white space
             between them.
+        opened: Whether the prompt has opened the first tag already, as the generation prompt of some chat templates
+            does (DeepSeek-R1's). None sees it at the end of a prompt that is a text; of messages it cannot be seen.
     """
     if isinstance(tags, str) or not tags:
         raise ValueError(f"tags must be a list of at least one tag name, got {tags!r}")
@@ -131,8 +134,15 @@ def format_reward(tags: Sequence[str] = ("think", "answer")) -> RewardFunction:
     layout = r"\s*".join(f"<{name}>{inside}</{name}>" for name in names)
     compiled = re.compile(rf"\s*{layout}\s*", re.DOTALL)
 
-    def format_reward(completions: Sequence[Any]) -> list[float]:
-        return [float(compiled.fullmatch(text_of(completion)) is not None) for completion in completions]
+    first = f"<{tags[0]}>"
+
+    def is_opened(prompt: Any) -> bool:
+        return opened if opened is not None else isinstance(prompt, str) and prompt.rstrip().endswith(first)
+
+    def format_reward(prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
+        texts = [text_of(completion) for completion in completions]
+        whole = [first + text if is_opened(p) else text for p, text in zip(prompts, texts, strict=True)]
+        return [float(compiled.fullmatch(text) is not None) for text in whole]
 
     return format_reward
 
@@ -244,13 +254,6 @@ def last_number(value: Any) -> float | None:
     below = float(below or 1)
     quotient = float(above) / below if below else math.inf
     return quotient if math.isfinite(quotient) else None
-
-
-def text_of(completion: Any) -> str:
-    """The text of a completion; of a message list, that of the last message."""
-    if isinstance(completion, str):
-        return completion
-    return str(completion[-1]["content"] or "")
 
 
 def _units(

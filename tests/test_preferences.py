@@ -500,4 +500,4 @@ def test_conversations_are_demonstrations_too(tmp_path):
     path = write_lines(tmp_path / "chat.jsonl", [{"messages": turns, "source": "x"}])
     assert load_demonstrations(path, False)[0][0]["messages"] == turns
     path = write_lines(tmp_path / "apart.jsonl", [{"prompt": turns[:1], "completion": turns[1:]}])
-    assert load_demonstrations(path, False)[0] == [{"messages": turns}]
+    assert load_demonstrations(path, False)[0] == [{"prompt": turns[:1], "completion": turns[1:]}]

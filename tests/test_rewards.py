@@ -170,7 +170,6 @@ def test_no_rows_give_no_scores_and_call_nothing():
     ("returned", "error", "message"),
     [
         ([1.0, 2.0, 3.0], ValueError, "'faulty' returned 3 scores for 4 completions"),
-        ([0, 1, None, 3], ValueError, r"'faulty' returned None at index 2.*'p2'.*'c2'"),
         ([0, math.nan, 2, 3], ValueError, r"nan at index 1: not finite.*'p1'.*'c1'"),
         (np.array([0, 1, 2, np.inf]), ValueError, r"inf at index 3: not finite"),
         ([0, 1, "2", 3], TypeError, r"'2' at index 2: not a number"),
@@ -318,11 +317,23 @@ def test_none_in_a_list_contributes_nothing_and_stays_out_of_the_mean():
 
 
 @pytest.mark.parametrize(
-    "wrap", [lambda r: r, lambda r: [r], lambda r: Clip(r, 0, 1), lambda r: Ensemble([r, r])]
+    "wrap",
+    [lambda r: r, lambda r: [r], lambda r: [r, r], lambda r: Clip(r, 0, 1), lambda r: Ensemble([r, r])],
 )
-def test_none_is_an_error_where_a_reward_stands_alone(wrap):
-    with pytest.raises(ValueError, match="None at index 0"):
-        load_reward(wrap(lambda prompts, completions: [None]))(["p"], ["c"])
+def test_none_where_no_other_reward_applies_counts_as_nothing_and_is_said_once(wrap):
+    def picky(prompts, completions):
+        return [None if prompt == "p" else 0.25 for prompt in prompts]
+
+    reward = load_reward(wrap(picky))
+    with pytest.warns(
+        UserWarning, match=r"does not apply \(None\) to 1 of 2 completions.*count as 0.*'p'"
+    ) as told:
+        result = reward.score(["p", "q"], ["c", "d"])
+        reward.score(["p", "q"], ["c", "d"])
+    assert len(told) == 1
+    assert result.total[0] == 0.0 and result.total[1] > 0
+    assert all(np.isnan(part[0]) and part[1] == 0.25 for part in result.parts.values())
+    assert set(result.means().values()) == {0.25}
 
 
 # -- composition ----------------------------------------------------------------------------------------
@@ -455,6 +466,16 @@ def test_a_checker_without_its_column_names_the_nearest():
 def test_a_checker_does_not_apply_where_the_answer_is_none():
     rewards = [numeric_answer("number"), exact_answer("word")]
     assert scores(rewards, ["4", "yes"], number=[4, None], word=[None, "yes"]) == [1.0, 1.0]
+
+
+def test_format_reward_counts_a_tag_that_the_prompt_has_opened():
+    answer = "x</think><answer>4</answer>"
+    whole = f"<think>{answer}"
+    prompts = ["q <think>", "q <think>\n", "q", "q <think>", [{"role": "user", "content": "q"}]]
+    completions = [answer, answer, answer, whole, [{"role": "assistant", "content": answer}]]
+    assert load_reward(format_reward())(prompts, completions) == [1, 1, 0, 0, 0]
+    assert load_reward(format_reward(opened=True))(prompts, completions) == [1, 1, 1, 0, 1]
+    assert load_reward(format_reward(opened=False))(prompts, completions) == [0, 0, 0, 1, 0]
 
 
 def test_format_reward_wants_each_tag_once_and_in_order():

@@ -156,11 +156,17 @@ def test_a_template_of_plain_text_still_teaches_the_model_to_stop():
     assert [WORDS[i] for i in example.labels if i != -100] == ["bye", "<eos>"]
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused():
-    last_only = "{% for m in messages %}{% if loop.last %}<turn> {% endif %}{{ m['content'] }} {% endfor %}"
-    chat = [{"role": r, "content": "hi"} for r in ("user", "assistant", "user", "assistant")]
-    with pytest.raises(ValueError, match="turn 1 out differently"):
-        encode({"messages": chat}, make_tokenizer(chat_template=last_only))
+def test_where_a_template_rewrites_earlier_turns_the_last_turn_is_learned_and_that_is_said():
+    last_only = (
+        "{% for m in messages %}{% if loop.last %}<turn> {% endif %}{{ m['content'] }} <eos> {% endfor %}"
+        "{% if add_generation_prompt %}<turn> {% endif %}"
+    )
+    said = ("hi", "you", "hi", "bye")
+    roles = ("user", "assistant", "user", "assistant")
+    chat = [{"role": role, "content": word} for role, word in zip(roles, said, strict=True)]
+    with pytest.warns(UserWarning, match="1 turns of the assistant are not learned"):
+        (example,) = encode_all([{"messages": chat}], make_tokenizer(chat_template=last_only))
+    assert [WORDS[i] for i in example.labels if i != -100] == ["bye", "<eos>"]
 
 
 @pytest.mark.parametrize(
@@ -349,4 +355,5 @@ def test_a_file_may_mix_texts_and_conversations_and_a_bad_row_is_named(tmp_path)
         found = sft(make_model(), path, tokenizer=make_tokenizer(), skip_bad_rows=True, device="cpu")
     assert (found["records"], found["skipped"]) == (3, 1)
     records, _ = load_demonstrations(path, skip_bad_rows=True)
-    assert records[2] == {"messages": chat}
+    assert records[2] == {"prompt": chat[:1], "completion": "bye"}
+    assert encode(records[2], make_tokenizer()) == encode({"messages": chat}, make_tokenizer())

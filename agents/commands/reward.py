@@ -69,8 +69,8 @@ def reward(
     folder = offline.check_output(output, overwrite)
     source = offline.check_data(data, "preferences.jsonl", "textrl preferences writes it")
     start = str(embedded.path("sft") if model is None else model)
-    rows, skipped = comparisons(source, start, skip_bad_rows)
-    held_out = None if eval_data is None else comparisons(eval_data, start, skip_bad_rows)[0]
+    rows, skipped = comparisons(source, skip_bad_rows)
+    held_out = None if eval_data is None else comparisons(eval_data, skip_bad_rows)[0]
     rate = learning_rate or (1e-3 if model is None else 1e-5)
     epochs = epochs or (3.0 if model is None else 1.0)
     with offline.Progress("reward", count_steps(len(rows), batch_size, epochs), log_dir=log_dir) as progress:
@@ -102,36 +102,13 @@ def reward(
     offline.print_next([(f"textrl train{again} --reward {folder} --agent grpo", "reinforcement learning")])
 
 
-def comparisons(source: str, model: str, skip_bad_rows: bool) -> tuple[list[dict[str, Any]], list[str]]:
-    """Comparisons as texts, and what was wrong with the rows left out; the model's chat template lays messages out."""
-    from reward_models.data.records import load_records
+def comparisons(source: str, skip_bad_rows: bool) -> tuple[list[dict[str, Any]], list[str]]:
+    """Comparisons, texts or messages, and what was wrong with the rows left out."""
+    from reward_models.data.records import load_records, with_prompts
 
-    records = load_records(source, ("prompt", "chosen", "rejected"), (), skip_bad_rows)
-    rows = list(records.rows())
-    if any(not isinstance(row[name], str) for row in rows for name in ("prompt", "chosen", "rejected")):
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-        rows = [row | _texts(row, tokenizer) for row in rows]
-    return [
-        {name: value for name, value in row.items() if value is not None} for row in rows
-    ], records.skipped
-
-
-def _texts(row: dict[str, Any], tokenizer: Any) -> dict[str, str]:
-    """The prompt as the chat template lays it out, and the assistant's part of both answers."""
-    sides = {name: row[name] if isinstance(row[name], str) else row[name][-1]["content"] for name in _ANSWERS}
-    if isinstance(row["prompt"], str):
-        return sides
-    if not tokenizer.chat_template:
-        raise ValueError(
-            "the prompts are message lists, but the model's tokenizer has no chat template to lay them out with"
-        )
-    text = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
-    # The tokenizer will put its own start token in front.
-    start = tokenizer.bos_token or ""
-    adds_start = start and tokenizer(start)["input_ids"][:2] == [tokenizer.bos_token_id] * 2
-    return sides | {"prompt": text.removeprefix(start) if adds_start else text}
-
-
-_ANSWERS = ("chosen", "rejected")
+    sides = ("prompt", "chosen", "rejected")
+    optional = ("margin", "chosen_ended", "rejected_ended")
+    records = load_records(source, optional=optional, skip_bad_rows=skip_bad_rows, forms=(sides, sides[1:]))
+    records = with_prompts(records, skip_bad_rows)
+    rows = [{name: value for name, value in row.items() if value is not None} for row in records.rows()]
+    return rows, records.skipped

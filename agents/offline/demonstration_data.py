@@ -25,19 +25,4 @@ def load_demonstrations(data: Any, skip_bad_rows: bool = False) -> tuple[list[di
     """
     records = load_records(data, skip_bad_rows=skip_bad_rows, forms=FORMS)
     rows = [{name: value for name, value in row.items() if value is not None} for row in records.rows()]
-    return [_as_messages(row) for row in rows], records.skipped
-
-
-def _as_messages(row: dict[str, Any]) -> dict[str, Any]:
-    """A prompt and completion of which either is a message list, as one conversation; anything else as it is."""
-    if "messages" in row or "completion" not in row:
-        return row
-    sides = [row["prompt"], row["completion"]]
-    if all(isinstance(side, str) for side in sides):
-        return row
-    roles = ("user", "assistant")
-    turns = [
-        [{"role": role, "content": side}] if isinstance(side, str) else side
-        for role, side in zip(roles, sides, strict=True)
-    ]
-    return {"messages": [*turns[0], *turns[1]]}
+    return rows, records.skipped

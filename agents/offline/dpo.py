@@ -4,7 +4,8 @@
 
 Records are ``{"prompt", "chosen", "rejected"}``, or for KTO ``{"prompt", "completion", "label"}`` (pairs do as well:
 a chosen completion is desirable, a rejected one is not). Texts or message lists; a completion that was cut off at its
-budget says so with ``chosen_ended`` / ``rejected_ended`` / ``ended`` false and gets no end token. Run it::
+budget says so with ``chosen_ended`` / ``rejected_ended`` / ``ended`` false and gets no end token. Pairs without a
+``prompt`` are read by what both sides begin with. Run it::
 
     from agents.offline.dpo import dpo
 
@@ -17,7 +18,7 @@ memory while training. Dropout is off. Left out: a temperature other than 1, pre
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,8 +30,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from agents.offline.callbacks import StepCallback, StepCallbacks
 from agents.offline.preference_data import Item, completion_length, load_preferences
 from agents.offline.preference_losses import dpo_loss, ipo_loss, kto_kl, kto_loss, simpo_loss
-from agents.offline.sft import IGNORE, Example, load_model, pad_batch
+from agents.offline.sft import IGNORE, Example, check_examples, learn_ends, load_model, pad_batch
 from agents.offline.trainer import optimise, tail_mean
+from reward_models.data.encoding import TextEncoder
 from reward_models.data.lengths import Lengths
 from textrl_env.errors import check_choice
 
@@ -62,6 +64,8 @@ def dpo(
     weight_decay: float = 0.0,
     max_grad_norm: float = 1.0,
     skip_bad_rows: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    allow_control_tokens: bool = False,
     seed: int = 0,
     device: str | torch.device = "auto",
     logger: Any = None,
@@ -95,6 +99,8 @@ def dpo(
         weight_decay: Decoupled weight decay, on matrices only.
         max_grad_norm: The gradient's norm is clipped here.
         skip_bad_rows: Leave rows out that cannot be read, instead of stopping at the first.
+        chat_template_kwargs: Variables of the chat template, for example ``{"enable_thinking": False}``.
+        allow_control_tokens: Whether text in messages may be control tokens; it stays text otherwise.
         seed: Of data order, and of which completions KTO's baseline puts to which prompts.
         device: ``"auto"`` or any torch device.
         logger: A stable-baselines3 ``Logger``; gets ``train/loss``, ``rewards/chosen``, ``rewards/rejected``,
@@ -117,11 +123,15 @@ def dpo(
     model, tokenizer = load_model(model, tokenizer, device)
     lengths = Lengths.of(max_length, model.config, tokenizer, too_long)
     options = {"paired": loss != "kto", "skip_bad_rows": skip_bad_rows, "seed": seed}
-    items, skipped = load_preferences(data, tokenizer, lengths=lengths, **options)
+    encoder = TextEncoder(tokenizer, chat_template_kwargs, allow_control_tokens)
+    items, skipped = load_preferences(data, encoder, lengths=lengths, **options)
     eval_items: list[Item] = []
     if eval_data is not None:
         eval_lengths = Lengths(lengths.limit, too_long)
-        eval_items, _ = load_preferences(eval_data, tokenizer, lengths=eval_lengths, **options)
+        eval_items, _ = load_preferences(eval_data, encoder, lengths=eval_lengths, **options)
+    examples = [side for item in [*items, *eval_items] for side in (item.first, item.second)]
+    check_examples(examples, model)
+    learn_ends(model, encoder, examples)
     teacher = model if reference is None else load_model(reference, tokenizer, device)[0]
     objective = Objective(
         loss, beta, label_smoothing, gamma, desirable_weight, undesirable_weight, _pad_id(tokenizer)

@@ -6,15 +6,16 @@ re-tokenized jointly. What records look like is told in :mod:`agents.offline.dpo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from agents.offline.sft import IGNORE, Example, encode, encode_prompt, prompt_length, shorten
+from agents.offline.sft import IGNORE, Example, labelled, prompt_length, shorten
+from reward_models.data.encoding import TextEncoder
 from reward_models.data.lengths import Lengths
-from reward_models.data.records import load_records
+from reward_models.data.records import load_records, with_prompts
 
 
 class Item(NamedTuple):
@@ -36,7 +37,7 @@ def completion_length(example: Example) -> int:
 
 def load_preferences(
     data: Any,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | TextEncoder,
     paired: bool = True,
     lengths: Lengths | None = None,
     skip_bad_rows: bool = False,
@@ -46,7 +47,7 @@ def load_preferences(
 
     Args:
         data: Records, or a file of them.
-        tokenizer: The model's.
+        tokenizer: The model's, or an encoder with settings of its own.
         paired: Whether to make pairs, or single judged completions (KTO).
         lengths: What to do with what is too long, and the count of it; None is no limit.
         skip_bad_rows: Leave bad rows out instead of raising.
@@ -56,20 +57,29 @@ def load_preferences(
         The items, and how many rows were left out.
     """
     lengths = Lengths(None) if lengths is None else lengths
-    pair, judged = ("prompt", "chosen", "rejected"), ("prompt", "completion", "label")
-    records = load_records(
-        data, optional=_ENDED, skip_bad_rows=skip_bad_rows, forms=(pair,) if paired else (judged, pair)
+    pairs, judged = (
+        (("prompt", "chosen", "rejected"), ("chosen", "rejected")),
+        ("prompt", "completion", "label"),
     )
-    rows = [_sides(row, paired or row.get("completion") is None) for row in records.rows()]
-    encoded = [[(encode_completion(*side, tokenizer), label) for *side, label in row] for row in rows]
+    forms = pairs if paired else (judged, *pairs)
+    records = load_records(data, optional=_ENDED, skip_bad_rows=skip_bad_rows, forms=forms)
+    records = with_prompts(records, skip_bad_rows)
+    encoder = TextEncoder.of(tokenizer)
+    encoded = [
+        [
+            (encode_completion(*side, encoder, record), label)
+            for *side, label in _sides(record, paired or record.get("completion") is None)
+        ]
+        for record in records.rows()
+    ]
     fits = [fitted for row in encoded if (fitted := _fit(row, lengths)) is not None]
     if not fits:
         raise ValueError(
-            f"none of the {len(rows)} records can be learned from: {lengths.skipped} are longer than "
+            f"none of the {len(encoded)} records can be learned from: {lengths.skipped} are longer than "
             f"max_length={lengths.limit} tokens, {lengths.empty} have no completion"
         )
     lengths.bad_rows += len(records.skipped)
-    lengths.warn(len(rows))
+    lengths.warn(len(encoded))
     skipped = lengths.left_out
     if paired:
         return [Item(chosen, rejected) for (chosen, _), (rejected, _) in fits], skipped
@@ -104,29 +114,11 @@ def encode_completion(
     prompt: str | Sequence[dict[str, str]],
     completion: str | Sequence[dict[str, str]],
     ended: bool,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | TextEncoder,
+    row: Mapping[str, Any] | None = None,
 ) -> Example:
-    """Prompt tokens, completion tokens and the end token, each tokenized on its own; loss on the last two.
-
-    With messages on either side the chat template lays them out; the last turn is the completion. A list that
-    starts with anything but the assistant's turn is the whole conversation, the prompt included.
-    """
-    if isinstance(prompt, str) and isinstance(completion, str):
-        example = encode({"prompt": prompt, "completion": completion}, tokenizer)
-        if not ended:
-            example = Example(example.input_ids[:-1], example.labels[:-1])
-    else:
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        said = (
-            [{"role": "assistant", "content": completion}]
-            if isinstance(completion, str)
-            else list(completion)
-        )
-        whole = [*messages, *said] if said[0]["role"] == "assistant" else said
-        example = encode({"messages": whole}, tokenizer)
-        before = len(encode_prompt(whole[:-1], tokenizer))
-        example = Example(example.input_ids, [IGNORE] * before + example.labels[before:])
-    return example
+    """Prompt and completion as :meth:`~reward_models.data.encoding.TextEncoder.answer` has them; loss on the latter."""
+    return labelled(TextEncoder.of(tokenizer).answer(prompt, completion, ended, row))
 
 
 def _with_mismatches(judged: list[tuple[Example, bool]], max_length: int | None, seed: int) -> list[Item]:

@@ -17,7 +17,8 @@ it in).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from agents.offline.callbacks import StepCallback, StepCallbacks
 from agents.offline.demonstration_data import load_demonstrations
 from agents.offline.trainer import optimise, tail_mean
+from reward_models.data.encoding import Encoded, TextEncoder, check_ids
 from reward_models.data.lengths import Lengths
 from textrl_env.errors import did_you_mean
 from textrl_env.lm.causal_lm import check_model_path, choose_device
@@ -67,25 +69,29 @@ def sft_loss(logits: Tensor, labels: Tensor, num_tokens: int | Tensor | None = N
     return total / max(int(count), 1)
 
 
-def encode(record: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Example:
-    """Turn one record into token ids and labels.
+def encode(record: dict[str, Any], tokenizer: PreTrainedTokenizerBase | TextEncoder) -> Example:
+    """Turn one record into token ids and labels, by the rules of :mod:`reward_models.data.encoding`.
 
-    A prompt is tokenized on its own, exactly as at generation time, and the completion after it, so that no
-    token straddles the border; then comes the tokenizer's end token.
+    Args:
+        record: ``{"messages"}`` (loss on what the assistant wrote), ``{"prompt", "completion"}`` of texts or messages
+            (loss on the completion) or ``{"text"}`` (loss on everything). ``tools`` and ``chat_template_kwargs``
+            beside them go to the chat template.
+        tokenizer: A tokenizer, or an encoder with settings of its own.
 
     Raises:
-        ValueError: For a record of none of the known forms, or a chat template whose turns do not nest.
+        ValueError: For a record of none of the known forms, or messages that cannot be laid out.
     """
-    if "messages" in record:
-        return _encode_chat(record["messages"], tokenizer)
-    if "prompt" in record and "completion" in record:
-        prompt = encode_prompt(record["prompt"], tokenizer)
-        answer = tokenizer(record["completion"], add_special_tokens=False)["input_ids"]
-        answer = [*answer, tokenizer.eos_token_id]
-        return Example([*prompt, *answer], [IGNORE] * len(prompt) + answer)
-    if "text" in record:
-        ids = [*_without_end(tokenizer(record["text"])["input_ids"], tokenizer), tokenizer.eos_token_id]
-        return Example(ids, list(ids))
+    return labelled(encode_record(record, TextEncoder.of(tokenizer)))
+
+
+def encode_record(record: dict[str, Any], encoder: TextEncoder) -> Encoded:
+    """See :func:`encode`."""
+    if record.get("messages") is not None:
+        return encoder.conversation(record["messages"], record)
+    if record.get("prompt") is not None and record.get("completion") is not None:
+        return encoder.answer(record["prompt"], record["completion"], row=record)
+    if record.get("text") is not None:
+        return encoder.text(record["text"])
     hint = " ".join(did_you_mean(k, ("prompt", "completion", "messages", "text")) for k in list(record)[:1])
     raise ValueError(
         "a record needs 'prompt' and 'completion', or 'messages', or 'text'; "
@@ -93,56 +99,17 @@ def encode(record: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Exampl
     )
 
 
-def encode_prompt(prompt: str | Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def labelled(encoded: Encoded) -> Example:
+    """Token ids with labels where the assistant wrote them."""
+    labels = [i if written else IGNORE for i, written in zip(encoded.ids, encoded.written, strict=True)]
+    return Example(list(encoded.ids), labels)
+
+
+def encode_prompt(
+    prompt: str | Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase | TextEncoder
+) -> list[int]:
     """Token ids of a prompt on its own, exactly as at generation time; a message list goes by the chat template."""
-    if isinstance(prompt, str):
-        return _without_end(tokenizer(prompt)["input_ids"], tokenizer)
-    _check_template(tokenizer)
-    return _render(prompt, tokenizer, add_generation_prompt=True)
-
-
-def _without_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Drop an end token that the tokenizer adds of its own accord: the text goes on."""
-    return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
-
-
-def _encode_chat(messages: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> Example:
-    """Label what the assistant says: in each of its turns, from the generation prompt to the end token."""
-    _check_template(tokenizer)
-    ids = _render(messages, tokenizer)
-    labels = [IGNORE] * len(ids)
-    ends = {tokenizer.eos_token_id}
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = _render(messages[:i], tokenizer, add_generation_prompt=True)
-        after = _render(messages[: i + 1], tokenizer)
-        if after[: len(before)] != before or ids[: len(after)] != after:
-            raise ValueError(
-                f"the chat template of {tokenizer.name_or_path!r} lays turn {i} out differently when more turns "
-                "follow, so its tokens cannot be told apart; split the conversation into single-turn records"
-            )
-        stop = len(after)
-        # Templates put a line break after the end token; nobody generates it, so it carries no loss.
-        last_end = max((k for k in range(len(before), stop) if ids[k] in ends), default=stop - 1)
-        labels[len(before) : last_end + 1] = ids[len(before) : last_end + 1]
-    spoken = messages and messages[-1]["role"] == "assistant"
-    if spoken and not set(ids[-8:]) & set(tokenizer.all_special_ids):
-        # A template of plain text: without this the model would never learn to stop.
-        ids, labels = [*ids, tokenizer.eos_token_id], [*labels, tokenizer.eos_token_id]
-    return Example(ids, labels)
-
-
-def _check_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    if not tokenizer.chat_template:
-        raise ValueError(
-            f"the tokenizer {tokenizer.name_or_path!r} has no chat template, so 'messages' cannot be laid out; "
-            "set tokenizer.chat_template, or use 'prompt' and 'completion'"
-        )
-
-
-def _render(messages: Sequence[dict], tokenizer: PreTrainedTokenizerBase, **kwargs: Any) -> list[int]:
-    return tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=False, **kwargs)
+    return TextEncoder.of(tokenizer).prompt(prompt)
 
 
 def pad_batch(examples: Sequence[Example], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -216,6 +183,8 @@ def sft(
     max_length: int | None = None,
     too_long: str = "cut",
     skip_bad_rows: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    allow_control_tokens: bool = False,
     warmup_ratio: float = 0.05,
     weight_decay: float = 0.0,
     max_grad_norm: float = 1.0,
@@ -243,6 +212,8 @@ def sft(
         too_long: What becomes of longer records: "cut" takes tokens off the prompt's beginning, "skip" leaves the
             record out; see :mod:`reward_models.data.lengths`.
         skip_bad_rows: Leave rows out that cannot be read, instead of stopping at the first.
+        chat_template_kwargs: Variables of the chat template, for example ``{"enable_thinking": False}``.
+        allow_control_tokens: Whether text in messages may be control tokens; it stays text otherwise.
         warmup_ratio: Share of the steps spent warming up.
         weight_decay: Decoupled weight decay, on matrices only.
         max_grad_norm: The gradient's norm is clipped here.
@@ -265,7 +236,10 @@ def sft(
     model, tokenizer = load_model(model, tokenizer, device)
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     lengths = Lengths.of(max_length, model.config, tokenizer, too_long)
-    examples = encode_all(data, tokenizer, lengths, skip_bad_rows)
+    encoder = TextEncoder(tokenizer, chat_template_kwargs, allow_control_tokens)
+    examples = encode_all(data, encoder, lengths, skip_bad_rows)
+    check_examples(examples, model)
+    learn_ends(model, encoder, examples)
     tokens = 0
 
     def accumulate(indices: list[int]) -> dict[str, float]:
@@ -300,13 +274,36 @@ def sft(
         "cut": float(lengths.cut),
     }
     if eval_data is not None:
-        held_out = encode_all(eval_data, tokenizer, Lengths(lengths.limit, too_long), skip_bad_rows)
+        held_out = encode_all(eval_data, encoder, Lengths(lengths.limit, too_long), skip_bad_rows)
         scored = evaluate_sft(model, held_out, pad_id)
         result |= {f"eval_{name}": value for name, value in scored.items()}
     if output is not None:
         model.save_pretrained(output)
         tokenizer.save_pretrained(output)
     return result
+
+
+def check_examples(examples: Iterable[Example], model: PreTrainedModel) -> None:
+    """Raise a ValueError if an example has a token that the model does not have."""
+    size = model.get_input_embeddings().weight.shape[0]
+    for k, example in enumerate(examples):
+        check_ids(example.input_ids, size, f"record {k}")
+
+
+def learn_ends(model: PreTrainedModel, encoder: TextEncoder, examples: Sequence[Example]) -> None:
+    """Have answers end with the chat template's end token, too, if that is what the examples end with.
+
+    A base model's tokenizer may end texts otherwise than its template ends turns (Qwen2.5's ``<|im_end|>``). What is
+    saved says both, in ``generation_config.json``, so that whoever loads the folder stops where it has learned to.
+    """
+    end, config = encoder.turn_end_id, getattr(model, "generation_config", None)
+    if end is None or config is None or end == encoder.end_id:
+        return
+    if not any(end in example.labels for example in examples):
+        return
+    listed = config.eos_token_id
+    listed = [] if listed is None else [listed] if isinstance(listed, int) else list(listed)
+    config.eos_token_id = list(dict.fromkeys([*(listed or [encoder.end_id]), end]))
 
 
 def load_model(
@@ -330,9 +327,29 @@ def load_model(
     return model.to(choose_device(device)), tokenizer
 
 
+def tell_about_turns(encoded: Sequence[Encoded]) -> None:
+    """Say how many of the assistant's turns are not learned, or not where the generation prompt asks for them."""
+    rewritten, apart = sum(one.rewritten for one in encoded), sum(one.apart for one in encoded)
+    if rewritten:
+        warnings.warn(
+            f"{rewritten} turns of the assistant are not learned: in a longer conversation the chat template lays "
+            "them out in another way than they are written (Qwen3's drops thoughts). The last turn of each "
+            "conversation is learned. To learn them all, give each of them as the last turn of a record",
+            stacklevel=3,
+        )
+    if apart:
+        warnings.warn(
+            f"{apart} answers are learned behind another beginning than the one that the model gets when it is to "
+            "answer: the chat template's generation prompt opens a thought, and these answers have none. Give "
+            "answers with their thought (<think>...</think>), or turn thinking off in chat_template_kwargs if the "
+            "template can",
+            stacklevel=3,
+        )
+
+
 def encode_all(
     data: Any,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | TextEncoder,
     lengths: Lengths | int | None = None,
     skip_bad_rows: bool = False,
 ) -> list[Example]:
@@ -349,7 +366,10 @@ def encode_all(
     """
     lengths = lengths if isinstance(lengths, Lengths) else Lengths(lengths)
     records, bad_rows = load_demonstrations(data, skip_bad_rows)
-    fitted = [fit(encode(record, tokenizer), lengths) for record in records]
+    encoder = TextEncoder.of(tokenizer)
+    encoded = [encode_record(record, encoder) for record in records]
+    tell_about_turns(encoded)
+    fitted = [fit(labelled(one), lengths) for one in encoded]
     kept = [example for example in fitted if example is not None]
     if not kept:
         raise ValueError(

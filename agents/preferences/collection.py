@@ -21,16 +21,16 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from agents.offline.sft import encode_prompt
 from agents.preferences.judges import load_judge
 from reward_models import Reward
+from reward_models.data.encoding import TEMPLATE_COLUMNS, TextEncoder
 from textrl_env import embedded
 from textrl_env.data.prompts import PromptSet, load_prompts
 from textrl_env.errors import check_choice
@@ -73,6 +73,7 @@ def collect_preferences(
     seed: int = 0,
     device: str | torch.device = "auto",
     callback: Callable[[int, int], None] | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Collected:
     """Sample answers, have them compared, and write the comparisons.
 
@@ -96,6 +97,7 @@ def collect_preferences(
         seed: Of the answers, the pairs and the raters, each rater being a different person.
         device: ``"auto"`` or any torch device.
         callback: Called after each batch with the prompts done and the number of all.
+        chat_template_kwargs: Variables of the model's chat template, for prompts that are messages.
 
     Returns:
         The records, and statistics: ``prompts``, ``answers``, ``pairs`` that were judged, ``records``, ``identical``
@@ -122,6 +124,7 @@ def collect_preferences(
         )
     questions = load_prompts(prompts, skip_bad_rows=skip_bad_rows)
     lm = CausalLM.load(model, tokenizer, temperature, device)
+    encoder = TextEncoder(lm.tokenizer, chat_template_kwargs)
     if scores:
         judge.use_ids(lm.tokenizer)
     panel = Panel(raters, rater_scale, ties, seed)
@@ -132,9 +135,9 @@ def collect_preferences(
     with _writer(output) as write:
         for start in range(0, len(questions), batch_size):
             rows = range(start, min(start + batch_size, len(questions)))
-            groups = _answer(lm, questions, rows, answers_per_prompt, max_new_tokens, sampling)
+            groups = _answer(lm, encoder, questions, rows, answers_per_prompt, max_new_tokens, sampling)
             if scores:
-                groups = _score(judge, lm, questions, rows, groups)
+                groups = _score(judge, encoder, questions, rows, groups)
             tally["answers"] += sum(len(group) for group in groups)
             tally["cut_off"] += sum(not answer.ended for group in groups for answer in group)
             pairs = []
@@ -216,6 +219,7 @@ class Panel:
 
 def _answer(
     lm: CausalLM,
+    encoder: TextEncoder,
     questions: PromptSet,
     rows: Sequence[int],
     count: int,
@@ -224,31 +228,43 @@ def _answer(
 ) -> list[list[Answer]]:
     """``count`` answers to each of the prompts in ``rows``."""
     prompts = [
-        np.array(_prompt_ids(lm, questions, row), dtype=np.int64) for row in rows for _ in range(count)
+        np.array(_prompt_ids(encoder, questions, row), dtype=np.int64) for row in rows for _ in range(count)
     ]
+    after_text = [isinstance(_prompt(questions, row), str) for row in rows for _ in range(count)]
     responses, _ = generate(lm, prompts, max_new_tokens, generator)
     answers = []
-    for tokens in responses:
+    for tokens, is_text in zip(responses, after_text, strict=True):
         ended = bool(np.isin(tokens[-1], lm.eos_ids))
         body = tokens[:-1] if ended else tokens
-        answers.append(Answer(lm.tokenizer.decode(body, skip_special_tokens=True), tokens, ended))
+        answers.append(Answer(encoder.decode(body, is_text), tokens, ended))
     return [answers[k : k + count] for k in range(0, len(answers), count)]
 
 
-def _prompt_ids(lm: CausalLM, questions: PromptSet, row: int) -> list[int]:
+def _prompt(questions: PromptSet, row: int) -> Any:
+    """A prompt as it came: a text, or messages."""
     messages = None if questions.messages is None else questions.messages[row]
-    return encode_prompt(questions.texts[row] if messages is None else messages, lm.tokenizer)
+    return questions.texts[row] if messages is None else messages
+
+
+def _prompt_ids(encoder: TextEncoder, questions: PromptSet, row: int) -> list[int]:
+    settings = {name: questions.columns[name][row] for name in TEMPLATE_COLUMNS if name in questions.columns}
+    return encoder.prompt(_prompt(questions, row), settings)
+
+
+def _completion(prompt: Any, text: str) -> Any:
+    """An answer in the form of its prompt: a text, or messages."""
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
 
 
 def _score(
-    judge: Reward, lm: CausalLM, questions: PromptSet, rows: Sequence[int], groups: list[list[Answer]]
+    judge: Reward, encoder: TextEncoder, questions: PromptSet, rows: Sequence[int], groups: list[list[Answer]]
 ) -> list[list[Answer]]:
     """The same answers with their scores; the judge sees the tokens that were sampled, not a new tokenization."""
     flat = [(row, answer) for row, group in zip(rows, groups, strict=True) for answer in group]
     result = judge.score(
-        [questions.texts[row] for row, _ in flat],
-        [answer.text for _, answer in flat],
-        prompt_ids=[_prompt_ids(lm, questions, row) for row, _ in flat],
+        [_prompt(questions, row) for row, _ in flat],
+        [_completion(_prompt(questions, row), answer.text) for row, answer in flat],
+        prompt_ids=[_prompt_ids(encoder, questions, row) for row, _ in flat],
         completion_ids=[answer.tokens.tolist() for _, answer in flat],
         columns={name: [values[row] for row, _ in flat] for name, values in questions.columns.items()},
     )
@@ -268,10 +284,12 @@ def _pairs(
 
 
 def _record(questions: PromptSet, row: int, rater: int, chosen: Answer, rejected: Answer) -> dict[str, Any]:
-    messages = None if questions.messages is None else questions.messages[row]
-    record: dict[str, Any] = {"prompt": questions.texts[row] if messages is None else messages}
+    prompt = _prompt(questions, row)
+    record: dict[str, Any] = {"prompt": prompt}
+    settings = {name: questions.columns[name][row] for name in TEMPLATE_COLUMNS if name in questions.columns}
+    record |= {name: value for name, value in settings.items() if value is not None}
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
-        record[name] = answer.text if messages is None else [{"role": "assistant", "content": answer.text}]
+        record[name] = _completion(prompt, answer.text)
     record |= {"chosen_ended": chosen.ended, "rejected_ended": rejected.ended, "rater": rater}
     if chosen.score is not None:
         record |= {"chosen_score": chosen.score, "rejected_score": rejected.score}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -177,6 +177,15 @@ def check_time_limits(env: gym.vector.VectorEnv) -> None:
                 f"a TimeLimit of {limit} steps would cut responses off before they are scored; the budget of this "
                 f"environment is {dynamics.budget_argument}={budget}: set {dynamics.budget_argument}={limit} instead"
             )
+
+
+def tell_trainer_state(envs: Iterable[Any], state: Any) -> None:
+    """Tell environments of texts, and those inside them, how far training is: their rewards may ask for it."""
+    for env in envs:
+        base = None if env is None else env.unwrapped
+        for each in (base, *(inner.unwrapped for inner in getattr(base, "envs", []))):
+            if hasattr(each, "trainer_state"):
+                each.trainer_state = state
 
 
 #: Wrappers that change neither tokens nor rewards, so that the fused way may go past them.

@@ -1,1 +1,1 @@
-"""Rows of training data: read from files, lists and datasets, and checked column by column."""
+"""Training data: rows read from files, lists and datasets, and texts and conversations as token ids."""

@@ -10,10 +10,11 @@ The sources are those of :mod:`reward_models.data.rows`. Every error names the p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from reward_models.data.chat import problem_in, split_prompt
 from reward_models.data.rows import BadRow, Bare, describe, read_rows, source_name
 from reward_models.names import did_you_mean
 
@@ -93,6 +94,28 @@ def load_records(
     return RecordSet({column: [row.get(column) for row in rows] for column in names}, skipped)
 
 
+def with_prompts(records: RecordSet, skip_bad_rows: bool = False) -> RecordSet:
+    """Comparisons with a prompt each: where there is none, it is what both sides begin with.
+
+    Raises:
+        ValueError: Two sides have no beginning in common; the comparison is named.
+    """
+    rows, skipped = [], list(records.skipped)
+    for number, row in enumerate(records.rows(), 1):
+        if row.get("prompt") is None and row.get("chosen") is not None:
+            try:
+                sides = split_prompt(row["chosen"], row["rejected"])
+            except ValueError as error:
+                if not skip_bad_rows:
+                    raise ValueError(f"comparison {number}: {error}") from None
+                skipped.append(f"comparison {number}: {error}")
+                continue
+            row = row | dict(zip(("prompt", "chosen", "rejected"), sides, strict=True))
+        rows.append(row)
+    names = dict.fromkeys(column for row in rows for column in row)
+    return RecordSet({column: [row.get(column) for row in rows] for column in names}, skipped)
+
+
 def _bare(forms: Sequence[Sequence[str]]) -> Bare | None:
     """The columns that a mere text and a mere list of messages go into, if there are any."""
     alone = [form[0] for form in forms if len(form) == 1]
@@ -128,6 +151,7 @@ def _check_row(
 
 def _missing(row: dict[str, Any], forms: Sequence[Sequence[str]]) -> str:
     there = ", ".join(repr(key) for key in row) or "nothing"
+    forms = [form for form in forms if not any(set(other) < set(form) for other in forms)]
     if len(forms) > 1:
         wanted = ", or ".join(" and ".join(repr(column) for column in form) for form in forms)
         strange = [key for key in row if not any(key in form for form in forms)]
@@ -168,14 +192,7 @@ def _check_messages(value: Any) -> str | None:
         return f"expected a list of messages, got {describe(value)}"
     if not value:
         return "the list of messages is empty"
-    for i, message in enumerate(value):
-        if not isinstance(message, Mapping):
-            return f"message {i}: expected {{'role': ..., 'content': ...}}, got {describe(message)}"
-        for key in ("role", "content"):
-            if not isinstance(message.get(key), str):
-                came = describe(message[key]) if key in message else f"only {sorted(message)}"
-                return f"message {i}: expected a text as {key!r}, got {came}"
-    return None
+    return problem_in(value)
 
 
 def _flag(value: Any) -> bool | None:

@@ -11,11 +11,11 @@ Left out on purpose: shuffling and splitting, and the chat template (which belon
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from reward_models.base import RESERVED
+from reward_models.data.chat import readable
 from reward_models.data.records import RecordSet, load_records
 from reward_models.data.rows import source_name
 
@@ -68,12 +68,5 @@ def load_prompts(source: Any, name: str = "prompts", skip_bad_rows: bool = False
                 f"rewards receive {', '.join(RESERVED)} themselves; rename it"
             )
     messages = [None if isinstance(prompt, str) else prompt for prompt in prompts]
-    texts = [prompt if isinstance(prompt, str) else _readable(prompt) for prompt in prompts]
+    texts = [prompt if isinstance(prompt, str) else readable(prompt) for prompt in prompts]
     return PromptSet(texts, columns, messages if any(messages) else None, records.skipped)
-
-
-def _readable(messages: Sequence[Mapping[str, str]]) -> str:
-    """A message list as text for people: the content alone if there is one message."""
-    if len(messages) == 1:
-        return messages[0]["content"]
-    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium import logger, spaces
 
-from reward_models import Reward, load_reward
+from reward_models import Reward, TrainerState, load_reward
+from reward_models.data.encoding import TEMPLATE_COLUMNS, TextEncoder, check_ids
 from textrl_env import embedded
 from textrl_env.data.prompts import load_prompts
 from textrl_env.envs.text_picture import draw_response, token_texts
@@ -128,6 +129,8 @@ class TextRLHFDynamics(KLDynamics):
         dtype: str = "float32",
         autocast: bool | None = None,
         long_prompts: str = "error",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        allow_control_tokens: bool = False,
     ) -> None:
         super().__init__(num_slots, kl_coef, kl_estimator)
         for name, value in (("max_new_tokens", max_new_tokens), ("max_prompt_length", max_prompt_length)):
@@ -144,6 +147,9 @@ class TextRLHFDynamics(KLDynamics):
         self.lm = CausalLM.load(
             embedded.path("sft") if model is None else model, tokenizer, temperature, device, dtype, autocast
         )
+        self.encoder = TextEncoder(self.lm.tokenizer, chat_template_kwargs, allow_control_tokens)
+        #: How far training is, for rewards that ask for ``trainer_state``; a trainer sets it.
+        self.trainer_state = TrainerState()
         self.reward = load_reward(embedded.path("reward") if reward is None else reward)
         self.reward.use_ids(self.lm.tokenizer)
         if gold is None and at_home:
@@ -190,7 +196,7 @@ class TextRLHFDynamics(KLDynamics):
             self.custom_prompt[slot] = None
             if isinstance(start, str):
                 ids[i], self.custom_prompt[slot] = -1, start
-                tokens = self._tokenize(start)
+                tokens = self._tokenize(start, "options['prompt']")
                 self._check_prompt_length(tokens, f"options['prompt']={start!r}")
             else:
                 ids[i] = ids[i] if start is None else self._check_prompt_id(start)
@@ -326,55 +332,62 @@ class TextRLHFDynamics(KLDynamics):
     ) -> dict[str, Any]:
         """Responses as text, their score (missing-EOS penalty taken off) and its parts by name."""
         bodies = [r[:-1] if e else r for r, e in zip(responses, is_eos, strict=True)]
-        completions = self.lm.tokenizer.batch_decode(bodies, skip_special_tokens=True)
+        given = [self._given(text, k) for text, k in zip(texts, prompt_ids, strict=True)]
+        said = [self.encoder.decode(b, isinstance(p, str)) for b, p in zip(bodies, given, strict=True)]
+        completions = [
+            text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+            for text, prompt in zip(said, given, strict=True)
+        ]
         columns = {
             name: [values[k] if k >= 0 else None for k in prompt_ids]
             for name, values in self.prompts.columns.items()
         }
         ids = {"prompt_ids": [p.tolist() for p in prompts], "completion_ids": [r.tolist() for r in responses]}
-        result = self.reward.score(texts, completions, columns=columns, **ids)
+        asked = {"columns": columns, "trainer_state": self.trainer_state} | ids
+        result = self.reward.score(given, completions, **asked)
         parts = dict(result.parts) if len(result.parts) > 1 else {}
         if self.gold is not None:
-            parts["gold"] = self._gold_score(prompt_ids >= 0, texts, completions, columns, ids)
+            parts["gold"] = self._gold_score(prompt_ids >= 0, given, completions, columns, ids)
         score = result.total - self.missing_eos_penalty * ~is_eos
-        return {"responses": completions, "score": score, "parts": parts}
+        return {"responses": said, "score": score, "parts": parts}
+
+    def _given(self, text: str, prompt_id: int) -> Any:
+        """A prompt as rewards get it: messages where it came as messages, its text otherwise."""
+        messages = self.prompts.messages[prompt_id] if prompt_id >= 0 and self.prompts.messages else None
+        return text if messages is None else [dict(message) for message in messages]
 
     def _gold_score(
-        self, known: np.ndarray, texts: list[str], completions: list[str], columns: dict, ids: dict
+        self, known: np.ndarray, given: list[Any], completions: list[Any], columns: dict, ids: dict
     ) -> np.ndarray:
         """The gold judge's score where the prompt is one of ours, NaN elsewhere."""
         gold = np.full(len(known), np.nan)
         rows = np.flatnonzero(known)
         if len(rows):
             columns, ids = ({n: [v[i] for i in rows] for n, v in d.items()} for d in (columns, ids))
-            chosen = [texts[i] for i in rows], [completions[i] for i in rows]
-            gold[rows] = self.gold.score(*chosen, columns=columns, **ids).total
+            chosen = [given[i] for i in rows], [completions[i] for i in rows]
+            state = self.trainer_state
+            gold[rows] = self.gold.score(*chosen, columns=columns, trainer_state=state, **ids).total
         return gold
 
     # -- prompts ----------------------------------------------------------------------------------------
 
     def _tokenize_all(self) -> tuple[list[str], list[np.ndarray]]:
-        tokenizer = self.lm.tokenizer
         texts, tokens = [], []
         for k, text in enumerate(self.prompts.texts):
-            messages = self.prompts.messages[k] if self.prompts.messages else None
-            if messages is not None:
-                text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-                ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-                tokens.append(np.array(ids, dtype=np.int64))
-            else:
-                tokens.append(self._tokenize(text))
-            texts.append(text)
+            prompt = self._given(text, k)
+            row = {
+                name: values[k] for name, values in self.prompts.columns.items() if name in TEMPLATE_COLUMNS
+            }
+            texts.append(self.encoder.prompt_text(prompt, row))
+            tokens.append(self._tokenize(prompt, f"prompt {k}", row))
         return texts, tokens
 
-    def _tokenize(self, text: str) -> np.ndarray:
-        ids = np.array(self.lm.tokenizer(text)["input_ids"], dtype=np.int64)
-        # Some tokenizers end what they encode; a prompt that is over cannot be answered.
-        while len(ids) > 1 and ids[-1] in self.lm.eos_ids:
-            ids = ids[:-1]
-        if len(ids) == 0:
-            raise ValueError(f"the prompt {text!r} has no tokens under this tokenizer")
-        return ids
+    def _tokenize(self, prompt: Any, where: str, row: Mapping[str, Any] | None = None) -> np.ndarray:
+        ids = self.encoder.prompt(prompt, row)
+        if not ids:
+            raise ValueError(f"{where}, {prompt!r}, has no tokens under this tokenizer")
+        check_ids(ids, self.lm.model.config.vocab_size, where)
+        return np.array(ids, dtype=np.int64)
 
     def _prompt_text(self, slot: int, prompt_id: int) -> str:
         return self.custom_prompt[slot] if prompt_id < 0 else self.prompt_texts[prompt_id]
@@ -507,6 +520,20 @@ class _TextRLHF:
         """The response budget."""
         return self.dynamics.max_new_tokens
 
+    @property
+    def encoder(self) -> TextEncoder:
+        """How prompts become token ids."""
+        return self.dynamics.encoder
+
+    @property
+    def trainer_state(self) -> TrainerState:
+        """How far training is, for rewards that ask for it; a trainer sets it."""
+        return self.dynamics.trainer_state
+
+    @trainer_state.setter
+    def trainer_state(self, state: Any) -> None:
+        self.dynamics.trainer_state = state
+
     def draw_prompts(self, num_episodes: int) -> np.ndarray:
         """Draw prompt ids, int64 ``[num_episodes]``, as resets would."""
         if not self._seeded:
@@ -572,7 +599,10 @@ class TextRLHFEnv(_TextRLHF, KLEnv):
     - ``reward`` (embedded reward model): any ``reward(prompts, completions, **columns) -> list[float]``, a
       sequence-classification folder or hub id, ``"package.module:function"``, or a list of these, with weights
       if wanted.
-    - ``prompts`` (embedded): a list, a path to .jsonl / .txt / .csv / .parquet, or a ``datasets.Dataset``.
+      Where a prompt is a list of messages, the reward gets messages, too: the prompt as it came, and as completion
+      ``[{"role": "assistant", "content": ...}]``.
+    - ``prompts`` (embedded): a list, a path to .jsonl / .txt / .csv / .parquet, or a ``datasets.Dataset``. Message
+      lists go through the chat template, with the columns ``tools`` and ``chat_template_kwargs`` where there are.
     - ``kl_coef`` (0.05), ``kl_estimator`` ("k1"); ``max_new_tokens`` (256, or what the context leaves; 24 with the
       embedded model); ``max_prompt_length`` (the longest prompt); ``long_prompts`` ("error"): what becomes of longer
       ones, "skip" leaves them out, "cut" keeps their last tokens, either way with a warning that counts them;
@@ -581,6 +611,8 @@ class TextRLHFEnv(_TextRLHF, KLEnv):
     - ``gold`` (embedded rubric on the embedded prompts): a second reward that is logged and never trained on.
     - ``tokenizer`` (the model's), ``device`` ("auto"), ``dtype`` ("float32") of the reference; ``autocast``
       (where CUDA is): bfloat16 matrix products in the reference and in policies that start from it.
+    - ``chat_template_kwargs`` (None): variables of the chat template, as ``{"enable_thinking": False}``, for prompts
+      that are messages; ``allow_control_tokens`` (False): whether messages may hold control tokens, not only text.
     - ``render_mode``: the prompt and what has been written, as text ("ansi") or as a picture ("rgb_array").
 
     ## References

@@ -27,6 +27,7 @@ from gymnasium import logger
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from reward_models.data.encoding import TextEncoder
 from textrl_env.errors import did_you_mean
 from textrl_env.lm.attention_masks import ONE, AttentionMasks
 from textrl_env.lm.fused_llama import FusedLlama, is_watched
@@ -95,6 +96,19 @@ def _not_found(path: str | Path, error: OSError) -> str:
     )
 
 
+def _check_ends(tokenizer: PreTrainedTokenizerBase, listed: Sequence[int], size: int) -> None:
+    """Raise a ValueError for an end token that the model has no output for, since no response could end with it."""
+    named = [(f"the tokenizer's end token {tokenizer.eos_token!r}", tokenizer.eos_token_id)]
+    named += [("an end token in generation_config.eos_token_id", end) for end in listed]
+    for name, end in named:
+        if end >= size:
+            raise ValueError(
+                f"{name} has the id {end}, but the model's head has {size} outputs (ids 0 to {size - 1}), so no "
+                "response could end with it; call model.resize_token_embeddings(len(tokenizer)), or take an end token "
+                "that the model has"
+            )
+
+
 class CausalLM:
     """A causal language model, its tokenizer and the distribution it acts with.
 
@@ -106,8 +120,13 @@ class CausalLM:
         disable: Fast ways not to go, whatever the self-check finds: any of :data:`FAST_WAYS`. Those named in the
             environment variable ``TEXTRL_DISABLE``, with commas between them, are added.
 
+    Raises:
+        ValueError: There is no EOS token, or the model has no output for an end token.
+
     Attributes:
-        eos_ids: Every token id that ends a response, int64 array.
+        encoder: Texts and conversations as token ids, by the rules of all training.
+        eos_ids: Every token id that ends a response, int64 array: the tokenizer's EOS, those that
+            ``generation_config`` lists, and the one with which the chat template ends a turn.
         pad_id: What fills unused positions; never read.
         vocab_size: Number of actions: ids that both the tokenizer and the logits have.
     """
@@ -133,7 +152,11 @@ class CausalLM:
         self.autocast = self.device.type == "cuda" if autocast is None else autocast
         listed = getattr(model.generation_config, "eos_token_id", None) or []
         listed = [listed] if isinstance(listed, int) else list(listed)
-        self.eos_ids = np.unique(np.array([tokenizer.eos_token_id, *listed], dtype=np.int64))
+        self.encoder = TextEncoder(tokenizer)
+        _check_ends(tokenizer, listed, model.config.vocab_size)
+        turn_end = self.encoder.turn_end_id
+        turn_ends = [] if turn_end is None or turn_end >= model.config.vocab_size else [turn_end]
+        self.eos_ids = np.unique(np.array([tokenizer.eos_token_id, *listed, *turn_ends], dtype=np.int64))
         self.pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         # Embedding matrices are often padded past the vocabulary; no action is a token that is not one.
         self.vocab_size = min(max(tokenizer.get_vocab().values()) + 1, model.config.vocab_size)
