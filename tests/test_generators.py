@@ -28,6 +28,14 @@ class AsSequences(Reports):
         return Sequences.from_responses(prompts, *super().generate(prompts, max_new_tokens, deterministic))
 
 
+class Rewritten(CausalLMPolicy):
+    """What our own decoder has written, with other log-probabilities put beside it."""
+
+    def generate(self, prompts, max_new_tokens, deterministic=False):
+        made = super().generate(prompts, max_new_tokens, deterministic)
+        return made.with_values(log_probs=made.log_probs + Reports.shift)
+
+
 def learn_once(policy, shift, monkeypatch, critic=None, **kwargs):
     """What one update of a policy that is still its reference logs, and the warnings about the generator."""
     monkeypatch.setattr(Reports, "shift", shift)
@@ -40,7 +48,7 @@ def learn_once(policy, shift, monkeypatch, critic=None, **kwargs):
     return agent.latest, warned, agent
 
 
-@pytest.mark.parametrize("policy", [Reports, AsSequences])
+@pytest.mark.parametrize("policy", [Reports, AsSequences, Rewritten])
 def test_another_generators_log_probs_are_the_policys_own_and_the_kl_is_charged_by_those(policy, monkeypatch):
     monkeypatch.setattr(
         "agents.base.Agent.train", lambda self, rollout: None

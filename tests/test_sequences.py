@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from agents.policies.causal_lm import CausalLMPolicy
 from agents.rollouts.rollout import Rollout, concatenate
 from tests.tiny import WORDS, make_env, make_lm, make_tokenizer
-from textrl_env.lm import Sequences
+from textrl_env.lm import Sequences, generate
 from textrl_env.lm.causal_lm import CausalLM
 from textrl_env.lm.sequences import ENVIRONMENT, POLICY, PROMPT
 from textrl_env.lm.teacher_forcing import PackedLayout, PaddedLayout
@@ -133,6 +133,21 @@ def test_what_not_every_part_has_is_dropped_when_parts_are_put_together():
     assert both.log_probs is None and both.tokens.tolist() == [1, 2, 1, 2]
 
 
+def test_turns_are_put_after_one_another_and_an_empty_one_leaves_its_sequence_alone():
+    batch = Sequences.from_prompts([[1, 2], [1], [1, 2]])
+    batch = batch.extended([[3], [8], [9, 10]], POLICY).extended([[4, 5], [], [11]], ENVIRONMENT)
+    assert_same(batch.extended([[6, 7], [], []], POLICY), three())
+
+
+def test_log_probs_stay_while_they_are_known_of_every_token_of_the_policy():
+    batch = Sequences.from_prompts([[1], [2, 2]])
+    assert batch.extended([[4], []], ENVIRONMENT).log_probs is None
+    batch = batch.extended([[3], [4, 5]], POLICY, [[-1.0], [-2.0, -3.0]]).extended([[6], []], ENVIRONMENT)
+    assert batch.extended([[7], []], POLICY, [[-4.0], []]).log_probs.tolist() == [0, -1, 0, -4, 0, 0, -2, -3]
+    batch = batch.extended([[7], [8]], POLICY)
+    assert batch.log_probs is None and batch.extended([[9], []], POLICY, [[-1.0], []]).log_probs is None
+
+
 # -- [B, T] and a mask --------------------------------------------------------------------------------------------
 
 
@@ -157,7 +172,7 @@ def test_padding_on_the_left_is_taken_off_again(rows):
     width = batch.lengths.max() + 2
     ids, real, authors = np.full((3, len(batch), width), 7)
     for i, (tokens, author) in enumerate(
-        zip(*(np.split(x, batch.starts[1:]) for x in (batch.tokens, batch.written_by)), strict=True)
+        zip(batch.split(batch.tokens), batch.split(batch.written_by), strict=True)
     ):
         real[i], ids[i, -len(tokens) :], authors[i, -len(tokens) :] = 0, tokens, author
         real[i, -len(tokens) :] = 1
@@ -170,9 +185,7 @@ def test_padding_on_the_left_is_taken_off_again(rows):
 def plain(lm, batch: Sequences):
     """Log-probabilities and entropies of the policy's tokens, one unpadded forward after another."""
     log_probs, entropies = [], []
-    for tokens, authors in zip(
-        *(np.split(x, batch.starts[1:]) for x in (batch.tokens, batch.written_by)), strict=True
-    ):
+    for tokens, authors in zip(batch.split(batch.tokens), batch.split(batch.written_by), strict=True):
         table = lm.action_logits(lm.model(torch.from_numpy(tokens)[None]).logits)[0].log_softmax(-1)
         places = np.flatnonzero(authors == POLICY)
         log_probs.append(table[places - 1, tokens[places]])
@@ -201,6 +214,21 @@ def test_log_probs_of_turns_are_those_of_plain_forwards_prompts_shared_or_not(ki
     weights = torch.arange(1.0, len(got) + 1)
     mine, theirs = gradient(lm, weights @ got), gradient(lm, weights @ wanted)
     torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral"])
+def test_a_turn_is_generated_after_what_others_have_written(kind):
+    lm, rng = make_lm(kind), torch.Generator().manual_seed(0)
+    lm.eos_ids = np.array([0])
+    first = generate(lm, [np.array([3, 4]), np.array([5]), np.array([3, 4])], 4, rng)
+    answered = first.extended([[6, 7], [8], []], ENVIRONMENT)
+    batch = generate(lm, answered, 3, rng)
+    assert batch.native and (batch.num_actions > first.num_actions).all()
+    assert lists(batch.split(batch.tokens)[i][:n] for i, n in enumerate(answered.lengths)) == lists(
+        answered.split(answered.tokens)
+    )
+    assert batch.log_probs[batch.policy] == pytest.approx(lm.log_probs(batch), abs=1e-4)
+    assert Sequences.from_generated(batch, answered) is batch
 
 
 @pytest.mark.parametrize("disable", [(), ("packing",), ("fused",)])
@@ -313,8 +341,8 @@ def test_an_environment_that_answers_back_is_seen_in_what_its_steps_show():
     actions = np.array([[6, 10, 5], [7, 3, 4]])
     mask = np.array([[True, True, True], [True, True, False]])
     batch = policy.stack(shown, actions, mask)["sequences"]
-    assert lists(np.split(batch.tokens, batch.starts[1:])) == [[3, 4, 6, 10, 11, 5], [5, 7, 8, 9, 3]]
-    assert lists(np.split(batch.written_by, batch.starts[1:])) == [[0, 0, 1, 1, 2, 1], [0, 1, 2, 2, 1]]
+    assert lists(batch.split(batch.tokens)) == [[3, 4, 6, 10, 11, 5], [5, 7, 8, 9, 3]]
+    assert lists(batch.split(batch.written_by)) == [[0, 0, 1, 1, 2, 1], [0, 1, 2, 2, 1]]
     assert batch.mask().tolist() == mask.tolist()
 
 

@@ -98,7 +98,7 @@ class GRPO(Agent):
         self.scale, self.average = scale, average
         self.kl_in, self.kl_loss_estimator = kl_in, kl_loss_estimator
         self.entropy_average = entropy_average
-        self._batch_size = 1, 1  # episodes and steps of the whole minibatch
+        self._batch_size = 1, torch.ones(())  # episodes and steps of the whole minibatch
         super().__init__(
             policy,
             env,
@@ -155,7 +155,7 @@ class GRPO(Agent):
         return relative[:, None] * rollout.mask
 
     def loss_weights(self, batch: Rollout) -> Tensor:
-        self._batch_size = len(batch), int(batch.mask.sum())
+        self._batch_size = len(batch), batch.mask.sum()  # not read here, or a GPU would be waited for
         return maths.loss_weights(batch.mask, self.average, self._constant_length(batch))
 
     def _constant_length(self, batch: Rollout) -> int | None:
@@ -181,7 +181,7 @@ class GRPO(Agent):
             length = batch.lengths[:, None]
         else:
             length = self._constant_length(batch) or batch.mask.shape[1]
-        return self.ent_coef * entropy * (episodes * length / max(steps, 1))
+        return self.ent_coef * entropy * (episodes * length / steps.clamp(min=1))
 
     def importance_ratio(self, batch: Rollout, new: Evaluation) -> Tensor:
         """``pi / pi_old`` of each step, ``[b, T]``; override for one of whole sequences."""

@@ -17,7 +17,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,7 +66,7 @@ class PPOptx(PPO):
             # A checkpoint can then be resumed from any folder.
             ptx_data = self.init_kwargs["ptx_data"] = str(Path(ptx_data).expanduser().resolve())
         self.ptx_data, self.ptx_coef, self.ptx_batch_size = ptx_data, ptx_coef, ptx_batch_size
-        self._ptx_losses: list[float] = []
+        self._ptx_losses: list[Tensor] = []
         self._examples: list[Example] = []
         super().__init__(policy, env, learning_rate, **kwargs)
 
@@ -100,11 +99,11 @@ class PPOptx(PPO):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.policy.autocast):
             logits = self.policy.lm.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         loss = sft_loss(logits, labels)
-        self._ptx_losses.append(float(loss.detach()))
+        self._ptx_losses.append(loss.detach())
         return self.ptx_coef * loss
 
     def _log_training(self, rollout: Rollout, records: list[dict[str, float]], learning_rate: float) -> None:
         super()._log_training(rollout, records, learning_rate)
         if self._ptx_losses:
-            self.logger.record("train/ptx_loss", float(np.mean(self._ptx_losses)))
+            self.logger.record("train/ptx_loss", float(torch.stack(self._ptx_losses).mean()))
             self._ptx_losses = []

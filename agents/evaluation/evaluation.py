@@ -20,6 +20,7 @@ from textrl_env import embedded
 from textrl_env.envs.text_rlhf import Episodes, TextRLHFEnv
 from textrl_env.lm.causal_lm import CausalLM
 from textrl_env.lm.decoding import generate
+from textrl_env.lm.sequences import Sequences
 from textrl_env.protocols import TextEnv
 
 #: Responses that are generated at once.
@@ -96,8 +97,12 @@ def evaluate_policy(
     lm = _language_model(policy_or_lm, env.lm.temperature)
     generator = torch.Generator(lm.device).manual_seed(seed)
 
-    def sample(prompts: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        return generate(lm, prompts, env.max_new_tokens, generator, deterministic)
+    def sample(prompts: list[np.ndarray]) -> Sequences:
+        sequences = generate(lm, prompts, env.max_new_tokens, generator, deterministic)
+        if not lm.autocast:
+            return sequences
+        # Decoded in bfloat16; the KL is that of the model that the update trains.
+        return sequences.with_values(log_probs=sequences.spread(lm.log_probs(sequences)))
 
     ids = np.arange(env.num_prompts) if prompt_ids is None else np.asarray(prompt_ids)
     ids = np.repeat(ids, n_samples)  # the answers to one prompt are neighbours

@@ -172,10 +172,10 @@ class CausalLMPolicy(Policy):
 
     @torch.no_grad()
     def predict_values(self, observation: Any) -> np.ndarray:
-        mask = np.asarray(observation["attention_mask"]).astype(bool)
-        prompts = [row[real] for row, real in zip(np.asarray(observation["input_ids"]), mask, strict=True)]
+        ids, mask = (np.asarray(observation[name]) for name in ("input_ids", "attention_mask"))
+        shown = Sequences.from_padded(ids, mask, np.zeros_like(ids))
         # The state that predicts a token does not look at it, so any token may stand in its place.
-        sequences = Sequences.from_responses(prompts, [np.zeros(1, dtype=np.int64)] * len(prompts))
+        sequences = shown.extended([[0]] * len(shown), POLICY)
         states = None if self.body is not None else self.lm.policy_states(sequences)
         return self._values(sequences, states).double().cpu().numpy()
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from textrl_env.lm.attention_masks import PADDING, AttentionMasks
 from textrl_env.lm.fused_llama import FusedLlama
-from textrl_env.lm.sequences import Sequences, distinct, right_padded
+from textrl_env.lm.sequences import POLICY, Sequences, distinct, right_padded
 from textrl_env.lm.shared_prompts import SharedPrompts, attending
 
 
@@ -296,27 +296,29 @@ class SlotDecoder:
 @torch.no_grad()
 def generate(
     lm: DecodingModel,
-    prompts: Sequence[np.ndarray],
+    prompts: Sequence[np.ndarray] | Sequences,
     max_new_tokens: int,
     generator: torch.Generator | None = None,
     deterministic: bool = False,
 ) -> Sequences:
-    """Sample one response to each prompt with a key/value cache.
+    """Sample one response to each prompt, or one more turn in each sequence, with a key/value cache.
 
     Equal prompts are prefilled once; finished rows leave the batch.
 
     Args:
         lm: The model.
-        prompts: ``B`` int64 arrays of token ids.
+        prompts: ``B`` int64 arrays of token ids, or sequences to go on from, in which others have written too.
         max_new_tokens: The response budget ``T``.
         generator: Source of randomness, on the model's device.
         deterministic: Take the most likely token instead of sampling.
 
     Returns:
-        The prompts with their responses (the end token included) and the log-probability of each of the responses'
+        The prompts with their responses (the end token included) and the log-probability of each of the policy's
         tokens under the acting distribution. ``responses, log_probs = generate(...)`` gives both as lists of arrays.
     """
     lm = lm.for_decoding()
+    given = prompts if isinstance(prompts, Sequences) else Sequences.from_prompts(prompts)
+    prompts = given.split(given.tokens)
     first, inverse = distinct(prompts)
     unique = [prompts[i] for i in first]
     longest = max(len(p) for p in unique)
@@ -351,4 +353,4 @@ def generate(
     responses, known = (
         [row[:n] for row, n in zip(rows, lengths, strict=True)] for rows in (tokens, log_probs)
     )
-    return Sequences.from_responses(prompts, responses, known, native=True)
+    return given.extended(responses, POLICY, known, native=True)

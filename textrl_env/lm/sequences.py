@@ -109,12 +109,16 @@ class Sequences:
         )
 
     @classmethod
+    def from_prompts(cls, prompts: Sequence[Sequence[int] | np.ndarray]) -> Sequences:
+        """Prompts alone, ``B`` integer arrays of token ids."""
+        return cls.from_spans([[(PROMPT, prompt)] for prompt in prompts])
+
+    @classmethod
     def from_responses(
         cls,
         prompts: Sequence[np.ndarray],
         responses: Sequence[np.ndarray],
         log_probs: Sequence[np.ndarray] | None = None,
-        native: bool = False,
     ) -> Sequences:
         """From prompts and one response to each.
 
@@ -122,24 +126,24 @@ class Sequences:
             prompts: ``B`` integer arrays of token ids.
             responses: ``B`` integer arrays of token ids, written by the policy.
             log_probs: ``B`` arrays, one number for each token of the responses.
-            native: See :class:`Sequences`.
         """
-        pairs = list(zip(prompts, responses, strict=True))
-        made = cls.from_spans([[(PROMPT, prompt), (POLICY, response)] for prompt, response in pairs])
-        if log_probs is None:
-            return made
-        return dataclasses.replace(made, log_probs=made.spread(np.concatenate(log_probs)), native=native)
+        return cls.from_prompts(prompts).extended(responses, POLICY, log_probs)
 
     @classmethod
-    def from_generated(cls, generated: Any, prompts: Sequence[np.ndarray]) -> Sequences:
+    def from_generated(cls, generated: Any, prompts: Sequence[np.ndarray] | Sequences) -> Sequences:
         """What a ``generate(prompts)`` returned: :class:`Sequences`, or a pair (responses, log-probabilities).
+
+        Args:
+            generated: What came back. Sequences must go on from the prompts.
+            prompts: What was to be continued, ``B`` prompts or sequences.
 
         Raises:
             TypeError: It is neither.
             ValueError: The numbers or the prompts do not fit what was asked for.
         """
+        given = prompts if isinstance(prompts, Sequences) else cls.from_prompts(prompts)
         if isinstance(generated, Sequences):
-            generated._check_prompts(prompts)
+            generated._check_continues(given)
             return generated
         if not isinstance(generated, (tuple, list)) or len(generated) != 2:
             raise TypeError(
@@ -147,9 +151,9 @@ class Sequences:
                 f"{type(generated).__name__}"
             )
         responses, log_probs = generated
-        if not len(prompts) == len(responses) == len(log_probs):
+        if not len(given) == len(responses) == len(log_probs):
             raise ValueError(
-                f"generate() got {len(prompts)} prompts and returned {len(responses)} responses "
+                f"generate() got {len(given)} prompts and returned {len(responses)} responses "
                 f"and {len(log_probs)} log-probability arrays"
             )
         for i, (response, log_prob) in enumerate(zip(responses, log_probs, strict=True)):
@@ -158,21 +162,23 @@ class Sequences:
                     f"generate() returned {len(response)} tokens and {len(log_prob)} log-probabilities for "
                     f"episode {i}; expected equally many, at least one"
                 )
-        return cls.from_responses(prompts, responses, log_probs)
+        return given.extended(responses, POLICY, log_probs)
 
-    def _check_prompts(self, prompts: Sequence[np.ndarray]) -> None:
-        if len(self) != len(prompts):
-            raise ValueError(f"generate() got {len(prompts)} prompts and returned {len(self)} sequences")
-        for i, (given, kept) in enumerate(zip(prompts, self.prompts, strict=True)):
-            if not np.array_equal(given, kept):
+    def _check_continues(self, given: Sequences) -> None:
+        if len(self) != len(given):
+            raise ValueError(f"generate() got {len(given)} prompts and returned {len(self)} sequences")
+        for i, (before, whole) in enumerate(
+            zip(given.split(given.tokens), self.split(self.tokens), strict=True)
+        ):
+            if not np.array_equal(before, whole[: len(before)]):
                 raise ValueError(
-                    f"generate() returned a sequence that does not go on from prompt {i}: given "
-                    f"{np.asarray(given).tolist()}, returned {kept.tolist()}"
+                    f"generate() returned a sequence that does not go on from prompt {i}: given {before.tolist()}, "
+                    f"returned {whole.tolist()}"
                 )
-        if not self.num_actions.all():
+        silent = np.flatnonzero(self.num_actions <= given.num_actions)
+        if len(silent):
             raise ValueError(
-                f"generate() returned no token of the policy for episode {int(self.num_actions.argmin())}; expected at "
-                "least one"
+                f"generate() returned no token of the policy for episode {silent[0]}; expected at least one"
             )
 
     @classmethod
@@ -217,11 +223,53 @@ class Sequences:
         yield None if self.log_probs is None else self._after(self.log_probs)
 
     def with_values(self, **values: Any) -> Sequences:
-        """The same tokens with other values beside them (``log_probs=...``); what has been laid out is kept."""
+        """The same tokens with other values beside them; what has been laid out is kept.
+
+        With other ``log_probs`` they are no longer ``native``, unless that is given too.
+        """
+        values = {"native": self.native and "log_probs" not in values} | values
         made = dataclasses.replace(self, **values)
         fields = {field.name for field in dataclasses.fields(self)}
         vars(made).update({n: v for n, v in vars(self).items() if n not in fields}, _derived=self._derived)
         return made
+
+    def extended(
+        self,
+        spans: Sequence[Sequence[int] | np.ndarray],
+        written_by: int,
+        log_probs: Sequence[np.ndarray] | None = None,
+        native: bool = False,
+    ) -> Sequences:
+        """Every sequence with a span after it.
+
+        Of what stands beside the tokens only log-probabilities stay, and they only where they are known of every token
+        of the policy.
+
+        Args:
+            spans: ``B`` arrays of token ids; an empty one leaves its sequence as it is.
+            written_by: Who wrote them.
+            log_probs: ``B`` arrays, one number for each token of the spans.
+            native: Whether our own decoder wrote them.
+        """
+        lengths = np.array([len(span) for span in spans], dtype=np.int64)
+        numbers = np.tile(np.arange(len(self)), 2)
+        order = np.argsort(np.repeat(numbers, np.append(self.lengths, lengths)), kind="stable")
+        before, now = self.log_probs, np.zeros(lengths.sum())
+        if written_by == POLICY:
+            begins = not len(self.policy)
+            native = native and (begins or self.native)
+            before = np.zeros(len(self.tokens)) if begins else before
+            now = None if log_probs is None else np.concatenate(log_probs)
+        else:
+            native = self.native
+        return Sequences(
+            np.concatenate([self.tokens, *(np.asarray(span, dtype=np.int64) for span in spans)])[order],
+            _starts(self.lengths + lengths),
+            np.append(self.written_by, np.full(lengths.sum(), written_by))[order],
+            log_probs=None if before is None or now is None else np.append(before, now)[order],
+            device=self.device,
+            native=native,
+        )
 
     def to(self, device: torch.device | str) -> Sequences:
         """The same sequences, for models on another device."""
@@ -292,6 +340,10 @@ class Sequences:
         """What comes from the first token of the policy on, ``B`` arrays."""
         return self._after(self.tokens)
 
+    def split(self, values: np.ndarray) -> list[np.ndarray]:
+        """What stands beside the tokens ``[n]``, or the tokens, apart for each sequence: ``B`` arrays."""
+        return np.split(values, self.starts[1:])
+
     def _after(self, values: np.ndarray) -> list[np.ndarray]:
         ends = self.starts + self.lengths
         return [values[s + k : e] for s, k, e in zip(self.starts, self.first, ends, strict=True)]
@@ -329,7 +381,7 @@ class Sequences:
 
     def right_padded(self) -> np.ndarray:
         """Token ids under each other, int64 ``[B, L]``, 0 after the end."""
-        return right_padded(np.split(self.tokens, self.starts[1:]))
+        return right_padded(self.split(self.tokens))
 
 
 def step_places(sequences: Sequences) -> list[Tensor]:
