@@ -24,8 +24,14 @@ from torch import Tensor
 
 from agents import presets
 from agents.algorithms import maths
-from agents.algorithms.gradient_step import accumulate_gradients, clip_gradients, read_scalars
+from agents.algorithms.gradient_step import clip_gradients, read_scalars
 from agents.algorithms.optimizers import make_optimizer
+from agents.algorithms.safeguards import (
+    SkippedUpdates,
+    accumulate_within_memory,
+    check_weights,
+    find_non_finite,
+)
 from agents.algorithms.schedules import Schedule, check_numbers, check_schedule, lr_multiplier, schedule_value
 from agents.loop import LearningLoop
 from agents.policies.base import Evaluation, Policy
@@ -89,6 +95,8 @@ class Agent(LearningLoop):
         verbose: 1 prints the log.
         seed: One seed for the environment, the sampling, the weights and the data order.
         device: "auto", or any torch device.
+        max_skipped_updates: A gradient step whose gradient is not finite is skipped and counted; so many in a row stop
+            learning.
     """
 
     #: Whether the method needs whole episodes on every environment.
@@ -142,7 +150,9 @@ class Agent(LearningLoop):
         warmup_ratio: float | None = None,
         warmup_steps: int | None = None,
         weight_decay: float = 0.0,
+        max_skipped_updates: int = 3,
     ) -> None:
+        _check_positive(max_skipped_updates=max_skipped_updates)
         _check_positive(n_steps=n_steps, n_episodes=n_episodes, batch_size=batch_size, n_epochs=n_epochs)
         _check_positive(group_size=group_size, micro_batch_size=micro_batch_size, n_envs=n_envs)
         _check_positive(stats_window_size=stats_window_size)
@@ -167,6 +177,7 @@ class Agent(LearningLoop):
                 f"learning_rate={learning_rate!r} and lr_scheduler_type={lr_scheduler_type!r} both change the learning "
                 "rate; give a number and a scheduler, or a schedule alone"
             )
+        self.skipped_updates = SkippedUpdates(max_skipped_updates)
         self.policy_name = policy
         self.learning_rate = learning_rate
         self.lr_scheduler_type, self.lr_scheduler_kwargs = lr_scheduler_type, lr_scheduler_kwargs
@@ -406,6 +417,8 @@ class Agent(LearningLoop):
                     self.policy.prepare(micro)
                 record = self.update(batch, fresh)
                 fresh = False
+                if not math.isfinite(record["grad_norm"]):
+                    continue  # a step that was not taken
                 records.append(record)
                 if self.should_stop(record):
                     break
@@ -414,6 +427,7 @@ class Agent(LearningLoop):
                 continue
             break
         self.policy.weights_changed()
+        check_weights(self.policy, f"after the update at {self.num_timesteps:,} timesteps")
         self._log_training(rollout, records, self.optimizer.param_groups[0]["lr"])
 
     def _learning_rates(self, progress_remaining: float) -> tuple[float, float]:
@@ -449,24 +463,33 @@ class Agent(LearningLoop):
             batch: Rows of a rollout.
             fresh: No step has been taken since the rollout, so the old log-probabilities are the new ones.
 
+        A step whose gradient is not finite is skipped and counted; its "grad_norm" shows it. An update that does not
+        fit into memory is done again with fewer rows at once.
+
         Raises:
-            FloatingPointError: The gradient is not finite.
+            FloatingPointError: The gradient was not finite ``max_skipped_updates`` times in a row.
+            torch.OutOfMemoryError: A single row does not fit into memory.
         """
         self.optimizer.zero_grad()
         weights = self.loss_weights(batch)
-        names, totals = accumulate_gradients(
-            self.policy, batch, self.loss, weights, self._micro_batch_size(len(batch)), fresh
+        rows = self._micro_batch_size(len(batch))
+        names, totals, used = accumulate_within_memory(
+            self.policy, self.optimizer, batch, self.loss, weights, rows, fresh
         )
+        if used != rows:
+            self.micro_batch_size = self.init_kwargs["micro_batch_size"] = used
         extra = self.extra_loss()
         if extra is not None:
             extra.backward()
         norm = clip_gradients(self.optimizer, self.policy, self.max_grad_norm)
         logged = dict(zip([*names, "grad_norm"], read_scalars(totals, norm), strict=True))
         if not math.isfinite(logged["grad_norm"]):
-            raise FloatingPointError(
-                f"the gradient norm became {logged['grad_norm']} at {self.num_timesteps} timesteps; "
-                "a lower learning_rate or a smaller reward scale usually helps"
-            )
+            what = find_non_finite(self.policy, batch, self.loss, weights, used)
+            self.optimizer.zero_grad()
+            when = f"at {self.num_timesteps:,} timesteps in gradient step {self.n_gradient_steps + 1:,}"
+            self.skipped_updates.skip(what, when)
+            return logged
+        self.skipped_updates.taken()
         self.n_gradient_steps += 1
         if self.warmup_steps:
             for group in self.optimizer.param_groups:
@@ -487,7 +510,9 @@ class Agent(LearningLoop):
                 record(_LOG_NAMES.get(name, f"train/{name}"), float(np.mean([r[name] for r in records])))
         if records and "ratio" in records[0]:
             record("val/ratio_var", float(np.var([r["ratio"] for r in records])))
-        record("train/entropy_loss", -float(np.mean([r["entropy"] for r in records])))
+        if records:
+            record("train/entropy_loss", -float(np.mean([r["entropy"] for r in records])))
+        record("guard/skipped_updates", self.skipped_updates.total)
         record("train/learning_rate", learning_rate)
         record("train/n_updates", self.n_updates, exclude="tensorboard")
         if self.policy.has_critic:

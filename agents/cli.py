@@ -6,11 +6,14 @@ standard error and exit code 2; ``--debug``, anywhere on the line, shows the tra
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+import threading
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import typer
 
@@ -30,18 +33,20 @@ def main(args: Sequence[str] | None = None) -> int:
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     try:
+        _raise_on_sigterm()
         _check_verb(args)
         _check_processes()
         with tuned_process():
             code = make_app()(args, prog_name="textrl", standalone_mode=False)
+    except (KeyboardInterrupt, _StoppedError) as error:
+        ended = isinstance(error.__cause__ or error, _TerminatedError)
+        print(f"textrl: {'terminated' if ended else 'aborted'}", file=sys.stderr)
+        return 143 if ended else 130
     except Exception as error:
         if debug:
             raise
         print(f"textrl: {_one_line(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("textrl: aborted", file=sys.stderr)
-        return 130
     return code if isinstance(code, int) else 0
 
 
@@ -58,7 +63,7 @@ def make_app() -> typer.Typer:
     app.callback()(_global_options)
     for verb in VERBS:
         module = importlib.import_module(f"agents.commands.{verb}")
-        app.command(verb, **getattr(module, "SETTINGS", {}))(getattr(module, verb))
+        app.command(verb, **getattr(module, "SETTINGS", {}))(_interruptible(getattr(module, verb)))
     return app
 
 
@@ -76,6 +81,36 @@ def _global_options(
 def _check_verb(args: list[str]) -> None:
     if args and not args[0].startswith("-") and args[0] not in VERBS:
         raise ValueError(f"there is no command {args[0]!r}. {did_you_mean(args[0], VERBS)}")
+
+
+class _TerminatedError(KeyboardInterrupt):
+    """SIGTERM came; like Ctrl-C, so that a verb that saves on the one saves on the other."""
+
+
+class _StoppedError(BaseException):
+    """A verb was interrupted; unlike KeyboardInterrupt, typer leaves it alone."""
+
+
+def _interruptible(verb: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(verb)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return verb(*args, **kwargs)
+        except KeyboardInterrupt as error:
+            raise _StoppedError from error
+
+    return run
+
+
+def _raise_on_sigterm() -> None:
+    """SIGTERM ends a verb by an exception, so that files are closed and what can be saved is."""
+
+    def handle(number: int, frame: Any) -> None:
+        raise _TerminatedError
+
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, handle)
 
 
 def _check_processes() -> None:

@@ -11,6 +11,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.utils import configure_logger
 
+from agents.algorithms.safeguards import check_weights
 from agents.process import tuned_for
 from agents.rollouts.episode_log import EpisodeLog
 from agents.rollouts.rollout import Rollout
@@ -74,6 +75,7 @@ class LearningLoop(StableBaselines3Surface):
 
     def _run(self, callback: BaseCallback, log_interval: int | None) -> None:
         """Collect and learn in turn until the steps are spent or a callback asks to stop."""
+        check_weights(self.policy, "before learning")
         iteration = 0
         while self.num_timesteps < self.total_timesteps and not self.stopped:
             callback.on_rollout_start()

@@ -13,7 +13,21 @@ Schedule = float | str | Callable[[float], float]
 
 
 def schedule_value(schedule: Schedule, progress_remaining: float) -> float:
-    """The value of a schedule at some remaining progress in [0, 1]."""
+    """The value of a schedule at some remaining progress in [0, 1].
+
+    Raises:
+        ValueError: It is no schedule, or the value is NaN or infinite.
+    """
+    value = _schedule_value(schedule, progress_remaining)
+    if not math.isfinite(value):
+        raise ValueError(
+            f"the schedule {schedule!r} gives {value} at a remaining progress of {progress_remaining:g}; expected a "
+            "finite number"
+        )
+    return value
+
+
+def _schedule_value(schedule: Schedule, progress_remaining: float) -> float:
     if callable(schedule):
         return float(schedule(progress_remaining))
     if isinstance(schedule, str):

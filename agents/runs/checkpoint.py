@@ -56,6 +56,7 @@ class Checkpointed(Protocol):
     total_timesteps: int | None
     n_updates: int
     n_gradient_steps: int
+    skipped_updates: Any
     kl_coef: float | None
     made_with_kl_coef: float | None
 
@@ -110,6 +111,7 @@ def take_position(agent: Checkpointed) -> Position:
         "num_timesteps": agent.num_timesteps,
         "n_updates": agent.n_updates,
         "n_gradient_steps": agent.n_gradient_steps,
+        "skipped_updates": agent.skipped_updates.total,
         "kl_coef": agent.kl_coef,
         "rng": agent.rng.bit_generator.state,
         "episodes": agent.episodes.get_state(),
@@ -360,6 +362,7 @@ def _restore(agent: Checkpointed, document: dict[str, Any], path: Path) -> None:
     agent.num_timesteps = document["num_timesteps"]
     agent.n_updates = document["n_updates"]
     agent.n_gradient_steps = document.get("n_gradient_steps", 0)
+    agent.skipped_updates.total = document.get("skipped_updates", 0)
     agent.episodes.set_state(document["episodes"])
     if agent.env is not None:
         _agree_with_env(agent, document)

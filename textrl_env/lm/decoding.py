@@ -68,7 +68,11 @@ def gather_log_probs(logits: Tensor, actions: Tensor) -> Tensor:
 
 
 def sample_actions(logits: Tensor, generator: torch.Generator | None, deterministic: bool = False) -> Tensor:
-    """Sample from ``softmax(logits)``, or take the argmax. ``[..., V] -> [...]``."""
+    """Sample from ``softmax(logits)``, or take the argmax. ``[..., V] -> [...]``.
+
+    Raises:
+        FloatingPointError: The logits are not finite (on a CPU, where looking costs nothing).
+    """
     if deterministic:
         return logits.argmax(-1)
     if logits.device.type != "cpu":
@@ -78,6 +82,11 @@ def sample_actions(logits: Tensor, generator: torch.Generator | None, determinis
     # One random number for each row, looked up in the cumulated probabilities.
     mass = (logits - logits.amax(-1, keepdim=True)).exp_().cumsum(-1, dtype=torch.float64)
     total = mass[..., -1:]
+    if not bool(total.isfinite().all()):
+        raise FloatingPointError(
+            "the model's logits are NaN or infinite, so no token can be drawn; a lower learning_rate, or weights that "
+            "are whole, usually help"
+        )
     at = torch.rand(total.shape, generator=generator, dtype=torch.float64) * total
     below = torch.nextafter(total, torch.zeros_like(total))  # never past the last action that has mass
     return torch.searchsorted(mass, torch.minimum(at, below), right=True).squeeze(-1)

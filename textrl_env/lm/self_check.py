@@ -21,6 +21,7 @@ from torch import Tensor
 from textrl_env.lm.attention_masks import PADDING, AttentionMasks, narrowed_windows
 from textrl_env.lm.decoding import DecodingModel, SlotDecoder, gather_log_probs
 from textrl_env.lm.fused_llama import FusedLlama, check_parts
+from textrl_env.lm.out_of_memory import is_out_of_memory
 from textrl_env.lm.sequences import Sequences
 from textrl_env.lm.teacher_forcing import PackedLayout
 
@@ -35,6 +36,12 @@ _NOT_SUPPORTED = (
 _WINDOW = 4
 #: What two float32 computations of one log-probability may differ in, relative to the largest; and others.
 _TOLERANCE, _LOW_TOLERANCE = 1e-4, 5e-2
+
+
+def _raise_if_out_of_memory(error: Exception) -> None:
+    """A lack of memory at the moment says nothing about a model, and a way must not be given up for it."""
+    if is_out_of_memory(error):
+        raise error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +125,7 @@ class _Search:
             try:
                 self.truth = self._truth(self.sequences)
             except _NOT_SUPPORTED as error:
+                _raise_if_out_of_memory(error)
                 name = type(self.lm.model).__name__
                 raise ValueError(f"{name} gives no logits for token ids alone: {error}") from error
             self._check_causal()
@@ -157,6 +165,7 @@ class _Search:
         try:
             return better if works(self.lm.with_ways(better)) else ways
         except _NOT_SUPPORTED as error:
+            _raise_if_out_of_memory(error)
             _log.debug("%s failed: %r", more, error)
             return ways
 
@@ -212,6 +221,7 @@ class _Search:
             own = self.lm.model(input_ids=ids, use_cache=False).logits
             split = head(self.lm.body(input_ids=ids, use_cache=False).last_hidden_state)
         except _NOT_SUPPORTED as error:
+            _raise_if_out_of_memory(error)
             _log.debug("the model does not come apart into a body and a head: %r", error)
             return False
         finally:
@@ -240,6 +250,7 @@ class _Search:
             check_parts(self.lm.body)
             FusedLlama(self.lm.body)
         except _NOT_SUPPORTED as error:
+            _raise_if_out_of_memory(error)
             _log.debug("the fused body failed: %r", error)
             return False
         return True
