@@ -5,20 +5,17 @@
 The model reads ``prompt + completion + end token`` and scores it at the last real token. All comparisons of one
 prompt share a batch and each of its completions is read once, which is what keeps a reward model from overfitting
 to completions that appear in many comparisons (Ouyang et al. 2022, section 3.5). The trained folder is an ordinary
-``AutoModelForSequenceClassification`` with one label. Run it::
+``AutoModelForSequenceClassification`` with one label. Training lies with the other trainers on files, in
+:mod:`agents.offline.reward_model`.
 
-    from reward_models.bradley_terry import train_reward_model
-
-    train_reward_model("my-sft", "comparisons.jsonl", output="my-reward", epochs=1, learning_rate=1e-4)
-
-Left out: ordinal labels and ties (drop them, or give a margin), sharding over processes.
+Left out: ordinal labels and ties (drop them, or give a margin).
 """
 
 from __future__ import annotations
 
+import importlib
 import math
-import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +23,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
 
-from reward_models.calibration import evaluate, find_head, forward_scores, normalise
-from reward_models.comparisons import Comparison, encode_sides, prompt_batches, read_comparisons, sides_of
-from reward_models.data.encoding import TextEncoder, check_ids
-from reward_models.data.lengths import Lengths
+from reward_models.calibration import find_head, forward_scores
+from reward_models.comparisons import Comparison, sides_of
+from reward_models.loading import (
+    LoadOptions,
+    adapter_base,
+    check_decoder,
+    check_model_path,
+    load_causal_lm,
+    load_tokenizer,
+    place,
+)
 
 
 def bradley_terry_loss(
@@ -65,165 +69,82 @@ def bradley_terry_loss(
 
 
 def load_reward_model(
-    model: str | Path, seed: int = 0, device: str | torch.device = "auto"
+    model: str | Path,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    options: LoadOptions | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A body with a new scalar head, in float32, and its tokenizer.
+    """A body with a scalar head, and its tokenizer.
 
     A folder that already is a scalar classifier keeps its head; any other gets one with weights of standard
     deviation ``1 / sqrt(d + 1)`` (Stiennon et al. 2020).
+
+    Args:
+        model: Folder (of a model, or of a peft adapter, which is merged into its model) or hub id.
+        seed: Of a new head.
+        device: ``"auto"`` or any torch device.
+        options: How to load; float32 by default.
+
+    Raises:
+        FileNotFoundError: No such folder.
+        ValueError: An encoder-decoder, or a tokenizer without an end token.
     """
-    tokenizer = AutoTokenizer.from_pretrained(str(model), trust_remote_code=False)
+    options = options or LoadOptions()
+    tokenizer = load_tokenizer(model, options)
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no EOS token, so no completion has an end to read; set eos_token")
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # that the head is missing is no news here
-    try:
-        with torch.random.fork_rng():
-            scorer, loaded = AutoModelForSequenceClassification.from_pretrained(
-                str(model),
-                num_labels=1,
-                dtype=torch.float32,
-                output_loading_info=True,
-                trust_remote_code=False,
-            )
-    finally:
-        logging.set_verbosity(verbosity)
-    head = find_head(scorer)
-    name = next(name for name, module in scorer.named_modules() if module is head)
-    if f"{name}.weight" in loaded["missing_keys"]:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    scorer, new_head = _load_scorer(model, options)
+    if new_head:
+        head = find_head(scorer)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            head.weight.normal_(0.0, 1.0 / math.sqrt(head.in_features + 1), generator=generator)
+            weight = torch.empty(head.weight.shape).normal_(
+                0.0, 1.0 / math.sqrt(head.in_features + 1), generator=generator
+            )
+            head.weight.copy_(weight)
             if head.bias is not None:
                 head.bias.zero_()
     if scorer.config.pad_token_id is None:
         scorer.config.pad_token_id = (
             tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         )
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return scorer.to(device).eval(), tokenizer
+    return place(scorer, torch.device(device), options).eval(), tokenizer
 
 
-def train_reward_model(
-    model: str | Path,
-    pairs: str | Path | Iterable[dict[str, Any]],
-    output: str | Path | None = None,
-    *,
-    eval_pairs: str | Path | Iterable[dict[str, Any]] | None = None,
-    reference: Sequence[tuple[str, str]] | None = None,
-    epochs: float = 1.0,
-    learning_rate: float = 1e-4,
-    batch_size: int = 64,
-    max_length: int | None = None,
-    too_long: str = "cut",
-    skip_bad_rows: bool = False,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
-    warmup_ratio: float = 0.05,
-    weight_decay: float = 0.0,
-    max_grad_norm: float = 1.0,
-    centering: float = 0.0,
-    dropout: bool = False,
-    seed: int = 0,
-    device: str | torch.device = "auto",
-    logger: Any = None,
-    log_interval: int = 10,
-) -> dict[str, Any]:
-    """Train a reward model on comparisons.
-
-    Args:
-        model: Folder or hub id of the SFT model whose body it starts from.
-        pairs: ``{"prompt", "chosen", "rejected"}`` records, optionally with ``"margin"``: a list, a dataset of
-            ``datasets``, or a file or folder that :mod:`reward_models.data.rows` reads.
-        output: Folder for the trained model and its tokenizer.
-        eval_pairs: Held-out comparisons, scored before the normalisation.
-        reference: ``(prompt, completion)`` samples of the SFT model on which scores get mean 0 and standard
-            deviation 1; None takes the completions that were compared.
-        epochs: Passes over the comparisons; may be a fraction. More than one overfits easily.
-        learning_rate: Peak of Adam's learning rate; linear warm-up, then a cosine to zero.
-        batch_size: Comparisons per optimiser step, rounded up to whole prompts; a prompt that has more of them is
-            spread over several steps.
-        max_length: The most tokens of prompt and completion together; None is what the model can hold.
-        too_long: What becomes of longer ones: "cut" takes tokens off the beginning, as in use; "skip" leaves the
-            comparison out.
-        skip_bad_rows: Leave rows out that cannot be read, instead of stopping at the first.
-        chat_template_kwargs: Variables of the chat template, for example ``{"enable_thinking": False}``.
-        warmup_ratio: Share of the steps spent warming up.
-        weight_decay: Decoupled weight decay.
-        max_grad_norm: The gradient's norm is clipped here.
-        centering: See :func:`bradley_terry_loss`.
-        dropout: Whether the model's dropout is active.
-        seed: Of the head, the order of prompts and dropout.
-        device: ``"auto"`` or any torch device.
-        logger: A stable-baselines3 ``Logger``.
-        log_interval: Optimiser steps between logged rows.
-
-    Returns:
-        ``loss`` and ``accuracy`` over the last tenth of the steps, ``steps``, ``records`` learned from, ``skipped``
-        and ``cut`` ones, what :func:`normalise` found under
-        ``normalisation``, and with ``eval_pairs`` what :func:`evaluate` found under ``eval``.
-    """
-    read, bad_rows = read_comparisons(pairs, skip_bad_rows)
-    scorer, tokenizer = load_reward_model(model, seed, device)
-    lengths = Lengths.of(max_length, scorer.config, tokenizer, too_long)
-    encoder = TextEncoder(tokenizer, chat_template_kwargs)
-    comparisons, encoded = encode_sides(read, encoder, lengths)
-    for k, ids in enumerate(encoded.values()):
-        check_ids(ids, scorer.get_input_embeddings().weight.shape[0], f"completion {k}")
-    lengths.bad_rows = len(bad_rows)
-    lengths.warn(len(read))
-    rng = random.Random(seed)
-    total_steps = max(
-        1, round(epochs * len(list(prompt_batches(comparisons, batch_size, random.Random(seed)))))
-    )
-    optimizer = torch.optim.AdamW(scorer.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    history: list[tuple[float, float]] = []
-    scorer.train(dropout)
-    with torch.random.fork_rng(enabled=dropout):
-        if dropout:
-            torch.manual_seed(seed)
-        while len(history) < total_steps:
-            for batch in prompt_batches(comparisons, batch_size, rng):
-                if len(history) == total_steps:
-                    break
-                rate = learning_rate * _warmup_cosine(len(history), total_steps, warmup_ratio)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                chosen, rejected = _pair_scores(scorer, batch, encoded)
-                margin = torch.tensor([c.margin for c in batch], device=chosen.device)
-                loss = bradley_terry_loss(chosen, rejected, margin, centering)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                norm = torch.nn.utils.clip_grad_norm_(scorer.parameters(), max_grad_norm).item()
-                optimizer.step()
-                history.append((loss.item(), (chosen > rejected).float().mean().item()))
-                if logger is not None and (len(history) == 1 or len(history) % log_interval == 0):
-                    named = zip(("loss", "accuracy"), history[-1], strict=True)
-                    for name, value in (*named, ("learning_rate", rate), ("grad_norm", norm)):
-                        logger.record(f"train/{name}", value)
-                    logger.dump(len(history))
-    scorer.eval()
-    tail = history[-max(1, len(history) // 10) :]
-    result: dict[str, Any] = {
-        "loss": sum(loss for loss, _ in tail) / len(tail),
-        "accuracy": sum(accuracy for _, accuracy in tail) / len(tail),
-        "steps": len(history),
-        "records": len(comparisons),
-        "skipped": lengths.left_out,
-        "cut": lengths.cut,
-    }
-    if eval_pairs is not None:
-        result["eval"] = evaluate(scorer, encoder, eval_pairs)
-    if reference is None:
-        reference = [(prompt, completion) for prompt, completion, _ in encoded]
-    result["normalisation"] = normalise(scorer, encoder, reference)
-    if output is not None:
-        scorer.save_pretrained(output)
-        tokenizer.save_pretrained(output)
-    return result
+def _load_scorer(model: str | Path, options: LoadOptions) -> tuple[PreTrainedModel, bool]:
+    """A model with a scalar head, and whether the head is new."""
+    with torch.random.fork_rng():
+        if adapter_base(model) is not None:
+            writer = load_causal_lm(model, options)
+            writer.config.num_labels = 1
+            scorer = AutoModelForSequenceClassification.from_config(writer.config, dtype=writer.dtype)
+            scorer.base_model.load_state_dict(writer.base_model.state_dict())
+            return scorer, True
+        check_model_path(model)
+        config = AutoConfig.from_pretrained(str(model), **options.source)
+        check_decoder(config, f"model={str(model)!r}", encoders=True)
+        config.num_labels = 1
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # that the head is missing is no news here
+        try:
+            scorer, loaded = AutoModelForSequenceClassification.from_pretrained(
+                str(model), config=config, output_loading_info=True, **options.keywords()
+            )
+        finally:
+            logging.set_verbosity(verbosity)
+    head = find_head(scorer)
+    name = next(name for name, module in scorer.named_modules() if module is head)
+    strange = sorted(set(loaded["missing_keys"]) - {f"{name}.weight", f"{name}.bias"})
+    if strange:
+        raise ValueError(
+            f"model={str(model)!r} is not whole: {strange[:4]} are not in it and would be random"
+        )
+    return scorer, f"{name}.weight" in loaded["missing_keys"]
 
 
-def _pair_scores(
+def pair_scores(
     model: PreTrainedModel, batch: Sequence[Comparison], encoded: dict[tuple[str, str, bool], list[int]]
 ) -> tuple[Tensor, Tensor]:
     """Scores of both sides of each comparison; a completion in several of them is read once."""
@@ -233,8 +154,8 @@ def _pair_scores(
     return scores[index[:, 0]], scores[index[:, 1]]
 
 
-def _warmup_cosine(step: int, total_steps: int, warmup_ratio: float) -> float:
-    warmup = max(1, round(warmup_ratio * total_steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total_steps - warmup)))
+def __getattr__(name: str) -> Any:
+    # Training lies with the other trainers, which this package knows nothing of; its name here is from before.
+    if name == "train_reward_model":
+        return importlib.import_module("agents.offline.reward_model").train_reward_model
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reward_models.classifier import last_token_logits
-from reward_models.comparisons import encode, load_comparisons, sides_of
+from reward_models.comparisons import Comparison, encode, load_comparisons, sides_of
 from reward_models.data.encoding import TextEncoder
 from reward_models.data.lengths import context_length
 
@@ -83,7 +83,7 @@ def evaluate(
     Args:
         model: The reward model.
         tokenizer: Its tokenizer, or an encoder with settings of its own.
-        pairs: Comparisons it has not seen.
+        pairs: Comparisons it has not seen, from any source of :mod:`reward_models.data.rows`.
         scale: Log-odds per unit of score: ``normalise(...)["std"]`` for a normalised model.
         num_bins: Reliability bins over the confidence, from 0.5 to 1.
 
@@ -91,11 +91,15 @@ def evaluate(
         ``accuracy`` (ties count half), ``loss``, ``ece`` (expected calibration error) and ``bins``, each with
         ``confidence``, ``accuracy`` and ``count``.
     """
-    comparisons = load_comparisons(pairs)
+    comparisons = pairs if _are_comparisons(pairs) else load_comparisons(pairs)
     scores = torch.tensor(
         score(model, tokenizer, *zip(*sides_of(comparisons), strict=True)), dtype=torch.float64
     )
     return reliability(scale * (scores[0::2] - scores[1::2]), num_bins)
+
+
+def _are_comparisons(pairs: Any) -> bool:
+    return isinstance(pairs, list) and bool(pairs) and isinstance(pairs[0], Comparison)
 
 
 def reliability(gaps: Tensor, num_bins: int = 5) -> dict[str, Any]:

@@ -1,13 +1,15 @@
-"""A progress bar for learning: timesteps, speed, and how the score and the KL stand.
+"""A progress bar for learning: how far, how fast, and how the score and the KL (or the loss) stand.
 
     agent.learn(100_000, progress_bar=True)
 
-On a terminal a live bar; anywhere else (a file, a pipe) a line for every tenth of the way.
+On a terminal a live bar; anywhere else (a file, a pipe) a line for every tenth of the way. Trainers on files and the
+collecting of preferences show the same one.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -19,30 +21,37 @@ _SHOWN = (
     ("objective/gold_scores", "gold", "{:.2f}"),
     ("objective/kl", "KL", "{:.2f}"),
     ("rollout/ep_rew_mean", "return", "{:.2f}"),
+    ("loss", "loss", "{:.3f}"),
+    ("accuracy", "accuracy", "{:.3f}"),
+    ("rewards/accuracies", "accuracy", "{:.3f}"),
+    ("rewards/margins", "margin", "{:.3f}"),
 )
 _REFRESH_SECONDS = 0.1
 
 
-class ProgressCallback(BaseCallback):
-    """Shows how far learning has come.
+class ProgressBar:
+    """A bar on a terminal, elsewhere a line for every tenth of the way.
 
     Args:
+        title: What is being done.
+        total: How many of the units make the whole.
+        unit: What is counted.
+        start: How many are done already.
         console: Where to; None is standard error, so that results can be piped.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self, title: str, total: int, unit: str = "steps", start: int = 0, console: Console | None = None
+    ) -> None:
         self.console = Console(stderr=True) if console is None else console
-        self.progress: Progress | None = None
-
-    def _on_training_start(self) -> None:
-        self._start_steps, self._start_time = self.model.num_timesteps, time.perf_counter()
-        self._total = self.model.total_timesteps
-        self._next_refresh = 0.0
-        self._next_line = self.model.num_timesteps + self._total / 10
-        self._unit = "tokens" if self.model.policy.whole_episodes else "steps"
+        self.title, self.total, self.unit = title, total, unit
+        self.done, self._start, self._start_time = start, start, time.perf_counter()
+        self._next_refresh, self._next_line = 0.0, start + total / 10
+        self._standing = ""
+        self._printed = -1
+        self.bar: Progress | None = None
         if self.console.is_terminal:
-            self.progress = Progress(
+            self.bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
                 TaskProgressColumn(),
@@ -51,52 +60,97 @@ class ProgressCallback(BaseCallback):
                 TimeRemainingColumn(compact=True),
                 console=self.console,
             )
-            name = type(self.model).__name__
-            self._task = self.progress.add_task(name, total=self._total, speed="", standing="")
-            self.progress.start()
+            self._task = self.bar.add_task(title, total=total, speed="", standing="")
+            self.bar.start()
 
-    def _on_step(self) -> bool:
+    def show(self, done: int, standing: str = "") -> None:
+        """So many are done, and this is how it stands; shown now and then."""
+        self.done, self._standing = done, standing
         now = time.perf_counter()
-        if self.progress is None and self.model.num_timesteps >= self._next_line:
-            self._next_line = self.model.num_timesteps + self._total / 10
+        if self.bar is None and done >= self._next_line:
+            self._next_line = done + self.total / 10
             self._print_line()
-        elif self.progress is not None and now >= self._next_refresh:
+        elif self.bar is not None and now >= self._next_refresh:
             self._next_refresh = now + _REFRESH_SECONDS
             self._refresh()
-        return True
 
-    def _refresh(self) -> None:
-        done = min(self.model.num_timesteps, self._total)
-        self.progress.update(self._task, completed=done, speed=self._speed(), standing=self.standing())
-
-    def _print_line(self) -> None:
-        self.console.print(
-            f"{type(self.model).__name__} {self.model.num_timesteps:,}/{self._total:,} {self._unit}  "
-            f"{self._speed()}  {self.standing()}",
-            highlight=False,
-            soft_wrap=True,
-        )
+    @property
+    def seconds(self) -> float:
+        """Since it was made."""
+        return time.perf_counter() - self._start_time
 
     def _speed(self) -> str:
-        seconds = max(time.perf_counter() - self._start_time, 1e-9)
-        return f"{(self.model.num_timesteps - self._start_steps) / seconds:,.0f} {self._unit}/s"
+        return f"{(self.done - self._start) / max(self.seconds, 1e-9):,.0f} {self.unit}/s"
 
-    def standing(self) -> str:
-        """The latest score, gold score and KL on text, the mean return elsewhere."""
-        latest = self.model.latest
-        names = [row for row in _SHOWN if row[0] in latest]
-        if any(name == "objective/scores" for name, *_ in names):
-            names = [row for row in names if row[1] != "return"]
-        return "  ".join(f"{short} {form.format(latest[name])}" for name, short, form in names)
+    def _refresh(self) -> None:
+        done = min(self.done, self.total)
+        self.bar.update(self._task, completed=done, speed=self._speed(), standing=self._standing)
 
-    def _on_training_end(self) -> None:
-        if self.progress is None:
+    def _print_line(self) -> None:
+        self._printed = self.done
+        line = f"{self.title} {self.done:,}/{self.total:,} {self.unit}  {self._speed()}  {self._standing}"
+        self.console.print(line.rstrip(), highlight=False, soft_wrap=True)
+
+    def finish(self) -> None:
+        """The end has come: show it."""
+        if self.bar is None and self._printed != self.done:
             self._print_line()
         self.close()
 
     def close(self) -> None:
+        """Leave the terminal as it was; also after something broke off."""
+        if self.bar is not None:
+            self._refresh()
+            self.bar.stop()
+            self.bar = None
+
+
+class ProgressCallback(BaseCallback):
+    """Shows how far learning has come.
+
+    Args:
+        console: Where to; None is standard error, so that results can be piped.
+        title: What is being done; None is the name of the agent's class.
+    """
+
+    def __init__(self, console: Console | None = None, title: str | None = None) -> None:
+        super().__init__()
+        self.console, self.title = console, title
+        self.progress: ProgressBar | None = None
+
+    def _on_training_start(self) -> None:
+        unit = getattr(self.model, "unit", None) or (
+            "tokens" if self.model.policy.whole_episodes else "steps"
+        )
+        self.progress = ProgressBar(
+            self.title or type(self.model).__name__,
+            self.model.total_timesteps,
+            unit,
+            self.model.num_timesteps,
+            self.console,
+        )
+
+    def _on_step(self) -> bool:
+        self.progress.show(self.model.num_timesteps, standing(self.model.latest))
+        return True
+
+    def _on_training_end(self) -> None:
+        self.progress.show(self.model.num_timesteps, standing(self.model.latest))
+        self.progress.finish()
+
+    def close(self) -> None:
         """Leave the terminal as it was; also after training broke off."""
         if self.progress is not None:
-            self._refresh()
-            self.progress.stop()
-            self.progress = None
+            self.progress.close()
+
+
+def standing(latest: Mapping[str, float]) -> str:
+    """The score, gold score and KL on text, the mean return elsewhere, the loss and the accuracy of trainers on files.
+
+    Args:
+        latest: The latest row of the log.
+    """
+    rows = [row for row in _SHOWN if row[0] in latest]
+    if any(name == "objective/scores" for name, *_ in rows):
+        rows = [row for row in rows if row[1] != "return"]
+    return "  ".join(f"{short} {form.format(latest[name])}" for name, short, form in rows)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from agents.commands import offline
 
+
+@offline.with_trainer_options
 def dpo(
     model: Annotated[
         str | None,
@@ -49,59 +52,49 @@ def dpo(
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            help="Peak of Adam's; warm-up, then a cosine to zero.", show_default="1e-6; embedded model 3e-4"
+            help="Peak of Adam's; warm-up, then --lr-scheduler-type.",
+            show_default="1e-6, with LoRA 1e-5; embedded model 3e-4",
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Comparisons per optimiser step.")] = 32,
-    micro_batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Comparisons per forward pass: less memory, same result.", show_default="all"
-        ),
-    ] = None,
-    max_length: Annotated[
-        int | None,
-        typer.Option(
-            min=2, help="Longer sequences are cut here, in tokens.", show_default="what the model holds"
-        ),
-    ] = None,
-    skip_bad_rows: Annotated[
-        bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be read; stop otherwise.")
-    ] = False,
-    log_dir: Annotated[
-        str | None, typer.Option(metavar="DIR", help="TensorBoard events and progress.csv go here.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the data's order.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over an earlier output.")] = False,
+    warmup_ratio: offline.WarmupRatio = 0.1,
+    weight_decay: offline.WeightDecay = 0.0,
+    max_grad_norm: offline.MaxGradNorm = 1.0,
+    batch_size: offline.BatchSize = 32,
+    micro_batch_size: offline.MicroBatchSize = None,
+    max_length: offline.MaxLength = None,
+    too_long: offline.TooLong = "cut",
+    skip_bad_rows: offline.SkipBadRows = False,
+    seed: offline.Seed = 0,
+    device: offline.Device = "auto",
+    overwrite: offline.Overwrite = False,
+    options: dict[str, Any] | None = None,
 ) -> None:
     """Learn from comparisons directly: DPO and its family.
 
     The loss is -log sigmoid(beta (log pi/pi_ref(chosen) - log pi/pi_ref(rejected))): the policy itself is the reward
     model. The reference is the model as it is at the start. The output is an ordinary Hugging Face folder.
     """
-    from agents.commands import offline
+    from agents.callbacks.progress import ProgressCallback
     from agents.commands.terminal import quiet_transformers
-    from agents.offline.dpo import LOSSES
+    from agents.offline.dpo import DEFAULT_BETA, LOSSES
     from agents.offline.dpo import dpo as train
-    from agents.offline.trainer import count_steps
-    from reward_models.data.records import load_records
     from textrl_env import embedded
     from textrl_env.errors import check_choice
 
     check_choice("--loss", loss, LOSSES)
     quiet_transformers()
-    folder = offline.check_output(output, overwrite)
-    source = offline.check_data(data, "preferences.jsonl", "textrl preferences writes it")
-    rows = load_records(source, skip_bad_rows=True)
-    count = len(rows) * (2 if loss == "kto" and "chosen" in rows.columns else 1)
-    with offline.Progress(loss, count_steps(count, batch_size, epochs), log_dir=log_dir) as progress:
+    options = options or {}
+    folder = offline.check_output(output, overwrite, options)
+    if learning_rate is None:
+        learning_rate = 3e-4 if model is None else 1e-6 if options.get("lora_rank") is None else 1e-5
+    progress = ProgressCallback(title=loss)
+    try:
         result = train(
             embedded.path("sft") if model is None else model,
-            source,
+            offline.check_data(data, "preferences.jsonl", "textrl preferences writes it"),
             folder,
             loss=loss,
-            beta=beta or {"sigmoid_norm": 5.0, "simpo": 2.0}.get(loss, 0.1),
+            beta=DEFAULT_BETA.get(loss, 0.1) if beta is None else beta,
             label_smoothing=label_smoothing,
             gamma=gamma,
             desirable_weight=desirable_weight,
@@ -109,23 +102,31 @@ def dpo(
             reference=reference,
             eval_data=eval_data,
             epochs=epochs,
-            learning_rate=learning_rate or (3e-4 if model is None else 1e-6),
+            learning_rate=learning_rate,
             batch_size=batch_size,
             micro_batch_size=micro_batch_size,
             max_length=max_length,
+            too_long=too_long,
+            warmup_ratio=warmup_ratio,
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
             skip_bad_rows=skip_bad_rows,
             seed=seed,
             device=device,
-            logger=progress,
-            log_interval=1,
+            callback=progress,
+            **options,
         )
-    labels = {
-        "margin": "margin (chosen - rejected)",
-        "accuracy": "chosen above rejected",
-        "skipped": "left out",
+    finally:
+        progress.close()
+    labels = {"margin": "margin (chosen - rejected)", "accuracy": "chosen above rejected"}
+    figures: dict[str, float | str] = dict(offline.steps_and_loss(result))
+    figures |= {label: result[name] for name, label in labels.items() if name in result}
+    figures |= {
+        name.replace("eval_", "held-out "): value
+        for name, value in result.items()
+        if name.startswith("eval_")
     }
-    figures = {labels.get(name, name.replace("_", " ")): value for name, value in result.items()}
-    offline.report(f"{folder}: {loss} in {progress.seconds:.0f} s", figures)
+    offline.report(f"{folder}: {loss} in {progress.progress.seconds:.0f} s", figures)
     offline.print_next(
         [(f"textrl preferences --model {folder} --output again.jsonl", "compare its answers in turn")]
     )

@@ -7,12 +7,14 @@ passes to its base as a fixed value (GRPO's ``gamma=1.0``) is not a flag.
 from __future__ import annotations
 
 import ast
+import importlib.util
 import inspect
 import json
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -36,7 +38,13 @@ _NOT_HYPER = frozenset(
         "device",
     )
 )
-_METAVARS = {"int": "INT", "float": "FLOAT", "str": "TEXT", "Schedule": "FLOAT|linear:FLOAT"}
+_METAVARS = {
+    "bool": "true|false",
+    "int": "INT",
+    "float": "FLOAT",
+    "str": "TEXT",
+    "Schedule": "FLOAT|linear:FLOAT",
+}
 
 
 @dataclass(frozen=True)
@@ -107,9 +115,37 @@ def _by_model(flag: Flag, cls: type) -> presets.ByModel | None:
     return presets.ByModel(*(presets.default(flag.name, cls, column) for column in presets.ByModel._fields))
 
 
+def dataclass_flags(module: str, name: str) -> list[Flag]:
+    """The flags of a dataclass whose docstring has an ``Args:`` section, read without importing its module.
+
+    Help shall answer at once, and what trains a model imports torch.
+
+    Args:
+        module: Dotted name of the module.
+        name: Of the dataclass; its defaults have to be literals.
+    """
+    source = Path(importlib.util.find_spec(module).origin).read_text(encoding="utf-8")
+    (found,) = (n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == name)
+    helps = _arguments_of(ast.get_docstring(found) or "")
+    return [
+        Flag(
+            field.target.id,
+            _types_of(ast.unparse(field.annotation), None),
+            ast.literal_eval(field.value),
+            helps.get(field.target.id, ""),
+            name,
+        )
+        for field in found.body
+        if isinstance(field, ast.AnnAssign)
+    ]
+
+
 def docstring_arguments(owner: type) -> dict[str, str]:
     """The ``Args:`` section of a Google-style docstring, by argument."""
-    doc = inspect.cleandoc(vars(owner).get("__doc__") or "")
+    return _arguments_of(inspect.cleandoc(vars(owner).get("__doc__") or ""))
+
+
+def _arguments_of(doc: str) -> dict[str, str]:
     section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", doc, re.MULTILINE)
     if section is None:
         return {}
@@ -193,13 +229,23 @@ def parse_assignments(option: str, assignments: Iterable[str]) -> dict[str, Any]
     return found
 
 
-def as_typer_parameters(flags: list[Flag]) -> list[inspect.Parameter]:
-    """Typer options for flags, grouped by the class that has them; what is not given arrives as None."""
+def as_typer_parameters(
+    flags: list[Flag], panels: Mapping[str, str] | None = None, defaults: Mapping[str, Any] | None = None
+) -> list[inspect.Parameter]:
+    """Typer options for flags; what is not given arrives as None.
+
+    Args:
+        flags: What there is.
+        panels: The panel of each in the help; None groups them by the class that has them.
+        defaults: What the help says of those whose default the command line changes.
+    """
     parameters = []
     for flag in flags:
         required = flag.default is inspect.Parameter.empty
-        text = flag.help if required else f"{flag.help} [default: {_default(flag)}]"
-        panel = f"Hyper-parameters of {flag.owner}"
+        default = (defaults or {}).get(flag.name)
+        shown = _default(flag) if default is None else default
+        text = flag.help if required else f"{flag.help} [default: {shown}]"
+        panel = f"Hyper-parameters of {flag.owner}" if panels is None else panels[flag.name]
         common = {"help": escape(text.strip()), "rich_help_panel": panel, "show_default": False}
         if flag.is_bool:
             negative = flag.option.replace("--", "--no-", 1)

@@ -1,125 +1,129 @@
-"""What the verbs that learn from files share: where output may go, progress, the log, and the closing lines."""
+"""What the verbs that learn from files share: flags, where output may go, and the closing lines."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_type_hints
+
+import typer
 
 from textrl_env.printable import printable
 
-#: What is shown of the metrics while training, in this order, and what it is called.
-_SHOWN = {
-    "train/loss": "loss",
-    "train/accuracy": "accuracy",
-    "rewards/accuracies": "accuracy",
-    "rewards/margins": "margin",
+#: Fewer optimiser steps than this teach little: Adam's averages have hardly settled.
+FEW_STEPS = 30
+
+# -- flags that the trainers share --------------------------------------------------------------------------
+
+_DATA, _MODEL, _ADAPTER, _RUN = "Data", "Loading", "What is trained, and how", "Watching and saving"
+
+BatchSize = Annotated[int, typer.Option(min=1, help="Records (comparisons) per optimiser step.")]
+MicroBatchSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="Of these, per forward pass: less memory, same result.", show_default="all"),
+]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(
+        min=2, help="The most tokens of a record.", show_default="what the model holds", rich_help_panel=_DATA
+    ),
+]
+TooLong = Annotated[
+    str,
+    typer.Option(
+        help="What becomes of longer records: cut (tokens off the prompt's beginning) or skip.",
+        rich_help_panel=_DATA,
+    ),
+]
+SkipBadRows = Annotated[
+    bool,
+    typer.Option(
+        "--skip-bad-rows",
+        help="Leave out rows that cannot be read; stop otherwise.",
+        rich_help_panel=_DATA,
+    ),
+]
+WarmupRatio = Annotated[
+    float, typer.Option(min=0, max=1, help="Share of the steps in which the learning rate rises from 0.")
+]
+WeightDecay = Annotated[float, typer.Option(min=0, help="Decoupled weight decay, on matrices only.")]
+MaxGradNorm = Annotated[float, typer.Option(help="The gradient's norm is clipped here.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the data's order, and of what is new in the model.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.", rich_help_panel=_MODEL)]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Write over an earlier output.", rich_help_panel=_RUN)
+]
+
+#: Where the options of :class:`~agents.offline.options.TrainerOptions` stand in the help.
+_PANELS = {
+    "lr_scheduler_type": _ADAPTER,
+    "lr_scheduler_kwargs": _ADAPTER,
+    "lora_rank": _ADAPTER,
+    "lora_alpha": _ADAPTER,
+    "lora_targets": _ADAPTER,
+    "autocast": _ADAPTER,
+    "gradient_checkpointing": _ADAPTER,
+    "eval_every": _RUN,
+    "save_every": _RUN,
+    "keep": _RUN,
+    "resume": _RUN,
+    "report_to": _RUN,
+    "log_dir": _RUN,
 }
-_REFRESH_SECONDS = 0.1
+#: The command line logs without being asked.
+_REPORT_TO = "csv,tensorboard"
 
 
-class Progress:
-    """A bar on a terminal, elsewhere a line for every tenth of the way; on standard error.
-
-    It has the two methods of a stable-baselines3 ``Logger`` that trainers call, so that it can be handed to them as
-    one, and hands rows on to a real one.
+def with_trainer_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with a flag for every field of :class:`~agents.offline.options.TrainerOptions`.
 
     Args:
-        title: What is being done.
-        total: Steps in all, as far as can be told.
-        unit: What a step is.
-        log_dir: Folder for TensorBoard events and ``progress.csv``; None logs nothing.
-        log_interval: Steps between two logged rows.
+        command: A typer command with a last parameter ``options``, which receives those that were given, as a dict.
     """
+    from agents.commands import flags
 
-    def __init__(
-        self,
-        title: str,
-        total: int,
-        unit: str = "steps",
-        log_dir: str | Path | None = None,
-        log_interval: int = 10,
-    ) -> None:
-        from rich.console import Console
+    own = list(inspect.signature(command).parameters.values())[:-1]
+    hints = get_type_hints(command, include_extras=True)
+    shared = {flag.name: flag for flag in flags.dataclass_flags("agents.offline.options", "TrainerOptions")}
 
-        self.console = Console(stderr=True)
-        self.title, self.total, self.unit, self.log_interval = title, total, unit, log_interval
-        self.row: dict[str, float] = {}
-        self.logger: Any = None
-        if log_dir is not None:
-            from stable_baselines3.common.logger import configure
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        given = {name: values.pop(name) for name in shared}
+        given = {name: value for name, value in given.items() if value is not None}
+        options = {
+            name: value if isinstance(value, bool) else flags.parse_value(shared[name], value)
+            for name, value in given.items()
+        }
+        targets = options.get("lora_targets", "all-linear")
+        if targets != "all-linear":
+            options["lora_targets"] = [name.strip() for name in targets.split(",")]
+        with warnings.catch_warnings():
+            from reward_models.data.lengths import DataWarning
 
-            self.logger = configure(str(log_dir), ["csv", "tensorboard"])
-        self._bar: Any = None
-        self._next_line, self._next_refresh = total / 10, 0.0
-        self._start = time.perf_counter()
+            warnings.simplefilter("ignore", DataWarning)  # the last page tells what was left out
+            command(**values, options={"report_to": _REPORT_TO} | options)
 
-    def __enter__(self) -> Progress:
-        if self.console.is_terminal:
-            from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
-
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                TaskProgressColumn(),
-                TextColumn("{task.fields[standing]}", style="cyan"),
-                TimeRemainingColumn(compact=True),
-            )
-            self._bar = Bar(*columns, console=self.console, transient=True)
-            self._task = self._bar.add_task(self.title, total=self.total, standing="")
-            self._bar.start()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        if self.logger is not None:
-            self.logger.close()
-
-    def record(self, name: str, value: float) -> None:
-        """One metric of the row to come."""
-        self.row[name] = value
-
-    def dump(self, step: int) -> None:
-        """A row is complete."""
-        if self.logger is not None and (step == 1 or step % self.log_interval == 0 or step == self.total):
-            for name, value in self.row.items():
-                self.logger.record(name, value)
-            self.logger.dump(step)
-        self.show(step, self._standing())
-        self.row = {}
-
-    def show(self, step: int, standing: str = "") -> None:
-        """So many steps are done, and this is how it stands."""
-        now = time.perf_counter()
-        if self._bar is not None:
-            if now >= self._next_refresh or step >= self.total:
-                self._next_refresh = now + _REFRESH_SECONDS
-                self._bar.update(self._task, completed=min(step, self.total), standing=standing)
-        elif step >= self._next_line:
-            while self._next_line <= step:
-                self._next_line += max(self.total / 10, 1)
-            line = f"{self.title} {step:,}/{self.total:,} {self.unit}  {standing}".rstrip()
-            self.console.print(line, highlight=False, soft_wrap=True)
-
-    @property
-    def seconds(self) -> float:
-        """Since it was made."""
-        return time.perf_counter() - self._start
-
-    def _standing(self) -> str:
-        return "  ".join(
-            f"{short} {self.row[name]:.3f}" for name, short in _SHOWN.items() if name in self.row
-        )
+    parameters = [p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+    panels = {name: _PANELS.get(name, _MODEL) for name in shared}
+    run.__signature__ = inspect.Signature(
+        [*parameters, *flags.as_typer_parameters(list(shared.values()), panels, {"report_to": _REPORT_TO})]
+    )
+    run.__annotations__ = {}
+    del run.__wrapped__  # its annotations would be read instead
+    return run
 
 
-def check_output(path: str | Path, overwrite: bool) -> Path:
-    """A folder or file that may be written: it is not there, or is empty, or may be overwritten."""
+# -- files --------------------------------------------------------------------------------------------------
+
+
+def check_output(path: str | Path, overwrite: bool, options: dict[str, Any] | None = None) -> Path:
+    """A folder or file that may be written: it is not there, or empty, or may be overwritten or gone on with."""
     path = Path(path).expanduser()
     there = any(path.iterdir()) if path.is_dir() else path.exists()
-    if there and not overwrite:
+    if there and not overwrite and not (options or {}).get("resume"):
         raise FileExistsError(f"{path} is already there; give another --output, or --overwrite")
     return path
 
@@ -147,6 +151,22 @@ def report(headline: str, figures: dict[str, float | str], skipped: Sequence[str
     if skipped:
         line = f"  {len(skipped)} bad rows were left out, the first: {printable(skipped[0])}"
         console.print(line, style="yellow", markup=False)
+
+
+def steps_and_loss(result: dict[str, Any]) -> dict[str, str]:
+    """How far training went and what it did to the loss, for :func:`report`."""
+    steps = int(result["steps"])
+    few = "" if steps >= FEW_STEPS else "; that is few: a smaller --batch-size or more --epochs makes more"
+    figures = {
+        "loss": f"{result['first_loss']:.4g} -> {result['loss']:.4g}",
+        "optimiser steps": f"{steps:,}{few}",
+        "records": f"{int(result['records']):,}",
+    }
+    if result["cut"]:
+        figures["cut"] = f"{int(result['cut']):,} records were too long (--too-long, --max-length)"
+    if result["skipped"]:
+        figures["left out"] = f"{int(result['skipped']):,} records"
+    return figures
 
 
 def print_next(commands: Sequence[tuple[str, str]]) -> None:

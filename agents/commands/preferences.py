@@ -99,6 +99,7 @@ def preferences(
     simulated raters, who err by Bradley-Terry; a language model is asked about every pair in both orders, and a verdict
     that changes with the order is a tie. What has been judged is written at once.
     """
+    from agents.callbacks.progress import ProgressBar
     from agents.commands import offline
     from agents.commands.flags import parse_assignments
     from agents.commands.terminal import quiet_transformers
@@ -118,7 +119,8 @@ def preferences(
     questions = load_prompts(
         embedded.path("prompts_train") if prompts is None else prompts, skip_bad_rows=skip_bad_rows
     )
-    with offline.Progress("preferences", len(questions), "prompts") as progress:
+    progress = ProgressBar("preferences", len(questions), "prompts")
+    try:
         records, statistics = collect_preferences(
             embedded.path("sft") if model is None else model,
             questions,
@@ -136,6 +138,9 @@ def preferences(
             device=device,
             callback=lambda done, total: progress.show(done),
         )
+        progress.finish()
+    finally:
+        progress.close()
     offline.report(
         f"{path}: {len(records):,} comparisons in {progress.seconds:.0f} s",
         _figures(statistics),

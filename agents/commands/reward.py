@@ -6,7 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
+from agents.commands import offline
 
+
+@offline.with_trainer_options
 def reward(
     model: Annotated[
         str | None,
@@ -37,67 +40,75 @@ def reward(
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            help="Peak of Adam's; warm-up, then a cosine to zero.", show_default="1e-5; embedded model 1e-3"
+            help="Peak of Adam's; warm-up, then --lr-scheduler-type.",
+            show_default="1e-5, with LoRA 1e-4; embedded model 1e-3",
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Comparisons per optimiser step.")] = 64,
+    warmup_ratio: offline.WarmupRatio = 0.05,
+    weight_decay: offline.WeightDecay = 0.0,
+    max_grad_norm: offline.MaxGradNorm = 1.0,
+    batch_size: offline.BatchSize = 64,
     centering: Annotated[
         float, typer.Option(help="Pulls scores towards 0, which comparisons leave free.")
     ] = 0.0,
-    skip_bad_rows: Annotated[
-        bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be read; stop otherwise.")
-    ] = False,
-    log_dir: Annotated[
-        str | None, typer.Option(metavar="DIR", help="TensorBoard events and progress.csv go here.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the new head and the data's order.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over an earlier output.")] = False,
+    max_length: offline.MaxLength = None,
+    too_long: offline.TooLong = "cut",
+    skip_bad_rows: offline.SkipBadRows = False,
+    seed: offline.Seed = 0,
+    device: offline.Device = "auto",
+    overwrite: offline.Overwrite = False,
+    options: dict[str, Any] | None = None,
 ) -> None:
     """Train a reward model on comparisons: it learns to score the chosen answer above the rejected one.
 
     Bradley-Terry: the loss is -log sigmoid(r(chosen) - r(rejected)). Scores are normalised to mean 0 and standard
     deviation 1 on the answers that were compared. The output is an AutoModelForSequenceClassification with one label.
     """
-    from agents.commands import offline
+    from agents.callbacks.progress import ProgressCallback
     from agents.commands.terminal import quiet_transformers
-    from agents.offline.trainer import count_steps
-    from reward_models.bradley_terry import train_reward_model
+    from agents.offline.reward_model import train_reward_model
     from textrl_env import embedded
 
     quiet_transformers()
-    folder = offline.check_output(output, overwrite)
+    options = options or {}
+    folder = offline.check_output(output, overwrite, options)
     source = offline.check_data(data, "preferences.jsonl", "textrl preferences writes it")
     start = str(embedded.path("sft") if model is None else model)
     rows, skipped = comparisons(source, skip_bad_rows)
     held_out = None if eval_data is None else comparisons(eval_data, skip_bad_rows)[0]
-    rate = learning_rate or (1e-3 if model is None else 1e-5)
-    epochs = epochs or (3.0 if model is None else 1.0)
-    with offline.Progress("reward", count_steps(len(rows), batch_size, epochs), log_dir=log_dir) as progress:
+    if learning_rate is None:
+        learning_rate = 1e-3 if model is None else 1e-5 if options.get("lora_rank") is None else 1e-4
+    progress = ProgressCallback(title="reward")
+    try:
         result = train_reward_model(
             start,
             rows,
             folder,
             eval_pairs=held_out,
-            epochs=epochs,
-            learning_rate=rate,
+            epochs=(3.0 if model is None else 1.0) if epochs is None else epochs,
+            learning_rate=learning_rate,
             batch_size=batch_size,
+            max_length=max_length,
+            too_long=too_long,
+            warmup_ratio=warmup_ratio,
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
             centering=centering,
             seed=seed,
             device=device,
-            logger=progress,
-            log_interval=1,
+            callback=progress,
+            **options,
         )
-    figures = {name: result[name] for name in ("loss", "accuracy", "steps")}
+    finally:
+        progress.close()
     scale = result["normalisation"]
-    figures |= {
-        "scores before normalising": f"mean {scale['mean']:.3g}, standard deviation {scale['std']:.3g}"
+    figures: dict[str, float | str] = dict(offline.steps_and_loss(result)) | {
+        "accuracy": result["accuracy"],
+        "scores before normalising": f"mean {scale['mean']:.3g}, standard deviation {scale['std']:.3g}",
     }
     if "eval" in result:
         figures |= {f"held-out {name}": result["eval"][name] for name in ("loss", "accuracy", "ece")}
-    offline.report(
-        f"{folder}: learned from {len(rows):,} comparisons in {progress.seconds:.0f} s", figures, skipped
-    )
+    offline.report(f"{folder}: a reward model in {progress.progress.seconds:.0f} s", figures, skipped)
     again = f" --model {model} --prompts FILE" if model is not None else ""
     offline.print_next([(f"textrl train{again} --reward {folder} --agent grpo", "reinforcement learning")])
 

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from agents.commands import offline
 
 #: The page of tokens, in the output folder.
 PAGE = "tokens.html"
 
 
+@offline.with_trainer_options
 def sft(
     data: Annotated[
         str,
         typer.Option(
             metavar="FILE",
-            help='Demonstrations, one JSON object a line: {"prompt", "completion"}, {"messages"} or {"text"} '
-            "(.jsonl, .json, .csv or .parquet).",
+            help='Demonstrations: {"prompt", "completion"}, {"messages"} or {"text"} '
+            "(.jsonl, .json, .csv, .parquet, .txt, or a folder that datasets saved).",
         ),
     ],
     model: Annotated[
         str | None,
-        typer.Option(help="Folder or hub id of a causal LM.", show_default="the embedded base model"),
+        typer.Option(
+            help="Folder or hub id of a causal LM, or an adapter's folder.",
+            show_default="the embedded base model",
+        ),
     ] = None,
     output: Annotated[str, typer.Option(metavar="DIR", help="Folder for the trained model.")] = "runs/sft",
     eval_data: Annotated[
@@ -32,79 +37,75 @@ def sft(
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            help="Peak of Adam's; warm-up, then a cosine to zero.", show_default="1e-4; embedded model 2e-3"
+            help="Peak of Adam's; warm-up, then --lr-scheduler-type.",
+            show_default="2e-5, with LoRA 2e-4; embedded model 2e-3",
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Records per optimiser step.")] = 32,
-    micro_batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Records per forward pass: less memory, same result.", show_default="all"),
-    ] = None,
-    max_length: Annotated[
-        int | None,
-        typer.Option(
-            min=2, help="Longer records are cut here, in tokens.", show_default="what the model holds"
-        ),
-    ] = None,
-    skip_bad_rows: Annotated[
-        bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be read; stop otherwise.")
-    ] = False,
-    log_dir: Annotated[
-        str | None, typer.Option(metavar="DIR", help="TensorBoard events and progress.csv go here.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the data's order.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over an earlier output.")] = False,
+    warmup_ratio: offline.WarmupRatio = 0.05,
+    weight_decay: offline.WeightDecay = 0.0,
+    max_grad_norm: offline.MaxGradNorm = 1.0,
+    batch_size: offline.BatchSize = 32,
+    micro_batch_size: offline.MicroBatchSize = None,
+    max_length: offline.MaxLength = None,
+    too_long: offline.TooLong = "cut",
+    skip_bad_rows: offline.SkipBadRows = False,
+    seed: offline.Seed = 0,
+    device: offline.Device = "auto",
+    overwrite: offline.Overwrite = False,
+    options: dict[str, Any] | None = None,
 ) -> None:
     """Fine-tune a model on demonstrations: the first step after pre-training.
 
     The loss is the mean of -log p over the tokens of the answers (end token included); prompts carry none. The output
     is an ordinary Hugging Face folder; tokens.html in it shows some records token by token, before and after.
     """
-    from agents.commands import offline
+    from agents.callbacks.progress import ProgressCallback
     from agents.commands.terminal import quiet_transformers
-    from agents.evaluation.token_heatmap import score_tokens
+    from agents.evaluation.token_page import TokenPage
     from agents.offline.demonstration_data import load_demonstrations
-    from agents.offline.sft import load_model
     from agents.offline.sft import sft as train
-    from agents.offline.trainer import count_steps
     from textrl_env import embedded
 
     quiet_transformers()
-    folder = offline.check_output(output, overwrite)
+    options = options or {}
+    folder = offline.check_output(output, overwrite, options)
     rows, skipped = load_demonstrations(data, skip_bad_rows)
     held_out = None if eval_data is None else load_demonstrations(eval_data, skip_bad_rows)[0]
-    rate = learning_rate or (2e-3 if model is None else 1e-4)
-    steps = count_steps(len(rows), batch_size, epochs)
-    start = embedded.path("base") if model is None else model
-    learner, tokenizer = load_model(start, None, device)
-    shown = _some(rows if held_out is None else held_out)
-    before = score_tokens(learner, tokenizer, shown, max_length)
-    with offline.Progress("sft", steps, log_dir=log_dir) as progress:
+    if learning_rate is None:
+        learning_rate = 2e-3 if model is None else 2e-5 if options.get("lora_rank") is None else 2e-4
+    page = TokenPage(folder / PAGE, _some(rows if held_out is None else held_out), max_length)
+    progress = ProgressCallback(title="sft")
+    try:
         result = train(
-            learner,
+            embedded.path("base") if model is None else model,
             rows,
             folder,
-            tokenizer=tokenizer,
             eval_data=held_out,
             epochs=epochs,
-            learning_rate=rate,
+            learning_rate=learning_rate,
             batch_size=batch_size,
             micro_batch_size=micro_batch_size,
             max_length=max_length,
+            too_long=too_long,
+            warmup_ratio=warmup_ratio,
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
             seed=seed,
             device=device,
-            logger=progress,
-            log_interval=1,
+            callback=[progress, page],
+            **options,
         )
-        if before:
-            scored = {"before": before, "after": score_tokens(learner, tokenizer, shown, max_length)}
-            _show_tokens(scored, folder, progress, steps)
-    figures = {name.replace("_", " "): value for name, value in result.items()}
-    offline.report(
-        f"{folder}: fine-tuned on {len(rows):,} records in {progress.seconds:.0f} s", figures, skipped
-    )
-    if before:
+    finally:
+        progress.close()
+    figures: dict[str, float | str] = dict(offline.steps_and_loss(result))
+    figures["tokens that carried loss"] = f"{result['tokens']:,.0f}"
+    figures |= {
+        name.replace("eval_", "held-out "): value
+        for name, value in result.items()
+        if name.startswith("eval_")
+    }
+    offline.report(f"{folder}: fine-tuned in {progress.progress.seconds:.0f} s", figures, skipped)
+    if page.written:
         print(f"\n{folder / PAGE} shows how sure the model is of every token, before and after")
     offline.print_next(
         [
@@ -117,17 +118,3 @@ def sft(
 def _some(rows: list[dict[str, Any]], count: int = 8) -> list[dict[str, Any]]:
     """``count`` rows, spread over all of them."""
     return rows[:: max(len(rows) // count, 1)][:count]
-
-
-def _show_tokens(scored: dict[str, Any], folder: Path, progress: Any, step: int) -> None:
-    """How sure the model was and is of every token: a page beside the model, and a picture in TensorBoard."""
-    from stable_baselines3.common.logger import TensorBoardOutputFormat
-
-    from agents.evaluation.token_heatmap import heatmap_html
-    from agents.evaluation.token_heatmap_image import heatmap_image
-
-    title = "What fine-tuning has taught: how sure the model is of every token"
-    (folder / PAGE).write_text(heatmap_html(scored, title), encoding="utf-8")
-    for output in () if progress.logger is None else progress.logger.output_formats:
-        if isinstance(output, TensorBoardOutputFormat):  # the CSV would get an empty row
-            output.writer.add_image("samples/tokens", heatmap_image(scored, title), step, dataformats="HWC")

@@ -12,7 +12,7 @@ budget says so with ``chosen_ended`` / ``rejected_ended`` / ``ended`` false and 
     dpo("my-sft", "preferences.jsonl", output="my-dpo", beta=0.1, learning_rate=1e-5)
 
 The reference is the model as it was at the start; its log-probabilities are computed once, so only one model is in
-memory while training. Dropout is off. Left out: a temperature other than 1, precision below float32.
+memory while training. Dropout is off. Left out: a temperature other than 1.
 """
 
 from __future__ import annotations
@@ -27,17 +27,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from agents.offline.callbacks import StepCallback, StepCallbacks
+from agents.offline.callbacks import StepCallback
+from agents.offline.learner import Learner
+from agents.offline.options import TrainerOptions
 from agents.offline.preference_data import Item, completion_length, load_preferences
 from agents.offline.preference_losses import dpo_loss, ipo_loss, kto_kl, kto_loss, simpo_loss
 from agents.offline.sft import IGNORE, Example, check_examples, learn_ends, load_model, pad_batch
-from agents.offline.trainer import optimise, tail_mean
+from agents.offline.trainer import Task, length_batches, optimise, tail_mean
 from reward_models.data.encoding import TextEncoder
 from reward_models.data.lengths import Lengths
 from textrl_env.errors import check_choice
 
 #: Names as in TRL; "sigmoid_norm" is DPO normalised by length, as in Tulu 3.
 LOSSES = ("sigmoid", "sigmoid_norm", "ipo", "kto", "simpo")
+#: Where 0.1 is not the weight to start with: losses that look at means over tokens.
+DEFAULT_BETA = {"sigmoid_norm": 5.0, "simpo": 2.0}
 
 
 def dpo(
@@ -71,6 +75,7 @@ def dpo(
     logger: Any = None,
     log_interval: int = 10,
     callback: StepCallback | None = None,
+    **options: Any,
 ) -> dict[str, float]:
     """Fine-tune a causal language model on preferences.
 
@@ -86,7 +91,7 @@ def dpo(
         undesirable_weight: Of the others, for "kto".
         reference: None is the model as it is at the start (of a PEFT model: whatever it says at the start).
         tokenizer: None takes the one that lies beside the model.
-        eval_data: Held-out records, scored at the end.
+        eval_data: Held-out records, scored at the end, and every ``eval_every`` steps.
         epochs: Passes over the data; may be a fraction.
         learning_rate: Peak of Adam's learning rate; linear warm-up, then a cosine to zero. A model of billions of
             weights wants 5e-7 to 5e-6, one of a hundred thousand a hundred times that.
@@ -108,6 +113,7 @@ def dpo(
         log_interval: Optimiser steps between logged rows.
         callback: stable-baselines3 callbacks (a timestep is an optimiser step), or a function of the step's number
             and its metrics, which stops the training by returning False.
+        **options: See :class:`agents.offline.options.TrainerOptions`: adapters, schedules, checkpoints, logs, loading.
 
     Returns:
         ``loss``, ``margin`` and (of pairs) ``accuracy`` over the last tenth of the steps, ``steps``, ``records``
@@ -120,60 +126,67 @@ def dpo(
     check_choice("loss", loss, LOSSES)
     if not beta > 0:
         raise ValueError(f"beta must be > 0, got {beta}")
-    model, tokenizer = load_model(model, tokenizer, device)
+    settings = TrainerOptions.of("dpo()", options)
+    learner = Learner(model, tokenizer, device, settings, seed=seed)
+    model, tokenizer = learner.model, learner.tokenizer
     lengths = Lengths.of(max_length, model.config, tokenizer, too_long)
-    options = {"paired": loss != "kto", "skip_bad_rows": skip_bad_rows, "seed": seed}
+    reading = {"paired": loss != "kto", "skip_bad_rows": skip_bad_rows, "seed": seed}
     encoder = TextEncoder(tokenizer, chat_template_kwargs, allow_control_tokens)
-    items, skipped = load_preferences(data, encoder, lengths=lengths, **options)
+    items, skipped = load_preferences(data, encoder, lengths=lengths, **reading)
     eval_items: list[Item] = []
     if eval_data is not None:
         eval_lengths = Lengths(lengths.limit, too_long)
-        eval_items, _ = load_preferences(eval_data, encoder, lengths=eval_lengths, **options)
+        eval_items, _ = load_preferences(eval_data, encoder, lengths=eval_lengths, **reading)
     examples = [side for item in [*items, *eval_items] for side in (item.first, item.second)]
     check_examples(examples, model)
-    learn_ends(model, encoder, examples)
-    teacher = model if reference is None else load_model(reference, tokenizer, device)[0]
+    learn_ends(learner.plain, encoder, examples)
+    teacher = model
+    if reference is not None:
+        teacher = load_model(reference, tokenizer, device, settings.loading)[0]
     objective = Objective(
         loss, beta, label_smoothing, gamma, desirable_weight, undesirable_weight, _pad_id(tokenizer)
     )
-    known = objective.reference(teacher, [*items, *eval_items])  # [N + M, 2]
+    with learner.precision():
+        known = objective.reference(teacher, [*items, *eval_items])  # [N + M, 2]
     del teacher
 
-    def accumulate(indices: list[int]) -> dict[str, float]:
+    def backward(indices: list[int]) -> dict[str, float]:
         rows = torch.tensor(indices, device=known.device)
         return objective.backward(model, [items[i] for i in indices], known[rows], micro_batch_size)
 
-    with StepCallbacks(callback, model, tokenizer, logger) as on_step:
-        history = optimise(
-            model,
-            [max(len(item.first.input_ids), len(item.second.input_ids)) for item in items],
-            accumulate,
-            epochs=epochs,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            warmup_ratio=warmup_ratio,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            dropout=False,
-            seed=seed,
-            logger=logger,
-            log_interval=log_interval,
-            callback=on_step,
-        )
-    result = _summary({name: tail_mean(history, name) for name in _SUMMARY})
-    result |= {
-        "steps": float(len(history)),
-        "records": float(len(items)),
-        "skipped": float(skipped),
-        "cut": float(lengths.cut),
-    }
-    if eval_items:
-        metrics = objective.evaluate(model, eval_items, known[len(items) :], micro_batch_size or batch_size)
-        result |= {f"eval_{name}": value for name, value in _summary(metrics).items()}
+    def evaluate() -> dict[str, float]:
+        return objective.evaluate(model, eval_items, known[len(items) :], micro_batch_size or batch_size)
+
+    trained = optimise(
+        learner,
+        Task(
+            length_batches(
+                [max(len(item.first.input_ids), len(item.second.input_ids)) for item in items], batch_size
+            ),
+            backward,
+            evaluate if eval_items else None,
+        ),
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        warmup_ratio=warmup_ratio,
+        weight_decay=weight_decay,
+        max_grad_norm=max_grad_norm,
+        dropout=False,
+        seed=seed,
+        logger=logger,
+        log_interval=log_interval,
+        callback=callback,
+        options=settings,
+        output=output,
+    )
     if output is not None:
-        model.save_pretrained(output)
-        tokenizer.save_pretrained(output)
-    return result
+        learner.save(output)
+    history = trained.history
+    result = _summary({name: tail_mean(history, name) for name in _SUMMARY})
+    result |= {"first_loss": history[0]["loss"], "steps": float(len(history)), "records": float(len(items))}
+    result |= {"skipped": float(skipped), "cut": float(lengths.cut)}
+    return result | {f"eval_{name}": value for name, value in _summary(trained.held_out).items()}
 
 
 #: What is returned, of what is logged.

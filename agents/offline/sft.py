@@ -10,8 +10,8 @@ Prompt tokens carry no loss, the end token does. Records are ``{"prompt", "compl
 
     sft("path-or-hub-id", "demonstrations.jsonl", output="my-sft", epochs=3, learning_rate=1e-4)
 
-Left out: packing several records into one row, sharding over processes, adapters (wrap the model in PEFT and pass
-it in).
+Adapters, schedules, checkpoints and logs are those of every trainer on files: :mod:`agents.offline.options`. Left out:
+packing several records into one row, sharding over processes.
 """
 
 from __future__ import annotations
@@ -25,15 +25,18 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from agents.offline.callbacks import StepCallback, StepCallbacks
+from agents.offline.callbacks import StepCallback
 from agents.offline.demonstration_data import load_demonstrations
-from agents.offline.trainer import optimise, tail_mean
+from agents.offline.learner import Learner
+from agents.offline.options import TrainerOptions
+from agents.offline.trainer import Task, length_batches, optimise, tail_mean
 from reward_models.data.encoding import Encoded, TextEncoder, check_ids
 from reward_models.data.lengths import Lengths
+from reward_models.loading import LoadOptions
 from textrl_env.errors import did_you_mean
-from textrl_env.lm.causal_lm import check_model_path, choose_device
+from textrl_env.lm.causal_lm import CausalLM
 
 IGNORE = -100
 
@@ -194,18 +197,21 @@ def sft(
     logger: Any = None,
     log_interval: int = 10,
     callback: StepCallback | None = None,
+    **options: Any,
 ) -> dict[str, float]:
     """Fine-tune a causal language model on demonstrations (or pre-train it on texts).
 
     Args:
-        model: Folder, hub id, or a live model, which is trained in place.
+        model: Folder (of a model, or of a peft adapter, which is merged into its model), hub id, or a live model, which
+            is trained in place.
         data: Records in any of the forms of the module's docstring: a list, a dataset of ``datasets``, or a file or
             folder that :mod:`reward_models.data.rows` reads.
         output: Folder for the trained model and its tokenizer, an ordinary Hugging Face folder.
         tokenizer: None takes the one that lies beside the model.
-        eval_data: Held-out records, scored at the end.
+        eval_data: Held-out records, scored at the end, and every ``eval_every`` steps.
         epochs: Passes over the data; may be a fraction.
-        learning_rate: Peak of Adam's learning rate; linear warm-up, then a cosine to zero.
+        learning_rate: Peak of Adam's learning rate; linear warm-up, then ``lr_scheduler_type``, a cosine to zero. A
+            pre-trained model of billions of weights wants 1e-5 to 5e-5, an adapter ten times that.
         batch_size: Records per optimiser step.
         micro_batch_size: Records per forward pass; None is all of the batch. Changes memory, not the result.
         max_length: The most tokens of a record; None is what the model can hold.
@@ -224,63 +230,68 @@ def sft(
         log_interval: Optimiser steps between logged rows.
         callback: stable-baselines3 callbacks (a timestep is an optimiser step), or a function of the step's number
             and its metrics, which stops the training by returning False.
+        **options: See :class:`agents.offline.options.TrainerOptions`: adapters, schedules, evaluation,
+            checkpoints, logs, loading.
 
     Returns:
-        ``loss`` (mean over the last tenth of the steps), ``steps``, ``tokens`` that carried loss, ``records`` learned
-        from, ``skipped`` ones, ``cut`` ones, and with ``eval_data`` ``eval_loss``, ``eval_perplexity``,
-        ``eval_accuracy``.
+        ``loss`` (mean over the last tenth of the steps), ``first_loss`` (before the first step), ``steps``, ``tokens``
+        that carried loss, ``records`` learned from, ``skipped`` ones, ``cut`` ones, and with ``eval_data``
+        ``eval_loss``, ``eval_perplexity``, ``eval_accuracy``.
 
     Raises:
         ValueError: When no record has a token to learn from, or a record has none of the known forms.
     """
-    model, tokenizer = load_model(model, tokenizer, device)
+    settings = TrainerOptions.of("sft()", options)
+    learner = Learner(model, tokenizer, device, settings, seed=seed)
+    model, tokenizer = learner.model, learner.tokenizer
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     lengths = Lengths.of(max_length, model.config, tokenizer, too_long)
     encoder = TextEncoder(tokenizer, chat_template_kwargs, allow_control_tokens)
     examples = encode_all(data, encoder, lengths, skip_bad_rows)
     check_examples(examples, model)
-    learn_ends(model, encoder, examples)
-    tokens = 0
+    learn_ends(learner.plain, encoder, examples)
+    held_out: list[Example] = []
+    if eval_data is not None:
+        held_out = encode_all(eval_data, encoder, Lengths(lengths.limit, too_long), skip_bad_rows)
 
-    def accumulate(indices: list[int]) -> dict[str, float]:
-        nonlocal tokens
+    def backward(indices: list[int]) -> dict[str, float]:
         batch = [examples[i] for i in indices]
-        tokens += sum(label != IGNORE for e in batch for label in e.labels[1:])
-        return {"loss": accumulate_gradients(model, batch, pad_id, micro_batch_size)}
+        tokens = float(sum(label != IGNORE for e in batch for label in e.labels[1:]))
+        return {"loss": accumulate_gradients(model, batch, pad_id, micro_batch_size), "tokens": tokens}
 
-    with StepCallbacks(callback, model, tokenizer, logger) as on_step:
-        history = optimise(
-            model,
-            [len(e.input_ids) for e in examples],
-            accumulate,
-            epochs=epochs,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            warmup_ratio=warmup_ratio,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            dropout=dropout,
-            seed=seed,
-            logger=logger,
-            log_interval=log_interval,
-            callback=on_step,
-        )
-    result = {
+    trained = optimise(
+        learner,
+        Task(
+            length_batches([len(e.input_ids) for e in examples], batch_size),
+            backward,
+            (lambda: evaluate_sft(model, held_out, pad_id)) if held_out else None,
+        ),
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        warmup_ratio=warmup_ratio,
+        weight_decay=weight_decay,
+        max_grad_norm=max_grad_norm,
+        dropout=dropout,
+        seed=seed,
+        logger=logger,
+        log_interval=log_interval,
+        callback=callback,
+        options=settings,
+        output=output,
+    )
+    history = trained.history
+    if output is not None:
+        learner.save(output)
+    return {
         "loss": tail_mean(history, "loss"),
+        "first_loss": history[0]["loss"],
         "steps": float(len(history)),
-        "tokens": float(tokens),
+        "tokens": sum(metrics["tokens"] for metrics in history),
         "records": float(len(examples)),
         "skipped": float(lengths.left_out),
         "cut": float(lengths.cut),
-    }
-    if eval_data is not None:
-        held_out = encode_all(eval_data, encoder, Lengths(lengths.limit, too_long), skip_bad_rows)
-        scored = evaluate_sft(model, held_out, pad_id)
-        result |= {f"eval_{name}": value for name, value in scored.items()}
-    if output is not None:
-        model.save_pretrained(output)
-        tokenizer.save_pretrained(output)
-    return result
+    } | {f"eval_{name}": value for name, value in trained.held_out.items()}
 
 
 def check_examples(examples: Iterable[Example], model: PreTrainedModel) -> None:
@@ -310,21 +321,11 @@ def load_model(
     model: str | Path | PreTrainedModel,
     tokenizer: str | Path | PreTrainedTokenizerBase | None,
     device: str | torch.device,
+    loading: LoadOptions | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model in float32 on its device, and its tokenizer; either may come as a path or live."""
-    if isinstance(model, (str, Path)):
-        check_model_path(model)
-        tokenizer = model if tokenizer is None else tokenizer
-        model = AutoModelForCausalLM.from_pretrained(str(model), dtype=torch.float32, trust_remote_code=False)
-    if tokenizer is None:
-        raise ValueError("a live model needs its tokenizer: pass tokenizer=...")
-    if isinstance(tokenizer, (str, Path)):
-        tokenizer = AutoTokenizer.from_pretrained(str(tokenizer), trust_remote_code=False)
-    if tokenizer.eos_token_id is None:
-        raise ValueError(
-            "the tokenizer has no EOS token, so the model could not learn to stop; set eos_token"
-        )
-    return model.to(choose_device(device)), tokenizer
+    """A model to read from, on its device, and its tokenizer; either may come as a path or live."""
+    lm = CausalLM.load(model, tokenizer, device=device, **vars(loading or LoadOptions()))
+    return lm.model, lm.tokenizer
 
 
 def tell_about_turns(encoded: Sequence[Encoded]) -> None:

@@ -1,27 +1,56 @@
-"""The optimisation loop that supervised fine-tuning and preference learning share.
+"""The optimisation loop of every trainer on files: fine-tuning, preference learning, reward models.
 
-Batches of records of like length, a learning rate that warms up and then follows a cosine down to zero, a clipped
-gradient, one seed, one log. What a batch's loss is, is the caller's: a function that back-propagates it and says
-what it was. Left out: several processes, mixed precision.
+Batches of an epoch, a learning rate that follows one of transformers' schedules, a clipped gradient, one seed, one log,
+held-out records now and then, checkpoints to go on from. What a batch is and what its loss is, is the caller's: see
+:class:`Task`. Left out: several processes.
+
+A run that was stopped and goes on with ``resume=True`` ends with bitwise the weights of one that was not, on the CPU.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedModel
 
+from agents.algorithms.schedules import lr_multiplier
+from agents.offline.callbacks import StepCallback, StepCallbacks
+from agents.offline.checkpoints import Checkpoints
+from agents.offline.learner import Learner
+from agents.offline.options import TrainerOptions
 from agents.process import tuned_for
+from agents.runs.logs import open_logger
+
+
+class Task(NamedTuple):
+    """What one method of training brings to the loop.
+
+    Attributes:
+        batches: One epoch of batches, in an order drawn from a random stream.
+        backward: Back-propagates the mean loss of a batch; returns metrics, "loss" among them.
+        evaluate: Metrics of the held-out records; None where there are none.
+    """
+
+    batches: Callable[[random.Random], Iterable[Any]]
+    backward: Callable[[Any], dict[str, float]]
+    evaluate: Callable[[], dict[str, float]] | None = None
+
+
+class Trained(NamedTuple):
+    """How training went: the metrics of every step, and of the held-out records at the end (empty without them)."""
+
+    history: list[dict[str, float]]
+    held_out: dict[str, float]
 
 
 def optimise(
-    model: PreTrainedModel,
-    lengths: Sequence[int],
-    accumulate: Callable[[list[int]], dict[str, float]],
+    learner: Learner,
+    task: Task,
     *,
     epochs: float,
     learning_rate: float,
@@ -33,14 +62,15 @@ def optimise(
     seed: int,
     logger: Any,
     log_interval: int,
-    callback: Callable[[int, dict[str, float]], bool] | None,
-) -> list[dict[str, float]]:
-    """Train a model in place on records that are known by their indices.
+    callback: StepCallback | None,
+    options: TrainerOptions,
+    output: str | Path | None = None,
+) -> Trained:
+    """Train a model in place.
 
     Args:
-        model: Trained in place; left in eval mode.
-        lengths: Of each record, in tokens; records of like length share a batch.
-        accumulate: Takes the indices of a batch, back-propagates its loss, returns metrics ("loss" among them).
+        learner: The model; left in eval mode.
+        task: Its batches and their loss.
         epochs: Passes over the records; may be a fraction.
         learning_rate: Peak of Adam's learning rate.
         batch_size: Records per optimiser step.
@@ -49,50 +79,136 @@ def optimise(
         max_grad_norm: The gradient's norm is clipped here.
         dropout: Whether the model's dropout is active.
         seed: Of data order and dropout.
-        logger: A stable-baselines3 ``Logger``, or None.
+        logger: A stable-baselines3 ``Logger``, or None for the one that ``options.report_to`` asks for.
         log_interval: Optimiser steps between logged rows.
-        callback: Called after every optimiser step with the step's number and its metrics; False stops.
+        callback: Called after every optimiser step; see :mod:`agents.offline.callbacks`.
+        options: The schedule, evaluation, checkpoints and logs.
+        output: Where checkpoints and logs go.
 
     Returns:
-        The metrics of every step, with ``learning_rate`` and ``grad_norm``.
+        The metrics of every step, with ``learning_rate`` and ``grad_norm``, and those of the held-out records.
+
+    Raises:
+        ValueError: A setting out of range, or a checkpoint of another run.
+        FloatingPointError: The gradient is no number any more.
     """
     if batch_size < 1 or not epochs > 0:
         raise ValueError(f"batch_size must be at least 1 and epochs > 0, got {batch_size} and {epochs}")
-    rng = random.Random(seed)
-    total_steps = count_steps(len(lengths), batch_size, epochs)
-    optimizer = torch.optim.AdamW(_parameter_groups(model, weight_decay), lr=learning_rate)
-    history: list[dict[str, float]] = []
-    model.train(dropout)
-    with tuned_for(model, large_tensors=True), torch.random.fork_rng(enabled=dropout):
+    if output is None and (options.save_every is not None or options.resume):
+        raise ValueError("save_every and resume need an output folder, where the checkpoints are")
+    per_epoch = sum(1 for _ in task.batches(random.Random(seed)))
+    total_steps = max(1, round(epochs * per_epoch))
+    multiplier = lr_multiplier(options.lr_scheduler_type, warmup_ratio, _plain(options.lr_scheduler_kwargs))
+    named = learner.parameters()
+    optimizer = torch.optim.AdamW(_parameter_groups(named, weight_decay), lr=learning_rate)
+    # What a checkpoint must have in common with the run that goes on from it.
+    identity = {
+        "batches": per_epoch,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "lr_scheduler_type": options.lr_scheduler_type,
+        "warmup_ratio": warmup_ratio,
+        "total_steps": total_steps,
+        "seed": seed,
+        "dropout": dropout,
+    }
+    checkpoints = Checkpoints(learner, optimizer, output, options.keep, identity)
+    history: list[dict[str, float]] = checkpoints.resume() if options.resume else []
+    first = len(history)
+    held_out: dict[str, float] = {}
+    own_logger = logger is None and options.reports != ["none"]
+    if own_logger:
+        logger = open_logger(_log_folder(options, output), first, options.reports)
+    with (
+        tuned_for(learner.model, large_tensors=True),
+        torch.random.fork_rng(enabled=dropout),
+        learner.saving_memory(),
+        StepCallbacks(callback, learner, logger, total_steps, first) as on_step,
+    ):
         if dropout:
             torch.manual_seed(seed)
-        while len(history) < total_steps:
-            for indices in batches(lengths, batch_size, rng):
-                rate = learning_rate * warmup_cosine(len(history), total_steps, warmup_ratio)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                optimizer.zero_grad(set_to_none=True)
-                metrics = accumulate(indices)
-                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm).item()
-                if not math.isfinite(norm):
-                    raise FloatingPointError(
-                        f"the gradient norm became {norm} at step {len(history) + 1}; "
-                        "a lower learning_rate usually helps"
-                    )
-                optimizer.step()
-                history.append(metrics | {"learning_rate": rate, "grad_norm": norm})
-                _log(logger, history[-1], len(history), log_interval)
-                if callback is not None and not callback(len(history), history[-1]):
-                    total_steps = len(history)
-                if len(history) == total_steps:
-                    break
-    model.eval()
-    return history
+            checkpoints.restore_random_state()
+        learner.model.train(dropout)
+        for step, batch in enumerate(_stream(task.batches, random.Random(seed)), 1):
+            if step <= first:  # the order of the data goes on where it was
+                continue
+            if step > total_steps:
+                break
+            # The middle of a step, so that neither the first nor the last is one of rate 0.
+            rate = learning_rate * multiplier((step - 0.5) / total_steps)
+            metrics = _one_step(learner, task, batch, optimizer, rate, max_grad_norm, step)
+            history.append(metrics)
+            ends = step == total_steps
+            if task.evaluate is not None and (ends or _is_due(step, options.eval_every)):
+                held_out = _look(learner, task.evaluate, dropout)
+                metrics |= {f"eval/{name}": value for name, value in held_out.items()}
+            if _is_due(step, options.save_every):
+                checkpoints.save(history)
+            _log(logger, metrics, step, step == 1 or ends or step % log_interval == 0)
+            if not on_step(step, metrics):
+                break
+        if task.evaluate is not None and not held_out:  # stopped early, or resumed at the end
+            held_out = _look(learner, task.evaluate, dropout)
+    if own_logger:
+        logger.close()
+    learner.finish()
+    return Trained(history, held_out)
 
 
-def count_steps(num_records: int, batch_size: int, epochs: float) -> int:
-    """Optimiser steps that :func:`optimise` will take."""
-    return max(1, round(epochs * math.ceil(num_records / batch_size)))
+def _one_step(
+    learner: Learner,
+    task: Task,
+    batch: Any,
+    optimizer: torch.optim.Optimizer,
+    rate: float,
+    max_grad_norm: float,
+    step: int,
+) -> dict[str, float]:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    with learner.precision():
+        metrics = task.backward(batch)
+    norm = torch.nn.utils.clip_grad_norm_([p for _, p in learner.parameters()], max_grad_norm).item()
+    if not math.isfinite(norm):
+        raise FloatingPointError(
+            f"the gradient norm became {norm} at step {step}; a lower learning_rate usually helps"
+        )
+    optimizer.step()
+    return metrics | {"learning_rate": rate, "grad_norm": norm}
+
+
+def _look(learner: Learner, evaluate: Callable[[], dict[str, float]], dropout: bool) -> dict[str, float]:
+    learner.model.eval()
+    with torch.no_grad(), learner.precision():
+        found = evaluate()
+    learner.model.train(dropout)
+    return found
+
+
+def _stream(batches: Callable[[random.Random], Iterable[Any]], rng: random.Random) -> Iterator[Any]:
+    """The batches of one epoch after the other, without end."""
+    while True:
+        yield from batches(rng)
+
+
+def _is_due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def _plain(mapping: Any) -> dict[str, Any] | None:
+    """A mapping as a dict; a text, as the command line has it, as JSON."""
+    if isinstance(mapping, str):
+        mapping = json.loads(mapping)
+    return None if mapping is None else dict(mapping)
+
+
+def _log_folder(options: TrainerOptions, output: str | Path | None) -> Path:
+    if options.log_dir is not None:
+        return Path(options.log_dir)
+    if output is None:
+        raise ValueError(f"report_to={options.report_to!r} needs log_dir or an output folder to write to")
+    return Path(output) / "logs"
 
 
 def tail_mean(history: Sequence[dict[str, float]], name: str) -> float:
@@ -101,41 +217,44 @@ def tail_mean(history: Sequence[dict[str, float]], name: str) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def batches(lengths: Sequence[int], batch_size: int, rng: random.Random) -> Iterator[list[int]]:
-    """One epoch of shuffled batches of indices whose lengths are alike (little padding).
+def length_batches(lengths: Sequence[int], batch_size: int) -> Callable[[random.Random], Iterator[list[int]]]:
+    """Shuffled batches of indices whose records are of like length (little padding), for :class:`Task`.
 
     Shuffles, sorts pools of 32 batches by length, cuts them up, and shuffles the batches.
+
+    Args:
+        lengths: Of each record, in tokens.
+        batch_size: Records in a batch.
     """
-    order = list(range(len(lengths)))
-    rng.shuffle(order)
-    cut = []
-    for start in range(0, len(order), 32 * batch_size):
-        pool = sorted(order[start : start + 32 * batch_size], key=lambda i: lengths[i])
-        cut += [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
-    rng.shuffle(cut)
-    yield from cut
+
+    def batches(rng: random.Random) -> Iterator[list[int]]:
+        order = list(range(len(lengths)))
+        rng.shuffle(order)
+        cut = []
+        for start in range(0, len(order), 32 * batch_size):
+            pool = sorted(order[start : start + 32 * batch_size], key=lambda i: lengths[i])
+            cut += [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
+        rng.shuffle(cut)
+        yield from cut
+
+    return batches
 
 
-def warmup_cosine(step: int, total_steps: int, warmup_ratio: float) -> float:
-    """Share of the peak learning rate at ``step``: linear warm-up, then a cosine down to zero."""
-    warmup = max(1, round(warmup_ratio * total_steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total_steps - warmup)))
-
-
-def _parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [
+def _parameter_groups(
+    named: Sequence[tuple[str, torch.nn.Parameter]], weight_decay: float
+) -> list[dict[str, Any]]:
+    trained = [parameter for _, parameter in named]
+    groups = [
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
     ]
+    return [group for group in groups if group["params"]]
 
 
-def _log(logger: Any, metrics: dict[str, float], step: int, log_interval: int) -> None:
+def _log(logger: Any, metrics: dict[str, float], step: int, is_due: bool) -> None:
     """Record a row; a metric without a group of its own ("rewards/...") goes under "train/"."""
-    if logger is None or (step != 1 and step % log_interval):
+    if logger is None or not (is_due or any(name.startswith("eval/") for name in metrics)):
         return
-    for name, value in metrics.items():
+    for name, value in ({"time/total_timesteps": step} | metrics).items():
         logger.record(name if "/" in name else f"train/{name}", value)
     logger.dump(step)

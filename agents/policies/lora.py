@@ -6,7 +6,8 @@
 tree of its own. The model without the adapter therefore stays what it was, the reference of the KL costs no memory
 of its own, and no switch has to be thrown between the two. Needs peft: ``pip install 'textrl-env[lora]'``.
 
-Left out: adapters on embeddings and output heads, dropout inside the adapter, quantised weights.
+Left out: adapters on embeddings, output heads and the experts of a mixture (which are no linear layers in
+transformers), dropout inside the adapter.
 """
 
 from __future__ import annotations
@@ -32,7 +33,12 @@ _SAMPLED = 64
 
 def share(model: PreTrainedModel) -> PreTrainedModel:
     """A module tree of its own over the very weights of ``model``, frozen in the new tree only."""
-    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    if getattr(
+        model, "is_quantized", False
+    ):  # its parameters hold more than a tensor, and nothing trains them
+        memo: dict[int, Any] = {id(p): p.requires_grad_(False) for p in model.parameters()}
+    else:
+        memo = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     memo |= {id(buffer): buffer for buffer in model.buffers()}
     return copy.deepcopy(model, memo)
 
@@ -88,26 +94,86 @@ def check_no_adapter(model: nn.Module) -> None:
 
 
 def _targets(model: PreTrainedModel, targets: str | Sequence[str]) -> tuple[list[str], bool]:
-    """Names of the layers to adapt, and whether they keep their weights transposed (GPT-2's do)."""
-    linear = {
-        name.rpartition(".")[2]: layer
-        for name, layer in model.base_model.named_modules()
-        if isinstance(layer, (nn.Linear, Conv1D))
-    }
-    names = sorted(linear) if targets == "all-linear" else targets
-    if isinstance(names, str):
-        raise ValueError(f'lora_targets is "all-linear" or a list of names, got {names!r}; try [{names!r}]')
-    for name in names:
-        if name not in linear:
-            raise ValueError(
-                f"lora_targets names {name!r}, which is no linear layer of the body of "
-                f"{type(model).__name__}. {did_you_mean(name, linear)}"
-            )
-    if not names:
+    """Names of the layers to adapt, and whether they keep their weights transposed (GPT-2's do).
+
+    A name is the last part of a layer's ("q_proj") where every module of that name can be adapted, otherwise whole.
+    """
+    if isinstance(targets, str) and targets != "all-linear":
+        raise ValueError(
+            f'lora_targets is "all-linear" or a list of names, got {targets!r}; try [{targets!r}]'
+        )
+    body = {id(module) for module in model.base_model.modules()}
+    modules = {name: module for name, module in model.named_modules() if id(module) in body}
+    linear = {name: layer for name, layer in modules.items() if isinstance(layer, (nn.Linear, Conv1D))}
+    usable = {name: layer for name, layer in linear.items() if not _cannot_adapt(model, name)}
+    last = {name: name.rpartition(".")[2] for name in linear}
+    if targets == "all-linear":
+        # Routers decide which expert works; an adapter there unbalances the experts.
+        chosen = [name for name in usable if not _is_router(modules, name)]
+    else:
+        for target in targets:
+            there = [name for name in linear if target in (name, last[name])]
+            if not there:
+                raise ValueError(
+                    f"lora_targets names {target!r}, which is no linear layer of the body of "
+                    f"{type(model).__name__}. {did_you_mean(target, set(last.values()))}"
+                )
+            if not any(name in usable for name in there):
+                raise ValueError(
+                    f"lora_targets names {target!r}, which a {model.config.model_type} model does not call but reads "
+                    "the weights of, so that an adapter there would do nothing. "
+                    f"{did_you_mean(target, {last[name] for name in usable})}"
+                )
+        chosen = [name for name in usable if {name, last[name]} & set(targets)]
+    if not chosen:
         raise ValueError(
             f"lora_targets={targets!r} leaves no linear layer of {type(model).__name__} to adapt"
         )
-    return list(names), any(isinstance(linear[name], Conv1D) for name in names)
+    suffixes = {last[name] for name in chosen}
+    reached = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in suffixes}
+    names = sorted(suffixes) if reached == set(chosen) else chosen
+    return names, any(isinstance(linear[name], Conv1D) for name in chosen)
+
+
+#: Layers whose weights these models hand to a kernel instead of calling the layer; the first two are on peft's list.
+_READ_BY_KERNELS = {
+    "out_proj": {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"},
+    "conv1d": {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"},
+    "dt_proj": {"falcon_mamba", "jamba", "mamba", "zamba"},
+}
+
+
+def _cannot_adapt(model: PreTrainedModel, name: str) -> bool:
+    """Whether an adapter around a layer would do nothing, because the layer is not called."""
+    return model.config.model_type in _READ_BY_KERNELS.get(name.rpartition(".")[2], ())
+
+
+def _is_router(modules: dict[str, nn.Module], name: str) -> bool:
+    """Whether a linear layer stands directly beside the experts of a mixture."""
+    return any(child.endswith("experts") for child, _ in modules[name.rpartition(".")[0]].named_children())
+
+
+def adapted_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The weights of the adapted layers with the adapter added, by their names in the plain model."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer):
+            weight = layer.get_base_layer().weight
+            delta = layer.get_delta_weight("default").float()
+            yield f"{name}.weight", (weight.float() + delta).to(weight.dtype)
+
+
+def save_adapter(model: nn.Module, folder: Path) -> None:
+    """Write what is trained beside the weights (adapters, and a head of their own) as the folder of a peft adapter."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.peft_config["default"].save_pretrained(str(folder))
+    weights = {
+        f"base_model.model.{name.replace('.default.weight', '.weight')}": p.detach().cpu().contiguous()
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 class LoraLM(CausalLM):
@@ -150,7 +216,7 @@ class LoraLM(CausalLM):
         if self._bfloat16 is None:
             self._bfloat16 = self.reference.in_bfloat16()
             self._bfloat16.model.to(self.device)
-        for name, weight in self._merged():
+        for name, weight in adapted_weights(self.model):
             self._bfloat16.model.get_parameter(name).copy_(weight)
         return self._bfloat16
 
@@ -160,18 +226,11 @@ class LoraLM(CausalLM):
 
         Writing takes a merged copy of the adapted layers in the CPU's memory; this model stays as it is.
         """
-        merged = {name: weight.cpu() for name, weight in self._merged()}
+        merged = {name: weight.cpu() for name, weight in adapted_weights(self.model)}
         plain = self.reference.model
         plain.save_pretrained(str(folder), state_dict=plain.state_dict() | merged)
         self.tokenizer.save_pretrained(str(folder))
-        alone = Path(folder) / "adapter"
-        self.model.peft_config["default"].save_pretrained(str(alone))
-        learned = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
-        weights = {
-            f"base_model.model.{n.replace('.default.weight', '.weight')}": p.cpu().contiguous()
-            for n, p in learned
-        }
-        save_file(weights, alone / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_adapter(self.model, Path(folder) / "adapter")
 
     @torch.no_grad()
     def take_out_of_base(self) -> None:
@@ -194,12 +253,3 @@ class LoraLM(CausalLM):
         from peft.tuners.lora import LoraLayer
 
         return ((n, layer) for n, layer in self.model.named_modules() if isinstance(layer, LoraLayer))
-
-    def _merged(self) -> Iterator[tuple[str, Tensor]]:
-        """The weights of the adapted layers with the adapter added, by their names in the plain model."""
-        for name, layer in self._layers():
-            weight = layer.get_base_layer().weight
-            yield (
-                f"{name}.weight",
-                (weight.float() + layer.get_delta_weight("default").float()).to(weight.dtype),
-            )

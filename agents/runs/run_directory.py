@@ -16,8 +16,6 @@ storage and several processes.
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import math
 import os
@@ -35,8 +33,6 @@ from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
-from torch.utils.tensorboard import SummaryWriter
 
 from agents.base import Agent
 from agents.callbacks.exact_gap import cheap_gap_callback
@@ -44,6 +40,7 @@ from agents.callbacks.kl_control import AdaptiveKL, AnnealKL
 from agents.runs.checkpoint import DOCUMENT, Position, read_document, take_position
 from agents.runs.checkpoint import save as save_checkpoint
 from agents.runs.lock import HOLDER, LOCK
+from agents.runs.logs import PROGRESS, open_logger, read_progress  # noqa: F401 -- its readers find it here
 from agents.runs.registry import find_agent, find_policy
 from agents.runs.whole import (
     MANIFEST,
@@ -63,7 +60,7 @@ _NEEDED = {
     *("agent", "agent_kwargs", "policy", "policy_kwargs", "env", "env_kwargs", "n_envs", "total_timesteps"),
     *("seed", "device", "save_every", "keep", "log_interval", "command", "working_directory"),
 }
-CONFIG, PROGRESS, FINAL, BEST, CHECKPOINT = "config.json", "progress.csv", "final", "best", "checkpoint-"
+CONFIG, FINAL, BEST, CHECKPOINT = "config.json", "final", "best", "checkpoint-"
 EVALUATION, REPORT = "evaluation.json", "report.html"
 _PACKAGES = ("textrl-env", "torch", "transformers", "gymnasium", "stable-baselines3", "numpy")
 
@@ -365,63 +362,6 @@ def resume_command(folder: Path, config: dict[str, Any]) -> str:
 def _resume_command(folder: Path, modules: Sequence[str]) -> str:
     allowed = [word for module in modules for word in ("--allow-module", module)]
     return printable(shlex.join(["textrl", "train", "--resume", str(folder), *allowed]))
-
-
-# -- logs -------------------------------------------------------------------------------------------------
-
-
-class _CSV(CSVOutputFormat):
-    """stable-baselines3's CSV, going on after the rows that are there."""
-
-    def __init__(self, file: Path, resume_at: int) -> None:
-        rows = _rows_until(file, resume_at)
-        self.keys = list(rows[0]) if rows else []
-        self.separator, self.quotechar = ",", '"'
-        text = io.StringIO(newline="")
-        if rows:
-            writer = csv.DictWriter(text, self.keys, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        scratch = file.with_suffix(".tmp")
-        scratch.write_text(text.getvalue())
-        os.replace(scratch, file)
-        self.file = open(file, "r+")  # noqa: SIM115 -- close() closes it
-        self.file.seek(0, os.SEEK_END)
-
-
-def _rows_until(file: Path, timesteps: int) -> list[dict[str, str]]:
-    """The rows logged up to a checkpoint; what came after it will be logged again."""
-    if not file.is_file():
-        return []
-    with file.open(newline="") as lines:
-        return [row for row in csv.DictReader(lines) if float(row["time/total_timesteps"] or 0) <= timesteps]
-
-
-class _TensorBoard(TensorBoardOutputFormat):
-    """stable-baselines3's TensorBoard events, hiding those after the checkpoint that a run resumes from."""
-
-    def __init__(self, folder: Path, resume_at: int) -> None:
-        purge_step = resume_at + 1 if resume_at else None
-        self.writer = SummaryWriter(log_dir=str(folder), purge_step=purge_step)
-        self._is_closed = False
-
-
-def open_logger(folder: Path, resume_at: int = 0) -> Logger:
-    """stable-baselines3's logger into a run directory: progress.csv and TensorBoard events.
-
-    Args:
-        folder: The run directory.
-        resume_at: Timesteps of the checkpoint that the run goes on from; later rows are dropped.
-    """
-    return Logger(str(folder), [_CSV(folder / PROGRESS, resume_at), _TensorBoard(folder, resume_at)])
-
-
-def read_progress(folder: Path) -> dict[str, list[float]]:
-    """The columns of progress.csv as numbers, NaN where a row has none."""
-    with (folder / PROGRESS).open(newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    names = rows[0].keys() if rows else ()
-    return {name: [float(row[name]) if row[name] else float("nan") for row in rows] for name in names}
 
 
 # -- training -----------------------------------------------------------------------------------------------

@@ -12,23 +12,23 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import difflib
 import itertools
 import os
-import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from gymnasium import logger
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reward_models.data.encoding import TextEncoder
-from textrl_env.errors import did_you_mean
+from reward_models.loading import LoadOptions, check_decoder, load_causal_lm, load_tokenizer
+from textrl_env.errors import check_keywords, did_you_mean
 from textrl_env.lm.attention_masks import ONE, AttentionMasks
 from textrl_env.lm.fused_llama import FusedLlama, is_watched
 from textrl_env.lm.precision import bfloat16_products
@@ -50,50 +50,6 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def check_model_path(path: str | Path, what: str = "model") -> None:
-    """Raise a FileNotFoundError for something that is meant as a folder and is not a model folder.
-
-    ``"name"`` and ``"owner/name"`` are left to the hub unless ``owner`` is a folder here.
-    """
-    folder = Path(path).expanduser()
-    if (folder / "config.json").is_file():
-        return
-    if folder.is_dir():
-        held = sorted(p.name for p in folder.iterdir())[:8]
-        raise FileNotFoundError(
-            f"{what}={str(path)!r} is a folder without config.json, not a Hugging Face model; it holds {held}"
-        )
-    has_parent = folder.parent != Path() and folder.parent.is_dir()
-    if has_parent or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", str(path)):
-        siblings = [p.name for p in folder.parent.iterdir()] if has_parent else []
-        close = difflib.get_close_matches(folder.name, siblings, n=1)
-        hint = f" Did you mean {str(folder.parent / close[0])!r}?" if close else ""
-        raise FileNotFoundError(f"{what}={str(path)!r}: there is no such folder.{hint}")
-
-
-def _own_memory(model: PreTrainedModel) -> None:
-    """Moves weights that are mapped from a file to memory of their own, aligned as torch aligns it.
-
-    Matrix products of equal numbers can differ in the last bit by where these lie, and a policy that is a copy of its
-    reference would not be equal to it.
-    """
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.device.type == "cpu" and tensor.data_ptr() % 64:
-            tensor.data = tensor.data.clone()
-
-
-def _not_found(path: str | Path, error: OSError) -> str:
-    """What to tell about a model that neither a folder nor the hub gave."""
-    if (Path(path).expanduser() / "config.json").is_file():
-        return f"model={str(path)!r} is a folder with a config.json, but the model cannot be read from it: {error}"
-    folders = [p.parent.name for p in Path().glob("*/config.json")]
-    close = difflib.get_close_matches(str(path), folders, n=1)
-    hint = f" Did you mean the folder {close[0]!r}?" if close else ""
-    return (
-        f"model={str(path)!r}: no such folder here, and the hub gave none: {str(error).splitlines()[0]}{hint}"
-    )
 
 
 def _check_ends(tokenizer: PreTrainedTokenizerBase, listed: Sequence[int], size: int) -> None:
@@ -146,6 +102,7 @@ class CausalLM:
             )
         if not temperature > 0:
             raise ValueError(f"temperature must be > 0, got {temperature}")
+        check_decoder(model.config, type(model).__name__)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.temperature = temperature
@@ -177,17 +134,21 @@ class CausalLM:
         dtype: str | torch.dtype = "float32",
         autocast: bool | None = None,
         disable: Collection[str] = (),
+        **options: Any,
     ) -> CausalLM:
         """Load from a folder, a hub id or live objects.
 
         Args:
-            model: Folder or hub id of any Hugging Face causal LM, or the model itself.
+            model: Folder or hub id of any Hugging Face causal LM, the folder of a peft adapter (which is merged into
+                its model), or the model itself.
             tokenizer: Folder, hub id or the tokenizer itself; None takes the model's own.
             temperature: Divides the logits.
             device: ``"auto"``, or any torch device.
-            dtype: Of the weights, for example "float32" or "bfloat16".
+            dtype: Of the weights, for example "float32" or "bfloat16"; "auto" is what the folder holds.
             autocast: Matrix products in bfloat16; None is where CUDA is.
             disable: Fast ways not to go, see :class:`CausalLM`.
+            **options: ``attn_implementation``, ``device_map``, ``trust_remote_code``, ``revision`` and
+                ``load_in_4bit``; see :class:`reward_models.loading.LoadOptions`.
 
         Raises:
             FileNotFoundError: ``model`` looks like a folder and is not there.
@@ -200,20 +161,18 @@ class CausalLM:
                     "say it where the CausalLM is made"
                 )
             return model
+        check_keywords("CausalLM.load", LoadOptions, options)
+        loading = LoadOptions(dtype, **options)
         if isinstance(model, (str, Path)):
-            check_model_path(model)
             tokenizer = model if tokenizer is None else tokenizer
-            dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-            try:
-                model = AutoModelForCausalLM.from_pretrained(str(model), dtype=dtype, trust_remote_code=False)
-            except OSError as error:
-                raise FileNotFoundError(_not_found(model, error)) from error
-            _own_memory(model)
+            model = load_causal_lm(model, loading, choose_device(device))
+        elif not getattr(model, "is_quantized", False) and getattr(model, "hf_device_map", None) is None:
+            model = model.to(choose_device(device))
         if tokenizer is None:
             raise ValueError("a live model needs its tokenizer: pass tokenizer=...")
         if isinstance(tokenizer, (str, Path)):
-            tokenizer = AutoTokenizer.from_pretrained(str(tokenizer), trust_remote_code=False)
-        return cls(model.to(choose_device(device)), tokenizer, temperature, autocast, disable)
+            tokenizer = load_tokenizer(tokenizer, loading)
+        return cls(model, tokenizer, temperature, autocast, disable)
 
     def __deepcopy__(self, memo: dict) -> CausalLM:
         # gym.make and env.spec deep-copy keyword arguments; the weights are shared instead.

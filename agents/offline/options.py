@@ -1,0 +1,104 @@
+"""What every trainer on files can do beside its own method: load, adapt, schedule, watch, save, go on.
+
+:func:`agents.offline.sft.sft`, :func:`agents.offline.dpo.dpo` and
+:func:`agents.offline.reward_model.train_reward_model` take the fields of :class:`TrainerOptions` as keywords, and the
+verbs of the command line as flags. They are written down here once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from reward_models.loading import LoadOptions
+from textrl_env.errors import check_choice, check_keywords
+
+#: Where ``report_to`` can write.
+REPORTS = ("csv", "tensorboard", "wandb", "none")
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """Options that all trainers on files share.
+
+    Args:
+        lr_scheduler_type: How the learning rate goes, by transformers' names: cosine, linear, constant, ...
+        lr_scheduler_kwargs: More arguments of the schedule, for example {"min_lr_rate": 0.1}.
+        lora_rank: Train LoRA adapters of this rank and leave the weights alone; None trains every weight.
+        lora_alpha: Scales the adapters by lora_alpha / lora_rank; None is 2 * lora_rank.
+        lora_targets: Names of the linear layers that get adapters, or "all-linear" for all of the body's.
+        autocast: Matrix products in bfloat16; None is where CUDA is, or where the weights came in half precision.
+        gradient_checkpointing: Compute a layer's activations again in the backward pass instead of keeping them.
+        eval_every: Optimiser steps between two looks at the held-out records; None looks at the end only.
+        save_every: Optimiser steps between checkpoints in the output folder, from which a run can go on; None saves
+            none.
+        keep: Checkpoints to keep, the latest ones.
+        resume: Go on from the latest checkpoint in the output folder, if there is one.
+        report_to: Where the log goes: csv, tensorboard, wandb, or none.
+        log_dir: Folder of the log; None is logs/ in the output folder.
+        dtype: Of the weights that are loaded; "auto" is what the folder holds. What is trained is kept in float32.
+        attn_implementation: eager, sdpa, flash_attention_2, ...; None is transformers' choice.
+        device_map: As transformers has it ("auto" spreads a model over several devices).
+        trust_remote_code: Whether code that comes with a model may run.
+        revision: Branch, tag or commit of a hub id.
+        load_in_4bit: Frozen weights in four bits under the adapters (QLoRA); needs lora_rank, and bitsandbytes or
+            torchao.
+    """
+
+    lr_scheduler_type: str = "cosine"
+    lr_scheduler_kwargs: Mapping[str, Any] | None = None
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    lora_targets: str | Sequence[str] = "all-linear"
+    autocast: bool | None = None
+    gradient_checkpointing: bool = False
+    eval_every: int | None = None
+    save_every: int | None = None
+    keep: int = 2
+    resume: bool = False
+    report_to: str | Sequence[str] = "none"
+    log_dir: str | None = None
+    dtype: str = "float32"
+    attn_implementation: str | None = None
+    device_map: str | None = None
+    trust_remote_code: bool = False
+    revision: str | None = None
+    load_in_4bit: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("lora_rank", "eval_every", "save_every", "keep"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        for report in self.reports:
+            check_choice("report_to", report, REPORTS)
+        if self.lora_rank is None:
+            alone = [
+                name
+                for name in ("lora_alpha", "lora_targets")
+                if getattr(self, name) not in (None, "all-linear")
+            ]
+            if alone:
+                raise ValueError(f"{' and '.join(alone)} go with lora_rank, which is None")
+            if self.load_in_4bit:
+                raise ValueError(
+                    "weights of four bits cannot be trained, only adapters over them: give lora_rank too"
+                )
+
+    @classmethod
+    def of(cls, owner: str, options: Mapping[str, Any]) -> TrainerOptions:
+        """The options of a call, or a TypeError that names the nearest to one that there is not."""
+        check_keywords(owner, cls, options)
+        return cls(**options)
+
+    @property
+    def reports(self) -> list[str]:
+        """The names in ``report_to``."""
+        listed = self.report_to.split(",") if isinstance(self.report_to, str) else self.report_to
+        return [name.strip() for name in listed]
+
+    @property
+    def loading(self) -> LoadOptions:
+        """The options that say how a model is loaded."""
+        return LoadOptions(**{option.name: getattr(self, option.name) for option in fields(LoadOptions)})

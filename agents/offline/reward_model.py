@@ -1,0 +1,158 @@
+"""Training of reward models on comparisons, by the Bradley-Terry likelihood.
+
+    from agents.offline.reward_model import train_reward_model
+
+    train_reward_model("my-sft", "comparisons.jsonl", output="my-reward", epochs=1, learning_rate=1e-4)
+
+The loss, the head and what is read of a comparison are in :mod:`reward_models.bradley_terry`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents.offline.callbacks import StepCallback
+from agents.offline.learner import Learner
+from agents.offline.options import TrainerOptions
+from agents.offline.trainer import Task, optimise, tail_mean
+from reward_models.bradley_terry import bradley_terry_loss, load_reward_model, pair_scores
+from reward_models.calibration import evaluate, find_head, normalise
+from reward_models.comparisons import Comparison, encode_sides, prompt_batches, read_comparisons
+from reward_models.data.encoding import TextEncoder, check_ids
+from reward_models.data.lengths import Lengths
+
+
+def train_reward_model(
+    model: str | Path,
+    pairs: str | Path | Iterable[dict[str, Any]],
+    output: str | Path | None = None,
+    *,
+    eval_pairs: str | Path | Iterable[dict[str, Any]] | None = None,
+    reference: Sequence[tuple[str, str]] | None = None,
+    epochs: float = 1.0,
+    learning_rate: float = 1e-4,
+    batch_size: int = 64,
+    max_length: int | None = None,
+    too_long: str = "cut",
+    skip_bad_rows: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    warmup_ratio: float = 0.05,
+    weight_decay: float = 0.0,
+    max_grad_norm: float = 1.0,
+    centering: float = 0.0,
+    dropout: bool = False,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    logger: Any = None,
+    log_interval: int = 10,
+    callback: StepCallback | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Train a reward model on comparisons.
+
+    Args:
+        model: Folder (of a model, or of a peft adapter, which is merged into its model) or hub id of the SFT model
+            whose body it starts from.
+        pairs: ``{"prompt", "chosen", "rejected"}`` records, optionally with ``"margin"``: a list, a dataset of
+            ``datasets``, or a file or folder that :mod:`reward_models.data.rows` reads.
+        output: Folder for the trained model and its tokenizer.
+        eval_pairs: Held-out comparisons, scored before the normalisation, and every ``eval_every`` steps.
+        reference: ``(prompt, completion)`` samples of the SFT model on which scores get mean 0 and standard
+            deviation 1; None takes the completions that were compared.
+        epochs: Passes over the comparisons; may be a fraction. More than one overfits easily.
+        learning_rate: Peak of Adam's learning rate; linear warm-up, then ``lr_scheduler_type``, a cosine to zero.
+        batch_size: Comparisons per optimiser step, rounded up to whole prompts; a prompt that has more of them is
+            spread over several steps.
+        max_length: The most tokens of prompt and completion together; None is what the model can hold.
+        too_long: What becomes of longer ones: "cut" takes tokens off the beginning, as in use; "skip" leaves the
+            comparison out.
+        skip_bad_rows: Leave rows out that cannot be read, instead of stopping at the first.
+        chat_template_kwargs: Variables of the chat template, for example ``{"enable_thinking": False}``.
+        warmup_ratio: Share of the steps spent warming up.
+        weight_decay: Decoupled weight decay, on matrices only.
+        max_grad_norm: The gradient's norm is clipped here.
+        centering: See :func:`bradley_terry_loss`.
+        dropout: Whether the model's dropout is active.
+        seed: Of the head, the order of prompts and dropout.
+        device: ``"auto"`` or any torch device.
+        logger: A stable-baselines3 ``Logger``.
+        log_interval: Optimiser steps between logged rows.
+        callback: stable-baselines3 callbacks (a timestep is an optimiser step), or a function of the step's number
+            and its metrics, which stops the training by returning False.
+        **options: See :class:`agents.offline.options.TrainerOptions`: adapters, schedules, checkpoints, logs, loading.
+
+    Returns:
+        ``loss`` and ``accuracy`` over the last tenth of the steps, ``first_loss`` before the first, ``steps``,
+        ``records`` learned from, ``skipped`` and ``cut`` ones, what :func:`normalise` found under
+        ``normalisation``, and with ``eval_pairs`` what :func:`evaluate` found under ``eval``.
+    """
+    read, bad_rows = read_comparisons(pairs, skip_bad_rows)
+    held_out = None if eval_pairs is None else list(read_comparisons(eval_pairs, skip_bad_rows)[0])
+    settings = TrainerOptions.of("train_reward_model()", options)
+
+    def load(path: str | Path, loading: Any, where: torch.device) -> Any:
+        return load_reward_model(path, seed, where, loading)[0]
+
+    learner = Learner(model, None, device, settings, load, find_head, seed)
+    scorer, tokenizer = learner.model, learner.tokenizer
+    lengths = Lengths.of(max_length, scorer.config, tokenizer, too_long)
+    encoder = TextEncoder(tokenizer, chat_template_kwargs)
+    comparisons, encoded = encode_sides(read, encoder, lengths)
+    for k, ids in enumerate(encoded.values()):
+        check_ids(ids, scorer.get_input_embeddings().weight.shape[0], f"completion {k}")
+    lengths.bad_rows = len(bad_rows)
+    lengths.warn(len(read))
+
+    def batches(rng: random.Random) -> Iterable[list[Comparison]]:
+        return prompt_batches(comparisons, batch_size, rng)
+
+    def backward(batch: list[Comparison]) -> dict[str, float]:
+        chosen, rejected = pair_scores(scorer, batch, encoded)
+        margin = torch.tensor([c.margin for c in batch], device=chosen.device)
+        loss = bradley_terry_loss(chosen, rejected, margin, centering)
+        loss.backward()
+        return {"loss": loss.item(), "accuracy": (chosen > rejected).float().mean().item()}
+
+    def look() -> dict[str, float]:
+        found = evaluate(scorer, encoder, held_out)
+        return {name: found[name] for name in ("loss", "accuracy", "ece")}
+
+    history, _ = optimise(
+        learner,
+        Task(batches, backward, None if held_out is None else look),
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        warmup_ratio=warmup_ratio,
+        weight_decay=weight_decay,
+        max_grad_norm=max_grad_norm,
+        dropout=dropout,
+        seed=seed,
+        logger=logger,
+        log_interval=log_interval,
+        callback=callback,
+        options=settings,
+        output=output,
+    )
+    result: dict[str, Any] = {
+        "loss": tail_mean(history, "loss"),
+        "first_loss": history[0]["loss"],
+        "accuracy": tail_mean(history, "accuracy"),
+        "steps": len(history),
+        "records": len(comparisons),
+        "skipped": lengths.left_out,
+        "cut": lengths.cut,
+    }
+    if held_out is not None:
+        result["eval"] = evaluate(scorer, encoder, held_out)
+    if reference is None:
+        reference = [(prompt, completion) for prompt, completion, _ in encoded]
+    result["normalisation"] = normalise(scorer, encoder, reference)
+    if output is not None:
+        learner.save(output)
+    return result
