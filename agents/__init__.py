@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from agents.algorithms.reinforce import REINFORCE
     from agents.base import Agent
     from agents.callbacks.exact_gap import ExactGapCallback
+    from agents.callbacks.guards import Guards
     from agents.callbacks.kl_control import AdaptiveKL, AnnealKL
     from agents.policies.base import Evaluation, Policy
     from agents.policies.causal_lm import CausalLMPolicy
@@ -48,6 +49,7 @@ _LAZY = {
     "DrGRPO": "agents.algorithms.grpo_variants",
     "Evaluation": "agents.policies.base",
     "ExactGapCallback": "agents.callbacks.exact_gap",
+    "Guards": "agents.callbacks.guards",
     "MlpPolicy": "agents.policies.mlp",
     "PPOptx": "agents.algorithms.ppo_ptx",
     "Policy": "agents.policies.base",
@@ -71,6 +73,7 @@ __all__ = [
     "DrGRPO",
     "Evaluation",
     "ExactGapCallback",
+    "Guards",
     "MlpPolicy",
     "PPOptx",
     "Policy",

@@ -67,6 +67,10 @@ def _train(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.", rich_help_panel=_RUN)] = "auto",
     progress: Annotated[bool, typer.Option(help="Show a progress bar.", rich_help_panel=_RUN)] = True,
+    guards: Annotated[
+        bool,
+        typer.Option(help="Say on the way what goes wrong with a language model.", rich_help_panel=_RUN),
+    ] = True,
     policy: Annotated[
         str,
         typer.Option(help="auto, MlpPolicy, CausalLMPolicy or my_module:MyPolicy.", rich_help_panel=_ENV),
@@ -497,6 +501,7 @@ def _config(
         "keep",
         "log_interval",
         "env",
+        "guards",
     )
     return runs.new_config(
         **{name: values[name] for name in names},

@@ -36,11 +36,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.base import Agent
 from agents.callbacks.exact_gap import cheap_gap_callback
+from agents.callbacks.guards import Guards
 from agents.callbacks.kl_control import AdaptiveKL, AnnealKL
 from agents.runs.checkpoint import DOCUMENT, Position, read_document, take_position
 from agents.runs.checkpoint import save as save_checkpoint
 from agents.runs.lock import HOLDER, LOCK
-from agents.runs.logs import PROGRESS, open_logger, read_progress  # noqa: F401 -- its readers find it here
+from agents.runs.logs import PROGRESS, open_logger, read_progress
 from agents.runs.registry import find_agent, find_policy
 from agents.runs.whole import (
     MANIFEST,
@@ -145,6 +146,7 @@ def new_config(
     log_interval: int = 1,
     adaptive_kl: dict[str, float] | None = None,
     anneal_kl: dict[str, float] | None = None,
+    guards: bool = True,
     command: str = "",
     defaults: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -167,6 +169,7 @@ def new_config(
         log_interval: Updates between two lines of the log.
         adaptive_kl: Arguments of :class:`~agents.callbacks.kl_control.AdaptiveKL`; None leaves the coefficient alone.
         anneal_kl: Arguments of :class:`~agents.callbacks.kl_control.AnnealKL`; None does not let it fall.
+        guards: Whether what goes wrong is said on the way, see :mod:`agents.callbacks.guards`.
         command: The command line that says the same.
         defaults: The hyper-parameters left alone, for the reader.
     """
@@ -189,6 +192,7 @@ def new_config(
         "log_interval": log_interval,
         "adaptive_kl": adaptive_kl,
         "anneal_kl": anneal_kl,
+        "guards": guards,
         "working_directory": str(Path.cwd()),
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in _PACKAGES},
@@ -478,6 +482,8 @@ def train(
     control = [cls(**config[name]) for name, cls in controls.items() if config.get(name) is not None]
     gap = cheap_gap_callback(agent.env)
     measured = [] if gap is None else [gap]
+    if config.get("guards", True) and agent.policy.whole_episodes:
+        measured.append(_guards(folder, agent))
     logger = open_logger(folder, agent.num_timesteps)
     agent.set_logger(logger)
     try:
@@ -495,6 +501,14 @@ def train(
         raise
     finally:
         logger.close()
+
+
+def _guards(folder: Path, agent: Agent) -> Guards:
+    """The guards of a run; where it is resumed, they compare it with its own start."""
+    guards = Guards()
+    if agent.num_timesteps and (folder / PROGRESS).is_file():
+        guards.begin_with(read_progress(folder))
+    return guards
 
 
 def _what_stands(saver: SaveRunCallback, folder: Path, config: dict[str, Any]) -> str:

@@ -1,0 +1,243 @@
+"""Guards: what goes wrong is said while it goes wrong, in one line that names what to change.
+
+    GRPO("auto", env).learn(100_000, Guards())
+
+``textrl train`` has them on (``--no-guards`` turns them off). They look at every rollout of a language model and stop
+nothing. A line is printed when a guard trips, and again only after it has been quiet; ``guard/<name>`` in the log is 1
+as long as it is tripped. What each looks for, and why at these numbers, stands beside its threshold below; they are
+arguments, for tasks on which they are wrong. Left out: rewards that the policy games in good language, which take a
+second judge to see (``--gold``), and tasks that are no texts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+
+from agents.callbacks.kl_control import episode_kl
+from agents.rollouts.episode_log import distinct_n
+from agents.rollouts.rollout import Rollout
+
+#: Rollouts whose mean is where a run began and where it stands; one rollout is too noisy.
+_MEAN_OF = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What the guards look at in one rollout; NaN where there is no such thing.
+
+    Attributes:
+        kl: From the reference, nats in a response.
+        length: Tokens of a response.
+        entropy: Nats of a token, from the sampled tokens.
+        score: Raw reward.
+        clipped_ratio: Share of responses that the budget cut off.
+        distinct_2: Distinct pairs of words over all pairs.
+        equal_groups: Share of groups whose answers all score alike.
+    """
+
+    kl: float = math.nan
+    length: float = math.nan
+    entropy: float = math.nan
+    score: float = math.nan
+    clipped_ratio: float = math.nan
+    distinct_2: float = math.nan
+    equal_groups: float = math.nan
+
+    @property
+    def kl_of_a_token(self) -> float:
+        """Nats of KL in a token."""
+        return self.kl / self.length if self.length else math.nan
+
+
+def read_rollout(agent: Any, rollout: Rollout) -> Reading:
+    """Measure one rollout, before the agent learns from it."""
+    tokens, text = int(rollout.mask.sum()), agent.episodes.text
+    values = {"length": tokens / max(int(rollout.done.sum()), 1)}
+    values["entropy"] = -float((rollout.log_probs * rollout.mask).sum()) / max(tokens, 1)
+    if rollout.ref_log_probs is not None:
+        values["kl"] = episode_kl(rollout)[0]
+    if text.get("score"):  # everything since the last line of the log; this rollout is at its end
+        score, reasons, responses = (text[n][-len(rollout) :] for n in ("score", "stop_reason", "response"))
+        values["score"] = float(np.mean(score))
+        values["clipped_ratio"] = float(np.mean([reason == "length" for reason in reasons]))
+        values["distinct_2"] = distinct_n(responses, 2)
+    if agent.group_size > 1 and hasattr(agent, "equal_groups"):
+        values["equal_groups"] = float(agent.equal_groups(rollout).float().mean())
+    return Reading(**values)
+
+
+class Guards(BaseCallback):
+    """Prints a line when learning a language model goes wrong in one of five known ways.
+
+    Args:
+        max_early_kl: Nats of KL in a response within the first ``early_updates`` rollouts that were learned from. A run
+            that goes well has tenths of a nat there; a learning rate a thousand times too large has dozens.
+        early_updates: How many those are.
+        max_clipped_ratio: Share of responses that the budget may cut off. A cut answer is scored as it stands, so a
+            reward that reads the end of an answer sees none.
+        min_entropy_share: Share of the entropy at the start that should be left. Below, answers hardly differ, and
+            without differences nothing is learned.
+        max_equal_groups: Share of groups that may score alike, rollout after rollout; they have no gradient.
+        runaway_kl: Nats of KL in a token, in responses that are ``runaway_kl_of_response`` nats or more away, at which
+            a score that has risen is no longer believed; no improvement of an answer is so unlikely under the model
+            that it started from.
+        runaway_kl_of_response: See ``runaway_kl``.
+        min_distinct_share: Share of the start's distinct-2 below which a score that has risen is not believed either:
+            the answers repeat one thing.
+        emit: What is called with each line; None prints it to standard error.
+        verbose: As in stable-baselines3.
+
+    Attributes:
+        messages: Every line so far, with its timestep.
+    """
+
+    NAMES = ("early_kl", "cut_off", "entropy", "equal_groups", "gibberish")
+
+    def __init__(
+        self,
+        max_early_kl: float = 5.0,
+        early_updates: int = 5,
+        max_clipped_ratio: float = 0.5,
+        min_entropy_share: float = 0.1,
+        max_equal_groups: float = 0.9,
+        runaway_kl: float = 0.25,
+        runaway_kl_of_response: float = 10.0,
+        min_distinct_share: float = 0.2,
+        emit: Callable[[str], None] | None = None,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(verbose)
+        self.max_early_kl, self.early_updates = max_early_kl, early_updates
+        self.max_clipped_ratio, self.min_entropy_share = max_clipped_ratio, min_entropy_share
+        self.max_equal_groups = max_equal_groups
+        self.runaway_kl, self.runaway_kl_of_response = runaway_kl, runaway_kl_of_response
+        self.min_distinct_share = min_distinct_share
+        self.emit = emit
+        self.messages: list[tuple[int, str]] = []
+        self._first: list[Reading] = []
+        self._last: deque[Reading] = deque(maxlen=_MEAN_OF)
+        self._tripped: set[str] = set()
+        self._rollouts = 0
+
+    def begin_with(self, log: Mapping[str, Sequence[float]]) -> None:
+        """Take where a run began from its log, so that a resumed run is compared with its own start.
+
+        Args:
+            log: Columns of ``progress.csv`` by name.
+        """
+        names = {"kl": "objective/kl", "score": "objective/scores", "distinct_2": "completions/distinct_2"}
+        columns = {name: log.get(column, ()) for name, column in names.items()}
+        columns["length"] = lengths = log.get("rollout/ep_len_mean", ())
+        entropies = zip(log.get("objective/entropy", ()), lengths, strict=False)
+        columns["entropy"] = [total / length if length else math.nan for total, length in entropies]
+        rows = min(map(len, columns.values()))
+        self._first = [Reading(**{n: c[i] for n, c in columns.items()}) for i in range(min(rows, _MEAN_OF))]
+        self._rollouts = rows
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if not self.model.policy.whole_episodes:
+            return
+        reading = read_rollout(self.model, self.locals["rollout"])
+        if len(self._first) < _MEAN_OF:
+            self._first.append(reading)
+        self._last.append(reading)
+        self._rollouts += 1
+        for name in self.NAMES:
+            message = getattr(self, f"_{name}")(reading)
+            self.logger.record(f"guard/{name}", float(message is not None))
+            if message is not None and name not in self._tripped:
+                self._say(name, message)
+            (self._tripped.discard if message is None else self._tripped.add)(name)
+
+    def _say(self, name: str, message: str) -> None:
+        line = f"guard {name} at {self.num_timesteps:,} tokens: {message}"
+        self.messages.append((self.num_timesteps, line))
+        self.logger.record(f"guard/{name}_text", line, exclude=("stdout", "log", "csv", "json"))
+        if self.emit is not None:
+            self.emit(line)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    # -- the guards: a message, or None ---------------------------------------------------------------------
+
+    def _early_kl(self, reading: Reading) -> str | None:
+        updates = self._rollouts - 1
+        if (
+            not 1 <= updates <= self.early_updates
+            or reading.kl <= self.max_early_kl
+            or math.isnan(reading.kl)
+        ):
+            return None
+        return (
+            f"{reading.kl:.1f} nats of KL in a response after {updates} update{'s' if updates > 1 else ''}: the steps "
+            f"are too large. Lower --learning-rate (now {self.model.learning_rate}), or lengthen --warmup-ratio"
+        )
+
+    def _cut_off(self, reading: Reading) -> str | None:
+        if not reading.clipped_ratio > self.max_clipped_ratio:
+            return None
+        budget = getattr(self.model.text_env, "max_new_tokens", None)
+        return (
+            f"{reading.clipped_ratio:.0%} of the answers are cut off by the budget and scored as they stand. Raise "
+            f"--max-new-tokens{'' if budget is None else f' (now {budget})'}, or make endings pay with "
+            "--missing-eos-penalty"
+        )
+
+    def _entropy(self, reading: Reading) -> str | None:
+        start = _mean(self._first, "entropy")
+        if len(self._last) < _MEAN_OF or not start > 0:
+            return None
+        now = _mean(self._last, "entropy")
+        if not now < self.min_entropy_share * start:
+            return None
+        return (
+            f"the entropy of a token is {now:.3f} nats, {now / start:.0%} of what it was: answers hardly differ, and "
+            "without differences nothing is learned. Raise --kl-coef or --ent-coef, or lower --learning-rate"
+        )
+
+    def _equal_groups(self, reading: Reading) -> str | None:
+        shares = [past.equal_groups for past in self._last]
+        if len(shares) < _MEAN_OF or not min(shares) > self.max_equal_groups:
+            return None
+        return (
+            f"in {reading.equal_groups:.0%} of the groups all answers score alike, so they teach nothing. Choose "
+            "prompts that are neither too easy nor too hard, grade the --reward, raise --group-size (now "
+            f"{self.model.group_size}) or --temperature, or use --agent dapo, which samples anew"
+        )
+
+    def _gibberish(self, reading: Reading) -> str | None:
+        if self._rollouts <= _MEAN_OF or not self._score_has_risen():
+            return None
+        kl, length = _mean(self._last, "kl"), _mean(self._last, "length")
+        distinct, before = _mean(self._last, "distinct_2"), _mean(self._first, "distinct_2")
+        why = None
+        if kl >= self.runaway_kl_of_response and kl / length > self.runaway_kl:
+            why = f"the answers are {kl:.1f} nats from the reference ({kl / length:.2f} a token)"
+        elif distinct < self.min_distinct_share * before:
+            why = f"distinct-2 of the answers has fallen from {before:.2f} to {distinct:.2f}"
+        if why is None:
+            return None
+        first, last = _mean(self._first, "score"), _mean(self._last, "score")
+        return (
+            f"the score rose from {first:.3g} to {last:.3g}, but {why}: the reward may like gibberish. Read "
+            f"samples/table; raise --kl-coef (now {self.model.kl_coef:g}), lower --learning-rate, or mend the --reward"
+        )
+
+    def _score_has_risen(self) -> bool:
+        return _mean(self._last, "score") > _mean(self._first, "score")
+
+
+def _mean(readings: Sequence[Reading] | deque[Reading], name: str) -> float:
+    values = [getattr(reading, name) for reading in readings]
+    return float(np.mean(values)) if values else math.nan
