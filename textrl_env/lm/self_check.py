@@ -75,6 +75,10 @@ class CheckedModel(DecodingModel, Protocol):
         """The model without its head."""
 
     @property
+    def max_length(self) -> int | None:
+        """The most tokens that it reads; None where it has no limit."""
+
+    @property
     def ways(self) -> Ways:
         """The ways that it goes."""
 
@@ -115,7 +119,10 @@ class _Search:
         # transformers takes a padding token for a mistake where there is no mask.
         tokens = np.setdiff1d(np.arange(lm.vocab_size), [lm.model.config.get_text_config().pad_token_id])
         draw = np.random.default_rng(0)
-        first, second, *responses = (draw.choice(tokens, n) for n in (5, 2, 6, 3, 5, 1))
+        # The longest sequence has 11 tokens; a model with a shorter context is checked with shorter ones.
+        longest = min(lm.max_length or 11, 11)
+        lengths = [max(n * longest // 11, 1) for n in (5, 2, 6, 3, 5, 1)]
+        first, second, *responses = (draw.choice(tokens, n) for n in lengths)
         self.sequences = Sequences.from_responses([first, first, second, second], responses)
         self.config = lm.model.config
         self.narrow = True
