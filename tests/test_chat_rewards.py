@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import numpy as np
@@ -10,11 +11,16 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from agents import GRPO
+from agents.cli import main
 from agents.evaluation import evaluate_policy
 from agents.offline.dpo import dpo
+from agents.offline.reward_model import train_reward_model
 from agents.offline.sft import sft
 from agents.preferences.collection import collect_preferences
 from reward_models import HFRewardModel, TrainerState, load_reward
+from reward_models.comparisons import encode as encode_for_reward
+from reward_models.comparisons import read_comparisons
+from reward_models.data.encoding import TextEncoder
 from tests.chat_templates import byte_tokenizer, chat_tokenizer, turns
 from textrl_env.envs.text_rlhf import TextRLHFEnv
 from textrl_env.lm.causal_lm import CausalLM
@@ -336,3 +342,99 @@ def test_a_token_of_the_data_that_the_model_does_not_have_is_refused_at_the_star
     )
     with pytest.raises(ValueError, match=r"record 0 has the token id 257, but the model has 257 tokens"):
         train(model, [record], tokenizer=tokenizer, device="cpu")
+
+
+# -- comparisons ----------------------------------------------------------------------------------------------
+
+
+def comparison(prompted: bool, answers=("yo", "no"), **more):
+    chosen, rejected = (turns("", text)[1:] for text in answers)
+    whole = {"chosen": turns("hi") + chosen, "rejected": turns("hi") + rejected}
+    return ({"prompt": turns("hi"), "chosen": chosen, "rejected": rejected} if prompted else whole) | more
+
+
+def weights(train) -> torch.Tensor:
+    tokenizer = chat_tokenizer("qwen2_5")
+    model = llama(tokenizer)
+    train(model, tokenizer)
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def test_comparisons_without_a_prompt_train_as_those_with_one():
+    def learn(record):
+        return weights(
+            lambda model, tok: dpo(model, [record] * 2, tokenizer=tok, learning_rate=1e-2, device="cpu")
+        )
+
+    assert torch.equal(learn(comparison(True)), learn(comparison(False)))
+    texts = {"chosen": "The sky is blue.", "rejected": "The sky is green."}
+    with_prompt = {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."}
+    assert torch.equal(learn(texts), learn(with_prompt))
+    assert read_comparisons([texts])[0] == read_comparisons([with_prompt])[0]
+    assert read_comparisons([comparison(True)])[0] == read_comparisons([comparison(False)])[0]
+    with pytest.raises(ValueError, match="comparison 1: .*no beginning in common"):
+        learn({"chosen": "yes", "rejected": "no"})
+
+
+def test_a_reward_model_is_trained_on_what_it_will_read(tmp_path):
+    tokenizer = chat_tokenizer("qwen2_5")
+    llama(tokenizer).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    pairs = [comparison(False), comparison(True, ("yes", "nope"))]
+    folder = tmp_path / "judge"
+    train_reward_model(tmp_path / "base", pairs, folder, learning_rate=1e-2, epochs=4, device="cpu")
+    judge = HFRewardModel(folder, device="cpu")
+    said = [turns("", text)[1:] for text in ("yo", "no", "yes", "nope")]
+    scores = judge([turns("hi")] * 4, said)
+    whole = [tokenizer.apply_chat_template(turns("hi") + s, tokenize=True, return_dict=False) for s in said]
+    assert scores == pytest.approx(judge.score_ids(whole), abs=1e-6)
+    assert scores[0] > scores[1] and scores[2] > scores[3]
+    assert np.mean(scores) == pytest.approx(0, abs=1e-3)  # normalised on the same sequences
+    # In the env, too, although the ids of its tokenizer could be read.
+    assert answer(make_env(reward=judge), "yo<|im_end|>")[-1]["score"] == pytest.approx(scores[0], abs=1e-5)
+
+
+def test_a_reward_model_reads_no_end_behind_an_answer_that_was_cut_off():
+    coder = TextEncoder(chat_tokenizer("qwen2_5"))
+    cut, ended = (
+        read_comparisons([comparison(True, chosen_ended=flag)])[0][0].sides()[0] for flag in (False, True)
+    )
+    assert coder.tokenizer.decode(encode_for_reward(coder, *cut)).endswith("assistant\nyo")
+    assert coder.tokenizer.decode(encode_for_reward(coder, *ended)).endswith("assistant\nyo<|im_end|>\n")
+
+
+def test_conversations_go_through_the_whole_pipeline_verb_by_verb(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tokenizer = chat_tokenizer("qwen3")
+    llama(tokenizer).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+
+    def lines(name, rows):
+        (tmp_path / name).write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+        return ["--data", name]
+
+    def textrl(verb, *args):
+        settings = ("--chat-template-kwargs", '{"enable_thinking": false}')
+        assert main([verb, *map(str, args), *settings, "--device", "cpu"]) == 0, capsys.readouterr()
+
+    textrl(
+        "sft",
+        "--model",
+        "base",
+        *lines("chats.jsonl", [{"messages": turns("hi", "yo")}] * 4),
+        "--output",
+        "sft",
+    )
+    page = (tmp_path / "sft" / "tokens.html").read_text(encoding="utf-8")
+    assert "think" in page
+    textrl("reward", "--model", "sft", *lines("pairs.jsonl", [comparison(False)] * 2), "--output", "judge")
+    textrl("dpo", "--model", "sft", "--data", "pairs.jsonl", "--output", "dpo")
+    lines("prompts.jsonl", [{"prompt": turns("hi")}])
+    arguments = ("--answers-per-prompt", 4, "--max-new-tokens", 4, "--output", "new.jsonl", "--ties", "coin")
+    textrl("preferences", "--model", "dpo", "--prompts", "prompts.jsonl", "--judge", "judge", *arguments)
+    records = [
+        json.loads(line) for line in (tmp_path / "new.jsonl").read_text(encoding="utf-8").split("\n") if line
+    ]
+    assert records and records[0]["prompt"] == turns("hi")
+    assert main(["sft", "--data", "chats.jsonl", "--output", "x", "--chat-template-kwargs", "[1]"]) != 0
+    assert "--chat-template-kwargs takes a JSON object" in capsys.readouterr().err

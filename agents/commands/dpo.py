@@ -64,6 +64,7 @@ def dpo(
     max_length: offline.MaxLength = None,
     too_long: offline.TooLong = "cut",
     skip_bad_rows: offline.SkipBadRows = False,
+    chat_template_kwargs: offline.ChatTemplateKwargs = None,
     seed: offline.Seed = 0,
     device: offline.Device = "auto",
     overwrite: offline.Overwrite = False,
@@ -75,6 +76,7 @@ def dpo(
     model. The reference is the model as it is at the start. The output is an ordinary Hugging Face folder.
     """
     from agents.callbacks.progress import ProgressCallback
+    from agents.commands.flags import parse_object
     from agents.commands.terminal import quiet_transformers
     from agents.offline.dpo import DEFAULT_BETA, LOSSES
     from agents.offline.dpo import dpo as train
@@ -84,6 +86,7 @@ def dpo(
     check_choice("--loss", loss, LOSSES)
     quiet_transformers()
     options = options or {}
+    template = parse_object("--chat-template-kwargs", chat_template_kwargs)
     folder = offline.check_output(output, overwrite, options)
     if learning_rate is None:
         learning_rate = 3e-4 if model is None else 1e-6 if options.get("lora_rank") is None else 1e-5
@@ -107,6 +110,7 @@ def dpo(
             micro_batch_size=micro_batch_size,
             max_length=max_length,
             too_long=too_long,
+            chat_template_kwargs=template,
             warmup_ratio=warmup_ratio,
             weight_decay=weight_decay,
             max_grad_norm=max_grad_norm,

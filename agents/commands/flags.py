@@ -229,6 +229,22 @@ def parse_assignments(option: str, assignments: Iterable[str]) -> dict[str, Any]
     return found
 
 
+def parse_object(option: str, text: str | None) -> dict[str, Any] | None:
+    """A JSON object as a dict; None stays None.
+
+    Raises:
+        ValueError: It is no JSON object.
+    """
+    if text is None:
+        return None
+    value = parse_json(text)
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"{option} takes a JSON object such as '{{\"enable_thinking\": false}}', got {text!r}"
+        )
+    return value
+
+
 def as_typer_parameters(
     flags: list[Flag], panels: Mapping[str, str] | None = None, defaults: Mapping[str, Any] | None = None
 ) -> list[inspect.Parameter]:

@@ -38,6 +38,14 @@ TooLong = Annotated[
         rich_help_panel=_DATA,
     ),
 ]
+ChatTemplateKwargs = Annotated[
+    str | None,
+    typer.Option(
+        metavar="JSON",
+        help="Variables of the chat template, such as '{\"enable_thinking\": false}'.",
+        rich_help_panel=_DATA,
+    ),
+]
 SkipBadRows = Annotated[
     bool,
     typer.Option(

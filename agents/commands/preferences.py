@@ -86,6 +86,12 @@ def preferences(
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered together.")] = 64,
+    chat_template_kwargs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON", help="Variables of the chat template, such as '{\"enable_thinking\": false}'."
+        ),
+    ] = None,
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be read; stop otherwise.")
     ] = False,
@@ -101,7 +107,7 @@ def preferences(
     """
     from agents.callbacks.progress import ProgressBar
     from agents.commands import offline
-    from agents.commands.flags import parse_assignments
+    from agents.commands.flags import parse_assignments, parse_object
     from agents.commands.terminal import quiet_transformers
     from agents.preferences.collection import collect_preferences
     from agents.preferences.judges import RUBRIC, load_judge
@@ -109,6 +115,7 @@ def preferences(
     from textrl_env.data.prompts import load_prompts
 
     quiet_transformers()
+    template = parse_object("--chat-template-kwargs", chat_template_kwargs)
     path = offline.check_output(output, overwrite)
     spec: Any = judge
     if judge.startswith(("http://", "https://")):
@@ -136,6 +143,7 @@ def preferences(
             batch_size=batch_size,
             seed=seed,
             device=device,
+            chat_template_kwargs=template,
             callback=lambda done, total: progress.show(done),
         )
         progress.finish()

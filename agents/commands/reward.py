@@ -54,6 +54,7 @@ def reward(
     max_length: offline.MaxLength = None,
     too_long: offline.TooLong = "cut",
     skip_bad_rows: offline.SkipBadRows = False,
+    chat_template_kwargs: offline.ChatTemplateKwargs = None,
     seed: offline.Seed = 0,
     device: offline.Device = "auto",
     overwrite: offline.Overwrite = False,
@@ -65,12 +66,14 @@ def reward(
     deviation 1 on the answers that were compared. The output is an AutoModelForSequenceClassification with one label.
     """
     from agents.callbacks.progress import ProgressCallback
+    from agents.commands.flags import parse_object
     from agents.commands.terminal import quiet_transformers
     from agents.offline.reward_model import train_reward_model
     from textrl_env import embedded
 
     quiet_transformers()
     options = options or {}
+    template = parse_object("--chat-template-kwargs", chat_template_kwargs)
     folder = offline.check_output(output, overwrite, options)
     source = offline.check_data(data, "preferences.jsonl", "textrl preferences writes it")
     start = str(embedded.path("sft") if model is None else model)
@@ -90,6 +93,7 @@ def reward(
             batch_size=batch_size,
             max_length=max_length,
             too_long=too_long,
+            chat_template_kwargs=template,
             warmup_ratio=warmup_ratio,
             weight_decay=weight_decay,
             max_grad_norm=max_grad_norm,

@@ -49,6 +49,7 @@ def sft(
     max_length: offline.MaxLength = None,
     too_long: offline.TooLong = "cut",
     skip_bad_rows: offline.SkipBadRows = False,
+    chat_template_kwargs: offline.ChatTemplateKwargs = None,
     seed: offline.Seed = 0,
     device: offline.Device = "auto",
     overwrite: offline.Overwrite = False,
@@ -60,6 +61,7 @@ def sft(
     is an ordinary Hugging Face folder; tokens.html in it shows some records token by token, before and after.
     """
     from agents.callbacks.progress import ProgressCallback
+    from agents.commands.flags import parse_object
     from agents.commands.terminal import quiet_transformers
     from agents.evaluation.token_page import TokenPage
     from agents.offline.demonstration_data import load_demonstrations
@@ -68,12 +70,13 @@ def sft(
 
     quiet_transformers()
     options = options or {}
+    template = parse_object("--chat-template-kwargs", chat_template_kwargs)
     folder = offline.check_output(output, overwrite, options)
     rows, skipped = load_demonstrations(data, skip_bad_rows)
     held_out = None if eval_data is None else load_demonstrations(eval_data, skip_bad_rows)[0]
     if learning_rate is None:
         learning_rate = 2e-3 if model is None else 2e-5 if options.get("lora_rank") is None else 2e-4
-    page = TokenPage(folder / PAGE, _some(rows if held_out is None else held_out), max_length)
+    page = TokenPage(folder / PAGE, _some(rows if held_out is None else held_out), max_length, template)
     progress = ProgressCallback(title="sft")
     try:
         result = train(
@@ -87,6 +90,7 @@ def sft(
             micro_batch_size=micro_batch_size,
             max_length=max_length,
             too_long=too_long,
+            chat_template_kwargs=template,
             warmup_ratio=warmup_ratio,
             weight_decay=weight_decay,
             max_grad_norm=max_grad_norm,

@@ -23,6 +23,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from agents.offline.sft import IGNORE, encode, fit, load_model
+from reward_models.data.encoding import TextEncoder
 from reward_models.data.lengths import Lengths
 
 #: Colours of probability 0, 1/4, 1/2, 3/4 and 1.
@@ -57,7 +58,7 @@ Scored = Sequence[Sequence[TokenScore]]
 @torch.no_grad()
 def score_tokens(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | TextEncoder,
     records: Sequence[dict[str, Any]],
     max_length: int | None = None,
 ) -> list[list[TokenScore]]:
@@ -65,16 +66,18 @@ def score_tokens(
 
     Args:
         model: A causal language model; dropout is off here.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer, or an encoder with settings of its own.
         records: Of any form that :func:`agents.offline.sft.encode` takes. One without a token to score is left out.
         max_length: Longer records are cut as in fine-tuning; None is the length the model can hold.
     """
+    encoder = TextEncoder.of(tokenizer)
+    tokenizer = encoder.tokenizer
     lengths = Lengths.of(max_length, model.config, tokenizer)
     was_training = model.training
     model.eval()
     scored = []
     for record in records:
-        example = fit(encode(record, tokenizer), lengths)
+        example = fit(encode(record, encoder), lengths)
         if example is not None:
             scored.append(_score(model, tokenizer, *example))
     model.train(was_training)

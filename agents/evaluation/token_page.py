@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat
 
 from agents.evaluation.token_heatmap import heatmap_html, score_tokens
 from agents.evaluation.token_heatmap_image import heatmap_image
+from reward_models.data.encoding import TextEncoder
 
 _TITLE = "What fine-tuning has taught: how sure the model is of every token"
 
@@ -22,18 +23,27 @@ class TokenPage(BaseCallback):
         file: The page.
         records: Of any form that :func:`agents.offline.sft.encode` takes.
         max_length: As in training.
+        chat_template_kwargs: As in training.
 
     Attributes:
         written: Whether there was something to show.
     """
 
-    def __init__(self, file: Path, records: Sequence[dict[str, Any]], max_length: int | None = None) -> None:
+    def __init__(
+        self,
+        file: Path,
+        records: Sequence[dict[str, Any]],
+        max_length: int | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
+        self.chat_template_kwargs = chat_template_kwargs
         self.file, self.records, self.max_length = file, records, max_length
         self.written = False
 
     def _score(self) -> Any:
-        return score_tokens(self.model.policy, self.model.tokenizer, self.records, self.max_length)
+        encoder = TextEncoder(self.model.tokenizer, self.chat_template_kwargs)
+        return score_tokens(self.model.policy, encoder, self.records, self.max_length)
 
     def _on_training_start(self) -> None:
         self._before = self._score()
