@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 
 import numpy as np
@@ -372,7 +373,7 @@ def test_comparisons_without_a_prompt_train_as_those_with_one():
     assert torch.equal(learn(texts), learn(with_prompt))
     assert read_comparisons([texts])[0] == read_comparisons([with_prompt])[0]
     assert read_comparisons([comparison(True)])[0] == read_comparisons([comparison(False)])[0]
-    with pytest.raises(ValueError, match="comparison 1: .*no beginning in common"):
+    with pytest.raises(ValueError, match=r"comparison 1: .*no beginning in common"):
         learn({"chosen": "yes", "rejected": "no"})
 
 
@@ -382,7 +383,7 @@ def test_a_reward_model_is_trained_on_what_it_will_read(tmp_path):
     tokenizer.save_pretrained(tmp_path / "base")
     pairs = [comparison(False), comparison(True, ("yes", "nope"))]
     folder = tmp_path / "judge"
-    train_reward_model(tmp_path / "base", pairs, folder, learning_rate=1e-2, epochs=4, device="cpu")
+    train_reward_model(tmp_path / "base", pairs, folder, learning_rate=1e-2, epochs=30, device="cpu")
     judge = HFRewardModel(folder, device="cpu")
     said = [turns("", text)[1:] for text in ("yo", "no", "yes", "nope")]
     scores = judge([turns("hi")] * 4, said)
@@ -425,8 +426,8 @@ def test_conversations_go_through_the_whole_pipeline_verb_by_verb(tmp_path, monk
         "--output",
         "sft",
     )
-    page = (tmp_path / "sft" / "tokens.html").read_text(encoding="utf-8")
-    assert "think" in page
+    # The answer and its end, four times: with thinking off the empty thought is part of the prompt.
+    assert re.search(r"tokens that carried loss +12$", capsys.readouterr().out, re.MULTILINE)
     textrl("reward", "--model", "sft", *lines("pairs.jsonl", [comparison(False)] * 2), "--output", "judge")
     textrl("dpo", "--model", "sft", "--data", "pairs.jsonl", "--output", "dpo")
     lines("prompts.jsonl", [{"prompt": turns("hi")}])
