@@ -310,13 +310,13 @@ def test_after_fine_tuning_on_conversations_answers_end():
         model,
         [{"messages": turns("hi", "yo")}] * 8,
         tokenizer=tokenizer,
-        epochs=30,
+        epochs=100,
         learning_rate=1e-2,
         device="cpu",
     )
     result = evaluate_policy(CausalLM(model, tokenizer), make_env("phi3", model=model), n_samples=8)
     assert result.summary()["ended"] > 0.7
-    assert result.responses[0].count("yo") > 5
+    assert result.responses[0].count("yo") >= 6
 
 
 @pytest.mark.parametrize("where", ["tokenizer", "generation_config"])
