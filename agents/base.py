@@ -77,7 +77,7 @@ class Agent(LearningLoop):
         max_grad_norm: Gradients are clipped to this norm.
         critic: "separate", "shared", "head" (language models), None, or "default" for the policy's own default.
         group_size: Episodes that share a start state, neighbours in the rollout.
-        micro_batch_size: Rows evaluated at once; losses do not depend on it, memory does. None, where it was said,
+        micro_batch_size: Rows evaluated at once; losses do not depend on it, memory does. None, where it was given,
             takes all.
         gradient_accumulation_steps: Passes of ``batch_size`` rows that make one gradient step, as in transformers;
             where ``batch_size`` is None, parts that the one step of a rollout is evaluated in.

@@ -130,8 +130,8 @@ def _notes(error: Exception) -> list[str]:
 
 def _one_line(error: Exception) -> str:
     """What an error says, in one line; a bare class name for one that says nothing."""
-    said = error.format_message() if hasattr(error, "format_message") else str(error)
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
     if isinstance(error, KeyError):
-        said = str(error.args[0]) if error.args else ""
-    said = printable(" ".join(" ".join([said, *_notes(error)]).split()))
-    return said or f"{type(error).__name__} (--debug shows where)"
+        message = str(error.args[0]) if error.args else ""
+    message = printable(" ".join(" ".join([message, *_notes(error)]).split()))
+    return message or f"{type(error).__name__} (--debug shows where)"

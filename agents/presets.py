@@ -80,7 +80,7 @@ def resolve(agent: Any) -> str:
         agent.lr_scheduler_type = "constant"  # a schedule was given, one is enough
     for name in DEFAULTS:
         value = default(name, type(agent), column)
-        # Where None means something (all rows at once), it counts if somebody has said it.
+        # Where None means something (all rows at once), it counts if it was given.
         means_something = any(None in row for row in DEFAULTS[name].values())
         if getattr(agent, name) is None and not (means_something and name in agent.init_kwargs):
             setattr(agent, name, value)

@@ -1,4 +1,4 @@
-"""Guards: what goes wrong is said while it goes wrong, in one line that names what to change.
+"""Guards: what goes wrong is reported while it goes wrong, in one line that names what to change.
 
     GRPO("auto", env).learn(100_000, Guards())
 
@@ -157,10 +157,10 @@ class Guards(BaseCallback):
             message = getattr(self, f"_{name}")(reading)
             self.logger.record(f"guard/{name}", float(message is not None))
             if message is not None and name not in self._tripped:
-                self._say(name, message)
+                self._report(name, message)
             (self._tripped.discard if message is None else self._tripped.add)(name)
 
-    def _say(self, name: str, message: str) -> None:
+    def _report(self, name: str, message: str) -> None:
         line = f"guard {name} at {self.num_timesteps:,} tokens: {message}"
         self.messages.append((self.num_timesteps, line))
         self.logger.record(f"guard/{name}_text", line, exclude=("stdout", "log", "csv", "json"))

@@ -228,21 +228,21 @@ class Objective(NamedTuple):
         self, model: PreTrainedModel, batch: Sequence[Item], known: Tensor, size: int, learn: bool
     ) -> dict[str, float]:
         kl = self._baseline(model, batch, known, size)
-        loss, rewards, log_probs = 0.0, [], []
+        loss, rewards, seen = 0.0, [], []
         for start in range(0, len(batch), size):
             part, ref = batch[start : start + size], known[start : start + size]
-            said, lengths = self._say(model, part)  # [b, 2], or [b, 1] for KTO
-            losses = self._losses(part, said, lengths, ref, kl)  # [b]
+            log_probs, lengths = self._log_probs(model, part)  # [b, 2], or [b, 1] for KTO
+            losses = self._losses(part, log_probs, lengths, ref, kl)  # [b]
             mean = losses.sum() / len(batch)
             if learn:
                 mean.backward()
             loss += mean.item()
-            log_probs.append(said.detach())
-            rewards.append(self._rewards(said.detach(), lengths, ref))
-        metrics = {"loss": loss} | _metrics(batch, torch.cat(rewards), torch.cat(log_probs))
+            seen.append(log_probs.detach())
+            rewards.append(self._rewards(log_probs.detach(), lengths, ref))
+        metrics = {"loss": loss} | _metrics(batch, torch.cat(rewards), torch.cat(seen))
         return metrics | {"kl": float(kl)} if self.loss == "kto" else metrics
 
-    def _say(self, model: PreTrainedModel, part: Sequence[Item]) -> tuple[Tensor, Tensor]:
+    def _log_probs(self, model: PreTrainedModel, part: Sequence[Item]) -> tuple[Tensor, Tensor]:
         """Log-probabilities and lengths of what the loss looks at, ``[b, 2]`` (``[b, 1]`` for KTO)."""
         sides = 1 if self.loss == "kto" else 2
         sequences = [sequence for item in part for sequence in item[:sides]]
@@ -250,13 +250,13 @@ class Objective(NamedTuple):
         return sequence_log_probs(model, sequences, self.pad_id).view(-1, sides), lengths.view(-1, sides)
 
     def _losses(
-        self, part: Sequence[Item], said: Tensor, lengths: Tensor, ref: Tensor, kl: Tensor | float
+        self, part: Sequence[Item], log_probs: Tensor, lengths: Tensor, ref: Tensor, kl: Tensor | float
     ) -> Tensor:
         if self.loss == "kto":
-            labels = torch.tensor([item.label for item in part], device=said.device)
+            labels = torch.tensor([item.label for item in part], device=log_probs.device)
             weights = (self.desirable_weight, self.undesirable_weight)
-            return kto_loss(said[:, 0], ref[:, 0], labels, kl, self.beta, *weights)
-        pair = (said[:, 0], said[:, 1])
+            return kto_loss(log_probs[:, 0], ref[:, 0], labels, kl, self.beta, *weights)
+        pair = (log_probs[:, 0], log_probs[:, 1])
         if self.loss == "simpo":
             return simpo_loss(*pair, *lengths.unbind(1), self.beta, self.gamma, self.label_smoothing)
         if self.loss == "ipo":
@@ -264,11 +264,11 @@ class Objective(NamedTuple):
         counted = lengths.unbind(1) if self.loss == "sigmoid_norm" else ()
         return dpo_loss(*pair, *ref.unbind(1), self.beta, self.label_smoothing, *counted)
 
-    def _rewards(self, said: Tensor, lengths: Tensor, ref: Tensor) -> Tensor:
-        """The implicit rewards ``beta log pi/pi_ref`` (of SimPO: ``beta log pi / |y|``), shaped like ``said``."""
+    def _rewards(self, log_probs: Tensor, lengths: Tensor, ref: Tensor) -> Tensor:
+        """The implicit rewards ``beta log pi/pi_ref`` (of SimPO: ``beta log pi / |y|``), shaped like ``log_probs``."""
         if self.loss == "simpo":
-            return self.beta * said / lengths.clamp(min=1)
-        return self.beta * (said - ref[:, : said.shape[1]])
+            return self.beta * log_probs / lengths.clamp(min=1)
+        return self.beta * (log_probs - ref[:, : log_probs.shape[1]])
 
     @torch.no_grad()
     def _baseline(

@@ -169,7 +169,7 @@ def new_config(
         log_interval: Updates between two lines of the log.
         adaptive_kl: Arguments of :class:`~agents.callbacks.kl_control.AdaptiveKL`; None leaves the coefficient alone.
         anneal_kl: Arguments of :class:`~agents.callbacks.kl_control.AnnealKL`; None does not let it fall.
-        guards: Whether what goes wrong is said on the way, see :mod:`agents.callbacks.guards`.
+        guards: Whether what goes wrong is reported on the way, see :mod:`agents.callbacks.guards`.
         command: The command line that says the same.
         defaults: The hyper-parameters left alone, for the reader.
     """
@@ -317,11 +317,11 @@ def parse_save_every(given: int | str) -> tuple[int | None, float | None]:
 def make_agent(config: dict[str, Any]) -> Agent:
     """The agent, with its environment, that a configuration describes."""
     cls = find_agent(config["agent"])
-    # Only what was said, so that an agent of one's own need not take the rest.
+    # Only what was given, so that an agent of one's own need not take the rest.
     names = ("n_envs", "env_kwargs", "policy_kwargs", "device")
-    said = {name: config[name] for name in names if config[name] not in (None, {}, "auto")}
+    given = {name: config[name] for name in names if config[name] not in (None, {}, "auto")}
     return cls(
-        find_policy(config["policy"]), config["env"], seed=config["seed"], **said, **config["agent_kwargs"]
+        find_policy(config["policy"]), config["env"], seed=config["seed"], **given, **config["agent_kwargs"]
     )
 
 

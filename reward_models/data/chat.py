@@ -1,7 +1,7 @@
 """Conversations as text: what a chat template makes of messages, and which part of it the assistant wrote.
 
 A template writes headers, control tokens and ends around the messages, and some rewrite earlier turns (Qwen3 drops
-their thoughts), trim what was said, or end the last turn otherwise (GPT-OSS). So nothing is taken for granted:
+their thoughts), trim what was written, or end the last turn otherwise (GPT-OSS). So nothing is taken for granted:
 
 - *What the assistant wrote* is what the template marks with ``{% generation %}``, where it does. Otherwise it is
   measured: a turn is laid out as the last one, with a probe in place of its content, and again with a generation
@@ -396,7 +396,7 @@ class ChatTemplate:
     def _behind_prompt(
         self, messages: list[dict], turn: _Turn, row: Mapping[str, Any] | None, first: int, ended: bool
     ) -> Rendered:
-        """The generation prompt, then what was said, word for word; then the end if it ended."""
+        """The generation prompt, then what was written, word for word; then the end if it ended."""
         content = messages[-1].get("content", "")
         opened = _OPEN_TAG.search(turn.before)
         begun = re.match(r"\s*<([A-Za-z_][\w-]*)>", content)
@@ -484,19 +484,23 @@ def joined(prompt: Any, completion: Any) -> tuple[list[Mapping[str, Any]], int]:
         The messages, and how many of them are the prompt.
     """
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    said = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion)
-    if not said:
+    answer_turns = (
+        [{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion)
+    )
+    if not answer_turns:
         raise ValueError("a completion needs at least one message, got an empty list")
-    if said[0].get("role") not in ("assistant", "tool"):
+    if answer_turns[0].get("role") not in ("assistant", "tool"):
         begins_with_prompt = (
-            not isinstance(prompt, str) and said[: len(turns)] == turns and len(said) > len(turns)
+            not isinstance(prompt, str)
+            and answer_turns[: len(turns)] == turns
+            and len(answer_turns) > len(turns)
         )
-        return said, len(turns) if begins_with_prompt else len(said) - 1
-    if turns and turns[-1].get("role") == "assistant" and said[0].get("role") == "assistant":
-        begun = text_of(turns[-1].get("content")) + text_of(said[0].get("content"))
-        said = [{**said[0], "content": begun}, *said[1:]]
+        return answer_turns, len(turns) if begins_with_prompt else len(answer_turns) - 1
+    if turns and turns[-1].get("role") == "assistant" and answer_turns[0].get("role") == "assistant":
+        begun = text_of(turns[-1].get("content")) + text_of(answer_turns[0].get("content"))
+        answer_turns = [{**answer_turns[0], "content": begun}, *answer_turns[1:]]
         turns = turns[:-1]
-    return [*turns, *said], len(turns)
+    return [*turns, *answer_turns], len(turns)
 
 
 def split_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:

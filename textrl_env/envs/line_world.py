@@ -102,8 +102,8 @@ class LineWorldDynamics(Dynamics):
         )
         canvas.disc(left + (position + 0.5) * cell, middle, 0.26 * cell, ORANGE)
         there = position == self.length - 1
-        said = "at the goal" if there else f"{self.length - 1 - position} steps to go"
-        canvas.text(canvas.width / 2, canvas.height - 12, said, 12, GREEN if there else QUIET, "mb")
+        caption = "at the goal" if there else f"{self.length - 1 - position} steps to go"
+        canvas.text(canvas.width / 2, canvas.height - 12, caption, 12, GREEN if there else QUIET, "mb")
         return canvas.array()
 
 

@@ -333,10 +333,12 @@ class TextRLHFDynamics(KLDynamics):
         """Responses as text, their score (missing-EOS penalty taken off) and its parts by name."""
         bodies = [r[:-1] if e else r for r, e in zip(responses, is_eos, strict=True)]
         given = [self._given(text, k) for text, k in zip(texts, prompt_ids, strict=True)]
-        said = [self.encoder.decode(b, isinstance(p, str)) for b, p in zip(bodies, given, strict=True)]
+        responses_as_text = [
+            self.encoder.decode(b, isinstance(p, str)) for b, p in zip(bodies, given, strict=True)
+        ]
         completions = [
             text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-            for text, prompt in zip(said, given, strict=True)
+            for text, prompt in zip(responses_as_text, given, strict=True)
         ]
         columns = {
             name: [values[k] if k >= 0 else None for k in prompt_ids]
@@ -349,7 +351,7 @@ class TextRLHFDynamics(KLDynamics):
         if self.gold is not None:
             parts["gold"] = self._gold_score(prompt_ids >= 0, given, completions, columns, ids)
         score = result.total - self.missing_eos_penalty * ~is_eos
-        return {"responses": said, "score": score, "parts": parts}
+        return {"responses": responses_as_text, "score": score, "parts": parts}
 
     def _given(self, text: str, prompt_id: int) -> Any:
         """A prompt as rewards get it: messages where it came as messages, its text otherwise."""
