@@ -83,6 +83,7 @@ def counted_updates(monkeypatch, agent):
 
     monkeypatch.setattr(agent, "update", counting)
     monkeypatch.setattr(agent, "_log_training", lambda *args: None)
+    monkeypatch.setattr(base, "check_weights", lambda *args: None)  # once for a rollout, after its updates
     return counts
 
 

@@ -115,6 +115,7 @@ def test_values_beside_the_tokens_need_one_for_each():
 # -- rows ---------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(conversations, st.data())
 def test_chosen_rows_put_together_are_the_batch_in_that_order(rows, data):
     batch = talk(rows)
@@ -166,6 +167,7 @@ def test_a_padded_tensor_keeps_its_gradient():
     assert values.grad.tolist() == [0, 1, 2, 4, 8, 9]
 
 
+@settings(deadline=None)
 @given(conversations)
 def test_padding_on_the_left_is_taken_off_again(rows):
     batch = talk(rows)

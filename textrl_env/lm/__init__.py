@@ -6,6 +6,9 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "CausalLM": "textrl_env.lm.causal_lm",
+        "ENVIRONMENT": "textrl_env.lm.sequences",
+        "POLICY": "textrl_env.lm.sequences",
+        "PROMPT": "textrl_env.lm.sequences",
         "Sequences": "textrl_env.lm.sequences",
         "SlotDecoder": "textrl_env.lm.decoding",
         "generate": "textrl_env.lm.decoding",
