@@ -199,17 +199,19 @@ def _start_of(dynamics: Dynamics, options: dict[str, Any] | None) -> Any:
 
 def _check_start_type(name: str, value: Any, dynamics: Dynamics) -> None:
     """Raise a ValueError for a number where a text belongs, or the other way round."""
-    texts = name != dynamics.start_option
-    each = value if isinstance(value, (list, tuple)) or np.ndim(value) else [value]
-    for start in each:
+    keys = dynamics_start_keys(dynamics)
+    texts, other = name != dynamics.start_option, next((key for key in keys if key != name), None)
+    for start in value if isinstance(value, (list, tuple)) or np.ndim(value) else [value]:
         number = isinstance(start, (int, np.integer)) and not isinstance(start, bool)
-        if start is not None and not (isinstance(start, str) if texts else number):
-            wanted = "a text" if texts else "an integer"
-            other = dynamics_start_keys(dynamics)[-1 if not texts else 0]
-            hint = (
-                f"; options[{other!r}] takes {'an integer' if texts else 'a text'}" if other != name else ""
+        # A number that is no integer is left to dynamics with texts, which know what the numbers stand for.
+        wrong = (
+            not isinstance(start, str) if texts else isinstance(start, str) or (other is None and not number)
+        )
+        if start is not None and wrong:
+            hint = f"; options[{other!r}] takes {'an integer' if texts else 'a text'}" if other else ""
+            raise ValueError(
+                f"options[{name!r}] must be {'a text' if texts else 'an integer'}, got {start!r}{hint}"
             )
-            raise ValueError(f"options[{name!r}] must be {wanted}, got {start!r}{hint}")
 
 
 def parse_autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
