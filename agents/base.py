@@ -520,11 +520,22 @@ class Agent(LearningLoop):
             record("train/explained_variance", variance)
 
 
+#: Arguments of stable-baselines3's agents that have no counterpart, and why.
+_OF_SB3 = {
+    "use_sde": "state-dependent exploration (gSDE) is left out",
+    "sde_sample_freq": "state-dependent exploration (gSDE) is left out",
+    "rollout_buffer_class": "a rollout is agents.Rollout, whatever collects it",
+    "rollout_buffer_kwargs": "a rollout is agents.Rollout, whatever collects it",
+}
+
+
 def _check_agent_keywords(cls: type, given: dict[str, Any]) -> None:
     """Raise a TypeError for a keyword that no constructor from ``cls`` up to :class:`Agent` takes."""
     constructors = [vars(base)["__init__"] for base in cls.__mro__[:-1] if "__init__" in vars(base)]
     known = {n for c in constructors for n in inspect.signature(c).parameters} - {"self", "kwargs"}
     for name in given:
+        if name not in known and name in _OF_SB3:
+            raise TypeError(f"{cls.__name__} takes no {name}: {_OF_SB3[name]}; leave it out")
         if name not in known:
             raise TypeError(
                 f"{cls.__name__} got an unexpected keyword argument {name!r}. {did_you_mean(name, known)}"

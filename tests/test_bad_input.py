@@ -287,7 +287,7 @@ def test_choices_of_grpo_and_reinforce_are_named():
 
 
 def test_something_that_is_no_env_is_refused():
-    with pytest.raises(TypeError, match=r"env must be a Gymnasium id, an env or a vector env, got int"):
+    with pytest.raises(TypeError, match=r"env must be a Gymnasium id, an env or a vector env.*got int"):
         PPO("MlpPolicy", 3)
 
 
@@ -308,9 +308,9 @@ class Odd(gym.Env):
 @pytest.mark.parametrize(
     ("observation_space", "action_space", "message"),
     [
-        (spaces.Tuple([spaces.Discrete(2)]), spaces.Discrete(2), "cannot take the observation space Tuple"),
+        (spaces.Tuple([spaces.Text(5)]), spaces.Discrete(2), "cannot take the observation space Text"),
         (spaces.Text(5), spaces.Discrete(2), "cannot take the observation space Text"),
-        (spaces.Discrete(2), spaces.MultiDiscrete([2, 2]), "acts in Discrete and Box.*got MultiDiscrete"),
+        (spaces.Discrete(2), spaces.Tuple([spaces.Discrete(2)]), "acts in Discrete, .*Box.*got Tuple"),
         (spaces.Box(0, 1, (400, 300)), spaces.Discrete(2), "120000 features"),
     ],
 )

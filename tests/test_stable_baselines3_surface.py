@@ -328,6 +328,30 @@ def test_a_file_of_stable_baselines3_is_refused_unread(tmp_path):
         PPO.load(tmp_path / "theirs")
 
 
+def test_old_habits_are_understood_or_named():
+    with pytest.warns(UserWarning, match="old form"):
+        agent = PPO("MlpPolicy", "CartPole-v1", policy_kwargs={"net_arch": [{"vf": [8]}]}, **SMALL)
+    assert agent.policy.net_arch == {"pi": [], "vf": [8]}
+    with pytest.raises(ValueError, match=r"got \(observation, info\)"):
+        agent.predict(gym.make("CartPole-v1").reset())
+    with pytest.raises(AssertionError, match="clip_range"):  # a ValueError, too
+        PPO("MlpPolicy", "CartPole-v1", clip_range=-0.2)
+
+    with pytest.raises(TypeError, match=r"takes no use_sde: .*gSDE"):
+        PPO("MlpPolicy", "CartPole-v1", use_sde=True)
+
+    class Old(gym.Env):
+        observation_space, action_space = gym.spaces.Box(-1, 1, (1,)), gym.spaces.Discrete(2)
+
+        def reset(self, seed=None):
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action):
+            return np.zeros(1, np.float32), 0.0, True, False, {}
+
+    assert PPO("MlpPolicy", Old(), **SMALL).learn(16).num_timesteps == 16
+
+
 def test_its_policy_classes_and_optimizers_are_understood():
     agent = PPO(
         ActorCriticPolicy,

@@ -8,7 +8,11 @@ from typing import Any
 
 from reward_models.names import did_you_mean
 
-__all__ = ["check_choice", "check_keywords", "did_you_mean"]
+__all__ = ["ArgumentError", "check_choice", "check_keywords", "did_you_mean"]
+
+
+class ArgumentError(ValueError, AssertionError):
+    """An argument that makes no sense; scripts written for stable-baselines3, which asserts, catch it too."""
 
 
 def check_choice(name: str, given: Any, options: Iterable[str]) -> None:

@@ -19,6 +19,7 @@ from agents.algorithms.schedules import Schedule, check_schedule, schedule_value
 from agents.base import Agent
 from agents.policies.base import Evaluation, Policy
 from agents.rollouts.rollout import Rollout
+from textrl_env.errors import ArgumentError
 
 
 class PPO(Agent):
@@ -100,13 +101,13 @@ class PPO(Agent):
         self._check_rows()
 
     def _check_rows(self) -> None:
-        """Raise a ValueError for minibatches of a single step, whose advantage cannot be normalised."""
+        """Raise an ArgumentError for minibatches of a single step, whose advantage cannot be normalised."""
         if not self.normalize_advantage or self.collects_episodes or self.env is None:
             return
         rows = self.n_steps * self.num_envs
         for name, count in (("n_steps * n_envs", rows), ("batch_size", self.batch_size)):
             if count == 1:
-                raise ValueError(
+                raise ArgumentError(
                     f"{name} = 1 leaves a single step to normalise advantages over; take more, or "
                     "normalize_advantage=False"
                 )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from textrl_env.errors import check_choice
+from textrl_env.errors import ArgumentError, check_choice
 
 #: A number, "linear:3e-4" (down to 0), or a function of the remaining progress (1 at the start, 0 at the end).
 Schedule = float | str | Callable[[float], float]
@@ -89,16 +89,16 @@ def lr_multiplier(
 
 
 def check_schedule(name: str, schedule: Schedule | None, positive: bool = False) -> None:
-    """Raise a ValueError for a schedule that starts negative, not finite, or (where ``positive``) at 0."""
+    """Raise an ArgumentError for a schedule that starts negative, not finite, or (where ``positive``) at 0."""
     if schedule is None:
         return
     value = schedule_value(schedule, 1.0)
     if not math.isfinite(value) or value < 0 or (positive and value == 0):
-        raise ValueError(f"{name} must be a number {'> 0' if positive else '>= 0'}, got {schedule!r}")
+        raise ArgumentError(f"{name} must be a number {'> 0' if positive else '>= 0'}, got {schedule!r}")
 
 
 def check_numbers(**values: float) -> None:
-    """Raise a ValueError for a coefficient that is negative or not finite."""
+    """Raise an ArgumentError for a coefficient that is negative or not finite."""
     for name, value in values.items():
         if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+            raise ArgumentError(f"{name} must be a finite number >= 0, got {value!r}")

@@ -24,6 +24,7 @@ from agents.policies.features import check_finite, encode
 from agents.policies.mlp import MlpPolicy
 from agents.rollouts.observations import named_arrays, named_spaces, stack_steps
 from agents.rollouts.rollout import Rollout
+from textrl_env.errors import ArgumentError
 
 #: The smallest image that the three convolutions of NatureCNN can read.
 SMALLEST_IMAGE = 36
@@ -176,7 +177,7 @@ class CnnPolicy(ExtractorPolicy):
         if features_extractor_class is NatureCNN and not is_image_space(
             observation_space, normalized_image=not normalize_images
         ):
-            raise ValueError(
+            raise ArgumentError(
                 'policy="CnnPolicy" takes images, Box(0, 255, (height, width, channels), uint8), got '
                 f'{observation_space}; policy="MlpPolicy" takes any Box, policy="MultiInputPolicy" a Dict'
             )

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
+from gymnasium import logger, spaces
 from torch import Tensor, nn
 
 from agents.policies.actions import make_distribution
@@ -64,6 +64,8 @@ class MlpPolicy(Policy):
         self.distribution = make_distribution(action_space, log_std_init)
         features = self._num_features()
         actor, value = _hidden_sizes(net_arch, critic)
+        #: Hidden sizes in force.
+        self.net_arch = {"pi": actor, "vf": value}
         self.trunk = self._mlp([features, *actor])
         self.action_head = make_linear([features, *actor][-1], self.distribution.outputs, 0.01)
         self.value_trunk = self._mlp([features, *value]) if critic == "separate" else None
@@ -185,6 +187,9 @@ def _hidden_sizes(
     net_arch: Sequence[int] | dict[str, Sequence[int]], critic: str | None
 ) -> tuple[list[int], list[int]]:
     """Hidden sizes of the actor and of the critic."""
+    if not isinstance(net_arch, dict) and len(net_arch) == 1 and isinstance(net_arch[0], dict):
+        logger.warn(f"net_arch={net_arch} is stable-baselines3's old form; write net_arch={net_arch[0]}")
+        net_arch = net_arch[0]
     if not isinstance(net_arch, dict):
         return list(net_arch), list(net_arch)
     if unknown := set(net_arch) - {"pi", "vf"}:

@@ -113,6 +113,11 @@ def is_single(space: spaces.Space, observation: Any) -> bool:
         ):
             raise ValueError(f"expected an observation of {space}, got {_described(observation)}")
         return is_single(space.spaces[key], observation[key])
+    if isinstance(observation, tuple) and len(observation) == 2 and isinstance(observation[1], dict):
+        raise ValueError(
+            f"expected an observation of {space}, got (observation, info), as reset() of a Gymnasium env returns it; "
+            "the observation alone is wanted (mixing Gym API and VecEnv API, whose reset() returns no info?)"
+        )
     shape, own = np.shape(observation), space.shape or ()
     if shape[len(shape) - len(own) :] != own or len(shape) - len(own) not in (0, 1):
         raise ValueError(

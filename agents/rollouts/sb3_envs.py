@@ -66,13 +66,14 @@ class VecEnvAsVectorEnv(gym.vector.VectorEnv):
     def step(self, actions: np.ndarray):
         observations, rewards, dones, rows = self.vec_env.step(actions)
         dones = np.array(dones, dtype=bool)
-        cut = np.array([bool(row.get("TimeLimit.truncated", False)) for row in rows]) & dones
+        cut = np.zeros(self.num_envs, dtype=bool)
         infos: dict[str, Any] = {}
         ends: dict[str, Any] = {}
         final_obs = np.full(self.num_envs, None, dtype=object)
         for slot, row in enumerate(rows):
             own = {name: value for name, value in row.items() if name not in _OF_SB3}
             if dones[slot]:
+                cut[slot] = bool(row.get("TimeLimit.truncated", False))
                 final_obs[slot] = row.get("terminal_observation")
                 ends = self._add_info(ends, own, slot)
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -35,7 +36,8 @@ def make_envs(env: Any, num_envs: int, env_kwargs: dict[str, Any] | None = None)
         return VecEnvAsVectorEnv(env)
     vector_kwargs = {"autoreset_mode": AutoresetMode.SAME_STEP}
     if isinstance(env, gym.Env):
-        return gym.vector.SyncVectorEnv([lambda: env], **vector_kwargs)
+        single = env if _takes_options(env) else _WithoutOptions(env)
+        return gym.vector.SyncVectorEnv([lambda: single], **vector_kwargs)
     if not isinstance(env, str):
         raise TypeError(
             "env must be a Gymnasium id, an env or a vector env (Gymnasium's or stable-baselines3's), got "
@@ -52,6 +54,21 @@ def make_envs(env: Any, num_envs: int, env_kwargs: dict[str, Any] | None = None)
     return gym.make_vec(
         env, num_envs=num_envs, vectorization_mode="sync", vector_kwargs=vector_kwargs, **kwargs
     )
+
+
+def _takes_options(env: gym.Env) -> bool:
+    """Whether ``reset`` takes options, as Gymnasium's API has it since 0.26; older envs take a seed at most."""
+    parameters = inspect.signature(env.unwrapped.reset).parameters.values()
+    return any(p.name == "options" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+class _WithoutOptions(gym.Wrapper):
+    """An env whose ``reset`` takes no options."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        if options:
+            raise ValueError(f"{self.env} takes no options in reset(), got {options}")
+        return self.env.reset(seed=seed)
 
 
 def has_fused_way(env_id: str) -> bool:

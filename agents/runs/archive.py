@@ -42,7 +42,9 @@ def unpacked(path: Any) -> Iterator[Path]:
                 if "agent.json" in names:
                     archive.extractall(folder)
         except zipfile.BadZipFile as error:
-            raise ValueError(f"{path} is neither a checkpoint's folder nor an archive of one") from error
+            raise ValueError(
+                f"{path} is neither a checkpoint's folder nor an archive of one: it wasn't a zip-file"
+            ) from error
         if "agent.json" not in names:
             theirs = "data" in names and "policy.pth" in names
             hint = (
