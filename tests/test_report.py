@@ -351,7 +351,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(args, said, here, capsys):
 
 def test_a_config_that_is_cut_short_is_named(here):
     (here / "runs" / "first" / "config.json").write_text('{"format": 1, "ag')
-    with pytest.raises(ValueError, match=r"JSON file of the run .*first cannot be read"):
+    with pytest.raises(ValueError, match=r"first/config\.json is no JSON .*line 1, column 15"):
         read_run(here / "runs" / "first")
 
 

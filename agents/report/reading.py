@@ -14,6 +14,7 @@ import numpy as np
 from agents.report.samples import Table, read_tables
 from agents.runs import run_directory as run_directories
 from agents.runs.registry import AGENTS, find_agent
+from agents.runs.whole import read_json
 from textrl_env.errors import did_you_mean
 
 STEPS = "time/total_timesteps"
@@ -103,14 +104,11 @@ def read_run(folder: str | Path) -> Run:
     """
     folder = Path(folder).expanduser()
     _check_is_run(folder)
-    try:
-        config = run_directories.read_config(folder)
-        log = folder / run_directories.PROGRESS
-        progress = run_directories.read_progress(folder) if log.is_file() else {}
-        evaluation = folder / run_directories.EVALUATION
-        evaluated = json.loads(evaluation.read_text()) if evaluation.is_file() else None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"a JSON file of the run {folder} cannot be read: {error}") from error
+    config = run_directories.read_config(folder)
+    log = folder / run_directories.PROGRESS
+    progress = run_directories.read_progress(folder) if log.is_file() else {}
+    evaluation = folder / run_directories.EVALUATION
+    evaluated = read_json(evaluation) if evaluation.is_file() else None
     if not np.isfinite(progress.get(STEPS, [])).any():
         raise ValueError(
             f"{folder} has not finished a rollout yet: its {run_directories.PROGRESS} has no row. "

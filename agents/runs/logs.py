@@ -8,17 +8,20 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium import logger
 from stable_baselines3.common.logger import CSVOutputFormat, KVWriter, Logger, TensorBoardOutputFormat
 from torch.utils.tensorboard import SummaryWriter
 
+from reward_models.names import shorten
 from textrl_env.errors import check_choice
 
 PROGRESS = "progress.csv"
+_STEPS = "time/total_timesteps"
 
 
 class _CSV(CSVOutputFormat):
@@ -42,10 +45,50 @@ class _CSV(CSVOutputFormat):
 
 def _rows_until(file: Path, timesteps: int) -> list[dict[str, str]]:
     """The rows logged up to a checkpoint; what came after it will be logged again."""
-    if not file.is_file():
-        return []
-    with file.open(newline="") as lines:
-        return [row for row in csv.DictReader(lines) if float(row["time/total_timesteps"] or 0) <= timesteps]
+    rows: list[dict[str, str]] = []
+    if file.is_file():
+        try:
+            for row in _rows(file):
+                if _STEPS not in row:
+                    raise ValueError(f"{file} has no column {_STEPS!r}")
+                if float(row[_STEPS] or 0) <= timesteps:
+                    rows.append(row)
+        except ValueError as error:  # a log is no reason not to go on
+            logger.warn(f"{error}; the {len(rows)} rows before it are kept")
+    return rows
+
+
+def _rows(file: Path) -> Iterator[dict[str, str]]:
+    """The rows of a log, cells by column; a last line without its end is still being written, and is left out.
+
+    Raises:
+        ValueError: The file, line and column of the first thing that is no log.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8") as stream:
+            text = stream.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text: byte {error.start} is not UTF-8") from None
+    reader = csv.reader(io.StringIO(text[: text.rfind("\n") + 1]), strict=True)
+    names: list[str] = []
+    try:
+        for cells in reader:
+            place = f"{file}, line {reader.line_num}"
+            if not names:
+                names = cells
+                if not names or len(set(names)) < len(names):
+                    raise ValueError(f"{place}: expected the names of different columns")
+                continue
+            if len(cells) != len(names):
+                raise ValueError(f"{place}: {len(cells)} cells, and line 1 names {len(names)} columns")
+            for name, cell in zip(names, cells, strict=True):
+                try:
+                    float(cell or 0)
+                except ValueError:
+                    raise ValueError(f"{place}, column {name!r}: {shorten(cell)} is no number") from None
+            yield dict(zip(names, cells, strict=True))
+    except csv.Error as error:
+        raise ValueError(f"{file}, line {reader.line_num}: {error}") from None
 
 
 class _TensorBoard(TensorBoardOutputFormat):
@@ -109,8 +152,11 @@ def open_logger(
 
 
 def read_progress(folder: Path) -> dict[str, list[float]]:
-    """The columns of progress.csv as numbers, NaN where a row has none."""
-    with (folder / PROGRESS).open(newline="") as lines:
-        rows = list(csv.DictReader(lines))
+    """The columns of progress.csv as numbers, NaN where a row has none.
+
+    Raises:
+        ValueError: It is no log; the message names file, line and column.
+    """
+    rows = list(_rows(folder / PROGRESS))
     names = rows[0].keys() if rows else ()
     return {name: [float(row[name]) if row[name] else float("nan") for row in rows] for name in names}

@@ -53,13 +53,17 @@ from agents.runs.whole import (
     write_text,
 )
 from reward_models import trust
+from reward_models.names import shorten
 from textrl_env.printable import printable
 
 FORMAT = 1
 #: What every version has written.
-_NEEDED = {
-    *("agent", "agent_kwargs", "policy", "policy_kwargs", "env", "env_kwargs", "n_envs", "total_timesteps"),
-    *("seed", "device", "save_every", "keep", "log_interval", "command", "working_directory"),
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("agent", "policy", "env", "device", "command", "working_directory"), (str,)),
+    **dict.fromkeys(("agent_kwargs", "policy_kwargs", "env_kwargs"), (dict,)),
+    **dict.fromkeys(("total_timesteps", "seed", "keep", "log_interval"), (int,)),
+    "n_envs": (int, type(None)),
+    "save_every": (int, str),
 }
 CONFIG, FINAL, BEST, CHECKPOINT = "config.json", "final", "best", "checkpoint-"
 EVALUATION, REPORT = "evaluation.json", "report.html"
@@ -229,9 +233,14 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{file} is not the configuration of a run (format {FORMAT}); the folder of a model perhaps? "
             "A run directory holds checkpoint-*/ and final/"
         )
-    missing = sorted(_NEEDED - config.keys())
+    missing = sorted(_TYPES.keys() - config.keys())
     if missing:
         raise ValueError(f"{file} does not say {', '.join(missing)}; has it been edited?")
+    for name, types in _TYPES.items():
+        value = config[name]
+        if not isinstance(value, types) or isinstance(value, bool):
+            wanted = " or ".join("null" if t is type(None) else t.__name__ for t in types)
+            raise ValueError(f"{file} has {name}={shorten(value)}; expected {wanted}")
     return config
 
 
