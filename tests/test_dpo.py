@@ -319,7 +319,8 @@ def test_gradients_do_not_depend_on_the_micro_batch_size(loss, tokenizer):
         assert value == pytest.approx(values[0], abs=1e-5)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+# The loss that search found rises with the gap just beside 0, so a few steps from there may narrow it.
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss != "discopop"])
 def test_a_few_steps_widen_the_margin_between_chosen_and_rejected(loss, tokenizer):
     items, _ = load_preferences(records_for(loss), tokenizer, paired=loss != "kto")
     goal = objective(loss)

@@ -153,3 +153,18 @@ def test_smoothing_is_the_mean_of_each_window_without_its_gaps():
     windows = (values[max(i - 3, 0) : i + 4] for i in range(70))
     assert np.allclose(smoothed(values), [np.nanmean(w) for w in windows])
     assert np.isnan(smoothed(np.full(5, np.nan))).all() and smoothed(np.array([2.0])) == 2.0
+
+
+def test_a_reward_that_does_not_apply_to_some_rows_has_the_mean_of_the_others():
+    prompts = [{"prompt": "a", "topic": "sums"}, {"prompt": "b c", "topic": "poems"}]
+
+    def sums(prompts, completions, topic):
+        return [3.0 if each == "sums" else None for each in topic]
+
+    def poems(prompts, completions):
+        return [None] * len(prompts)
+
+    env = make_env(reward=[sums, count_a, poems], prompts=prompts)
+    means = evaluate_policy(make_lm(), env, n_samples=2).summary()
+    assert means["rewards/sums"] == 3.0
+    assert "rewards/poems" not in means  # no mean of nothing, which would be no JSON either

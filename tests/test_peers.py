@@ -12,6 +12,7 @@ import torch
 
 from agents.offline.dpo import Objective
 from agents.offline.preference_data import load_preferences
+from agents.offline.ratio_losses import RATIO_LOSSES
 from agents.offline.sft import accumulate_gradients, encode
 from reward_models.bradley_terry import bradley_terry_loss
 from reward_models.calibration import forward_scores
@@ -87,20 +88,21 @@ def our_loss(loss, rows, **settings) -> tuple[float, torch.Tensor]:
 
 
 def assert_equal(ours, theirs):
-    assert ours[0] == pytest.approx(theirs[0], abs=1e-5)
+    assert ours[0] == pytest.approx(theirs[0], abs=1e-5, rel=1e-6)
     torch.testing.assert_close(ours[1], theirs[1], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("loss", ["sigmoid", "sigmoid_norm", "ipo"])
-def test_dpo_and_ipo_equal_trl(loss, tmp_path):
+@pytest.mark.parametrize("loss", ["sigmoid", "sigmoid_norm", "ipo", *RATIO_LOSSES])
+def test_dpo_and_its_family_equal_trl(loss, tmp_path):
+    smoothing = {"label_smoothing": 0.2} if loss in ("robust", "exo_pair") else {}
     trainer = trl.DPOTrainer(
         model=policy(),
         ref_model=reference(),
-        args=arguments(trl.DPOConfig, tmp_path, loss_type=loss, beta=0.3),
+        args=arguments(trl.DPOConfig, tmp_path, loss_type=loss, beta=0.3, **smoothing),
         train_dataset=datasets.Dataset.from_list(PAIRS),
         processing_class=make_tokenizer(),
     )
-    assert_equal(our_loss(loss, PAIRS), their_loss(trainer))
+    assert_equal(our_loss(loss, PAIRS, **smoothing), their_loss(trainer))
 
 
 @pytest.mark.parametrize(("trained", "frozen"), [(1, 2), (2, 1)])

@@ -27,7 +27,8 @@ def dpo(
     loss: Annotated[
         str,
         typer.Option(
-            help="sigmoid (DPO), sigmoid_norm (by length), ipo, kto (single judged answers), simpo (no reference)."
+            help="sigmoid (DPO), sigmoid_norm (by length), ipo, kto (single judged answers), simpo (no reference), "
+            "hinge, robust, exo_pair, nca_pair, bco_pair, sppo_hard, apo_zero, apo_down, discopop."
         ),
     ] = "sigmoid",
     beta: Annotated[

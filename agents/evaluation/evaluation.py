@@ -62,7 +62,9 @@ class EvaluationResult:
         }
         if self.gold is not None:
             means["gold"] = np.nanmean(self.gold)
-        means |= {f"rewards/{name}": part.mean() for name, part in self.parts.items()}
+        # A reward may give None for rows that it does not apply to: its mean is over the others, as in training.
+        applied = {name: part[~np.isnan(part)] for name, part in self.parts.items()}
+        means |= {f"rewards/{name}": part.mean() for name, part in applied.items() if part.size}
         return {name: float(value) for name, value in means.items()}
 
 

@@ -32,6 +32,7 @@ from agents.offline.learner import Learner
 from agents.offline.options import TrainerOptions
 from agents.offline.preference_data import Item, completion_length, load_preferences
 from agents.offline.preference_losses import dpo_loss, ipo_loss, kto_kl, kto_loss, simpo_loss
+from agents.offline.ratio_losses import RATIO_LOSSES
 from agents.offline.sft import IGNORE, Example, check_examples, learn_ends, load_model, pad_batch
 from agents.offline.trainer import Task, length_batches, optimise, tail_mean
 from reward_models.data.encoding import TextEncoder
@@ -39,7 +40,7 @@ from reward_models.data.lengths import Lengths
 from textrl_env.errors import check_choice
 
 #: Names as in TRL; "sigmoid_norm" is DPO normalised by length, as in Tulu 3.
-LOSSES = ("sigmoid", "sigmoid_norm", "ipo", "kto", "simpo")
+LOSSES = ("sigmoid", "sigmoid_norm", "ipo", "kto", "simpo", *RATIO_LOSSES)
 #: Where 0.1 is not the weight to start with: losses that look at means over tokens.
 DEFAULT_BETA = {"sigmoid_norm": 5.0, "simpo": 2.0}
 
@@ -83,7 +84,8 @@ def dpo(
         model: Folder, hub id, or a live model, which is trained in place.
         data: Records, or a file of them; see the module's docstring.
         output: Folder for the trained model and its tokenizer, an ordinary Hugging Face folder.
-        loss: "sigmoid" (DPO), "sigmoid_norm" (normalised by length), "ipo", "kto" or "simpo" (no reference).
+        loss: "sigmoid" (DPO), "sigmoid_norm" (normalised by length), "ipo", "kto", "simpo" (no reference), or one of
+            :mod:`agents.offline.ratio_losses` by TRL's name: "hinge", "robust", "exo_pair", "apo_zero", ...
         beta: Weight of the KL. "sigmoid_norm" wants about 5, "simpo" 2 to 2.5, as they look at means over tokens.
         label_smoothing: The share of labels taken to be flipped, for "sigmoid", "sigmoid_norm" and "simpo".
         gamma: The margin of "simpo".
@@ -124,6 +126,8 @@ def dpo(
         ValueError: An unknown loss, a bad row (its place is named), or nothing to learn from.
     """
     check_choice("loss", loss, LOSSES)
+    if not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing must be in [0, 0.5), got {label_smoothing}")
     if not beta > 0:
         raise ValueError(f"beta must be > 0, got {beta}")
     settings = TrainerOptions.of("dpo()", options)
@@ -261,6 +265,9 @@ class Objective(NamedTuple):
             return simpo_loss(*pair, *lengths.unbind(1), self.beta, self.gamma, self.label_smoothing)
         if self.loss == "ipo":
             return ipo_loss(*pair, *ref.unbind(1), self.beta, *lengths.unbind(1))
+        if self.loss in RATIO_LOSSES:
+            ratios = (log_probs - ref).unbind(1)
+            return RATIO_LOSSES[self.loss](*ratios, self.beta, self.label_smoothing)
         counted = lengths.unbind(1) if self.loss == "sigmoid_norm" else ()
         return dpo_loss(*pair, *ref.unbind(1), self.beta, self.label_smoothing, *counted)
 
