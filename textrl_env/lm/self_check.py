@@ -119,11 +119,12 @@ class _Search:
         # transformers takes a padding token for a mistake where there is no mask.
         tokens = np.setdiff1d(np.arange(lm.vocab_size), [lm.model.config.get_text_config().pad_token_id])
         draw = np.random.default_rng(0)
-        # The longest sequence has 11 tokens; a model with a shorter context is checked with shorter ones.
-        longest = min(lm.max_length or 11, 11)
-        lengths = [max(n * longest // 11, 1) for n in (5, 2, 6, 3, 5, 1)]
-        first, second, *responses = (draw.choice(tokens, n) for n in lengths)
-        self.sequences = Sequences.from_responses([first, first, second, second], responses)
+        # The longest sequence has 9 tokens; a model with a shorter context is checked with shorter ones. Some are so
+        # short that they share rows with and without a prompt in common.
+        longest = min(lm.max_length or 9, 9)
+        lengths = [max(n * longest // 9, 1) for n in (5, 2, 1, 4, 3, 2, 3, 3)]
+        first, second, third, *responses = (draw.choice(tokens, n) for n in lengths)
+        self.sequences = Sequences.from_responses([first, first, first, second, third], responses)
         self.config = lm.model.config
         self.narrow = True
 
@@ -194,14 +195,15 @@ class _Search:
         name = type(self.lm.model).__name__
         if not torch.isfinite(self.truth).all():
             raise ValueError(f"{name} gives log-probabilities that are not finite for random tokens")
-        if not self._close(self._truth(self.sequences), self.truth):
+        first = self.sequences[[0]]
+        count = int(first.num_actions[0])
+        if not self._close(self._truth(first), self.truth[:count]):
             raise ValueError(
                 f"{name} gives other log-probabilities at every call, so there is no KL to speak of; is something "
                 "random left in it (dropout, noisy routing) that eval() does not turn off?"
             )
-        first = self.sequences[[0]]
-        cut = Sequences.from_responses(first.prompts, [first.responses[0][:3]])
-        if not self._close(self._truth(cut), self.truth[:3]):
+        cut = Sequences.from_responses(first.prompts, [first.responses[0][: max(count - 1, 1)]])
+        if not self._close(self._truth(cut), self.truth[: max(count - 1, 1)]):
             raise ValueError(
                 f"{name} lets tokens depend on later ones, so it is no causal language model and its "
                 "log-probabilities are not those of sampling token by token; take a decoder-only model, or set "
@@ -237,7 +239,7 @@ class _Search:
 
     def _packs(self, lm: CheckedModel) -> bool:
         # Without a prompt in common rows are laid out in another way.
-        for rows in ([1, 2], [0, 1, 2, 3]):
+        for rows in ([0, 3, 4], [0, 1, 2, 3, 4]):
             some = self.sequences[rows]
             if not isinstance(lm.layout(some), PackedLayout):
                 return False  # it would be read in another way
@@ -288,16 +290,16 @@ class _Search:
         if not self._goes_on(decoder, logits):
             return False
         # A slot that starts anew while others stand.
-        again = decoder.prefill(np.array([1]), self.sequences.prompts[2:3])
-        first = int(self.sequences.num_actions[:2].sum())
+        again = decoder.prefill(np.array([1]), self.sequences.prompts[3:4])
+        first = int(self.sequences.num_actions[:3].sum())
         action = torch.from_numpy(self.sequences.actions[first : first + 1]).to(again.device)
         return self._close(gather_log_probs(again, action), self.truth[first : first + 1])
 
     def _continues(self, lm: CheckedModel) -> bool:
-        first, second = self.sequences.prompts[0], self.sequences.prompts[2]
-        decoder = SlotDecoder(lm, 2, int(self.sequences.lengths.max()) + 1, use_cache=True)
-        logits = decoder.prefill(np.arange(2), [first, second])
-        owners = np.array([0, 0, 1, 1])
+        prompts = [self.sequences.prompts[i] for i in (0, 3, 4)]
+        decoder = SlotDecoder(lm, 3, int(self.sequences.lengths.max()) + 1, use_cache=True)
+        logits = decoder.prefill(np.arange(3), prompts)
+        owners = np.array([0, 0, 0, 1, 2])
         shared = decoder.continue_each(owners)
         return self._goes_on(shared, logits[torch.from_numpy(owners).to(logits.device)], together=True)
 
