@@ -87,6 +87,8 @@ class Agent(LearningLoop):
         warmup_ratio: Share of the run in which the learning rate rises from 0.
         warmup_steps: The same in gradient steps, in place of ``warmup_ratio``.
         weight_decay: As in AdamW; biases and norms do not decay.
+        critic_learning_rate: Of the weights that only the critic has; None, where it was said, is ``learning_rate``. On
+            text the gradient of these weights is clipped apart.
         n_envs: Slots to make when ``env`` is an id; None is 1 for segments, all episodes for whole episodes.
         env_kwargs: Passed to ``gym.make_vec`` when ``env`` is an id.
         policy_kwargs: Passed to the policy (``optimizer_class`` and ``optimizer_kwargs`` excepted, which replace Adam).
@@ -107,8 +109,6 @@ class Agent(LearningLoop):
     uses_critic: ClassVar[bool] = False
     #: Arguments of a base class that mean nothing to this method, and why; giving one is an error.
     takes_no: ClassVar[dict[str, str]] = {}
-    #: Of the weights that only the critic has; None is that of the policy.
-    critic_learning_rate: Schedule | None = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Agent:
         # Remember the arguments as they were given, so that save() can write them, also for plug-in agents.
@@ -151,13 +151,14 @@ class Agent(LearningLoop):
         warmup_steps: int | None = None,
         weight_decay: float = 0.0,
         max_skipped_updates: int = 3,
+        critic_learning_rate: Schedule | None = None,
     ) -> None:
         _check_positive(max_skipped_updates=max_skipped_updates)
         _check_positive(n_steps=n_steps, n_episodes=n_episodes, batch_size=batch_size, n_epochs=n_epochs)
         _check_positive(group_size=group_size, micro_batch_size=micro_batch_size, n_envs=n_envs)
         _check_positive(stats_window_size=stats_window_size)
         check_schedule("learning_rate", learning_rate)
-        check_schedule("critic_learning_rate", self.critic_learning_rate)
+        check_schedule("critic_learning_rate", critic_learning_rate)
         check_numbers(ent_coef=ent_coef, vf_coef=vf_coef, max_grad_norm=max_grad_norm)
         for name, value in (("gamma", gamma), ("gae_lambda", gae_lambda)):
             if value is not None and not 0 <= value <= 1:
@@ -183,6 +184,7 @@ class Agent(LearningLoop):
         self.lr_scheduler_type, self.lr_scheduler_kwargs = lr_scheduler_type, lr_scheduler_kwargs
         self.warmup_ratio, self.warmup_steps = warmup_ratio, warmup_steps
         self.weight_decay = weight_decay
+        self.critic_learning_rate = critic_learning_rate
         self.gradient_accumulation_steps = gradient_accumulation_steps
         #: What is trained, a column of :data:`agents.presets.DEFAULTS`; "" before there is a policy.
         self.preset = ""
@@ -355,13 +357,22 @@ class Agent(LearningLoop):
         The default is the generalised advantage estimate where there is a critic, and the reward-to-go
         where there is none.
         """
+        if self.policy.has_critic:
+            return self.estimate_advantages(rollout, self.gae_lambda)
+        rewards, mask, done = (x.numpy() for x in (rollout.rewards.double(), rollout.mask, rollout.done))
+        return torch.from_numpy(maths.reward_to_go(rewards, mask, done, self.gamma))
+
+    def estimate_advantages(self, rollout: Rollout, gae_lambda: float) -> Tensor:
+        """The generalised advantage estimate ``[B, T]`` from the rollout's values."""
         arrays = (x.double().numpy() for x in (rollout.rewards, rollout.values, rollout.next_values))
         rewards, values, next_values = arrays
         mask, done = rollout.mask.numpy(), rollout.done.numpy()
-        if not self.policy.has_critic:
-            return torch.from_numpy(maths.reward_to_go(rewards, mask, done, self.gamma))
-        estimate = maths.gae(rewards, values, next_values, mask, done, self.gamma, self.gae_lambda)
+        estimate = maths.gae(rewards, values, next_values, mask, done, self.gamma, gae_lambda)
         return torch.from_numpy(estimate)
+
+    def value_targets(self, rollout: Rollout, advantages: Tensor) -> Tensor:
+        """What the critic learns to predict, ``[B, T]``; the default is advantages plus values."""
+        return advantages + rollout.values
 
     def loss(self, batch: Rollout, new: Evaluation) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of every step; override with the method's own.
@@ -384,6 +395,9 @@ class Agent(LearningLoop):
         """A scalar that joins every gradient step beside the rollout's loss; None for nothing."""
         return None
 
+    def before_step(self) -> None:
+        """Called with the gradients of a minibatch, before they are clipped."""
+
     def prepare_batch(self, batch: Rollout) -> Rollout:
         """Last change to a minibatch before it is evaluated, for example normalising advantages."""
         return batch
@@ -392,7 +406,7 @@ class Agent(LearningLoop):
         """Set advantages and returns, and cut the rollout into steps where the method wants that."""
         advantages = self.advantages(rollout)
         # In float64 up to here: differences between large returns would be lost in float32.
-        rollout.returns = (advantages + rollout.values).float()
+        rollout.returns = self.value_targets(rollout, advantages).float()
         rollout.advantages = advantages.float()
         rollout.rewards = rollout.rewards.float()
         rollout.penalties = None if rollout.penalties is None else rollout.penalties.float()
@@ -442,7 +456,7 @@ class Agent(LearningLoop):
         if self.total_timesteps:  # train() may be called by hand, and then there is no run to be in
             # The middle of the rollout, so that neither the first nor the last update of a short run has a rate of 0.
             middle = self.num_timesteps - int(rollout.mask.sum()) / 2
-            multiplier = self._lr_multiplier(min(max(middle / self.total_timesteps, 0.0), 1.0))
+            multiplier = self._lr_multiplier(max(middle / max(self.total_timesteps, self.num_timesteps), 0.0))
         rates = self._learning_rates(self._progress_remaining)
         for group in self.optimizer.param_groups:
             group["lr"] = group["planned_lr"] = rates[group["critic"]] * multiplier
@@ -481,6 +495,7 @@ class Agent(LearningLoop):
         extra = self.extra_loss()
         if extra is not None:
             extra.backward()
+        self.before_step()
         norm = clip_gradients(self.optimizer, self.policy, self.max_grad_norm)
         logged = dict(zip([*names, "grad_norm"], read_scalars(totals, norm), strict=True))
         if not math.isfinite(logged["grad_norm"]):

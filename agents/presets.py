@@ -47,7 +47,13 @@ DEFAULTS: dict[str, dict[str, ByModel]] = {
     "warmup_ratio": {"Agent": ByModel(0.0, 0.0, 0.03, 0.03)},
     "micro_batch_size": {"Agent": ByModel(None, None, 8, 8)},
     "n_epochs": {"Agent": ByModel(1, 1, 1, 1), "PPO": ByModel(10, 4, 4, 4)},
+    # Of a value head; a critic with a body of its own has SEPARATE_CRITIC_LEARNING_RATE.
+    "critic_learning_rate": {"Agent": ByModel(None, 1e-2, 3e-3, 3e-3)},
+    "critic_gae_lambda": {"PPO": ByModel(None, 1.0, 1.0, 1.0)},
+    "critic_warmup": {"PPO": ByModel(0, 1, 1, 1)},
 }
+#: Ten times the policy's, as in OpenRLHF; in the embedded world that of the policy.
+SEPARATE_CRITIC_LEARNING_RATE = ByModel(network=None, embedded=None, full=1e-5, lora=1e-4)
 
 
 def what_is_trained(policy: Any) -> str:
@@ -69,8 +75,8 @@ def default(name: str, agent: type, column: str) -> Any:
         column: What is trained, see :func:`what_is_trained`.
     """
     rows = DEFAULTS[name]
-    nearest = next((base.__name__ for base in agent.__mro__ if base.__name__ in rows), "Agent")
-    return getattr(rows[nearest], column)
+    nearest = next((base.__name__ for base in agent.__mro__ if base.__name__ in rows), None)
+    return None if nearest is None else getattr(rows[nearest], column)
 
 
 def resolve(agent: Any) -> str:
@@ -79,7 +85,11 @@ def resolve(agent: Any) -> str:
     if agent.lr_scheduler_type is None and not isinstance(agent.learning_rate, (int, float, type(None))):
         agent.lr_scheduler_type = "constant"  # a schedule was given, one is enough
     for name in DEFAULTS:
+        if not hasattr(agent, name):
+            continue
         value = default(name, type(agent), column)
+        if name == "critic_learning_rate" and getattr(agent.policy, "critic", None) == "separate":
+            value = getattr(SEPARATE_CRITIC_LEARNING_RATE, column)
         # Where None means something (all rows at once), it counts if it was given.
         means_something = any(None in row for row in DEFAULTS[name].values())
         if getattr(agent, name) is None and not (means_something and name in agent.init_kwargs):
@@ -90,4 +100,5 @@ def resolve(agent: Any) -> str:
 def before_0_2(agent: Any) -> dict[str, Any]:
     """The table as it was when checkpoints did not hold it (0.1): every language model had the embedded world's."""
     column = "network" if agent.preset == "network" else "embedded"
-    return {name: default(name, type(agent), column) for name in DEFAULTS}
+    critic = {"critic_learning_rate": None, "critic_gae_lambda": None, "critic_warmup": 0}
+    return {name: default(name, type(agent), column) for name in DEFAULTS if hasattr(agent, name)} | critic

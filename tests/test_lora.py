@@ -24,6 +24,8 @@ from textrl_env.lm.causal_lm import CausalLM
 AGENTS = {"PPO": PPO, "REINFORCE": REINFORCE, "GRPO": GRPO}
 SEQUENCES = random_sequences([3, 5, 2, 4]), random_sequences([4, 6, 1, 3], seed=1)
 
+VALUE_HEAD = {f"value_head.{layer}.{what}" for layer in ("hidden", "out") for what in ("weight", "bias")}
+
 
 def make(agent: str = "GRPO", env=None, lora: dict | None = None, **kwargs):
     env = make_env(kl_coef=0.1, reward=id_sum) if env is None else env
@@ -123,7 +125,7 @@ def test_learning_moves_the_adapter_and_the_head_and_nothing_else(agent, env):
     before = {name: p.detach().clone() for name, p in learner.policy.named_parameters()}
     learner.learn(200)  # the first update leaves A alone: its gradient goes through B, which is zero
     moved = {n for n, p in learner.policy.named_parameters() if not torch.equal(p, before[n])}
-    head = {"value_head.weight", "value_head.bias"} if agent == "PPO" else set()
+    head = VALUE_HEAD if agent == "PPO" else set()
     assert moved == adapter_names(learner.policy) | head
     assert (lm.response_log_probs(*SEQUENCES) == said).all()
     assert not np.allclose(learner.policy.lm.response_log_probs(*SEQUENCES), said)
@@ -260,7 +262,7 @@ def test_the_checkpoint_beside_the_model_holds_adapters_and_heads_only(tmp_path)
     learner = make("PPO", critic="separate").learn(30)
     learner.save(tmp_path)
     names = {n for n in load_file(tmp_path / "agent.safetensors") if n.startswith("policy.")}
-    wanted = adapter_names(learner.policy) | {"value_head.weight", "value_head.bias"}
+    wanted = adapter_names(learner.policy) | VALUE_HEAD
     assert names == {f"policy.{name}" for name in wanted}
 
 
@@ -278,7 +280,7 @@ def test_without_an_env_the_merged_model_stands_in_and_can_go_on_in_one(critic, 
     before = {name: p.detach().clone() for name, p in loaded.policy.named_parameters()}
     loaded.learn(60, reset_num_timesteps=False)
     moved = {n for n, p in loaded.policy.named_parameters() if not torch.equal(p, before[n])}
-    assert moved == adapter_names(loaded.policy) | {"value_head.weight", "value_head.bias"}
+    assert moved == adapter_names(loaded.policy) | VALUE_HEAD
 
 
 def test_an_adapter_is_not_put_onto_another_model(tmp_path):

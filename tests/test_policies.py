@@ -203,7 +203,7 @@ def lm_policy(kind="llama", critic="shared", num_envs=3, **kwargs):
     policy.generator = torch.Generator().manual_seed(0)
     env.bind_policy(policy.log_prob)
     if critic is not None:
-        torch.nn.init.normal_(policy.value_head.weight)
+        torch.nn.init.normal_(policy.value_head.out.weight)
     return env, policy
 
 

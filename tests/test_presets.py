@@ -12,6 +12,7 @@ import torch
 from agents import GRPO, PPO, REINFORCE, RLOO, Agent, presets
 from agents.algorithms.schedules import LR_SCHEDULERS, lr_multiplier
 from agents.cli import main
+from agents.policies.causal_lm import ValueHead
 from agents.runs.registry import AGENTS, find_agent
 from tests.tiny import PROMPTS, make_env, make_lm, make_model, make_tokenizer
 from textrl_env import embedded
@@ -274,3 +275,108 @@ def test_accumulated_passes_are_one_step_on_all_their_rows():
     split, alone, widths = weights(batch_size=None, gradient_accumulation_steps=2)
     torch.testing.assert_close(whole, split, rtol=0, atol=1e-6)
     assert alone.n_gradient_steps == 1 and widths[-2:] == [4, 4]
+
+
+# -- the critic -----------------------------------------------------------------------------------------------
+
+
+def critic_of(agent):
+    return [p.detach().clone() for p in agent.policy.critic_parameters()]
+
+
+def actor_of(agent):
+    critic = {id(p) for p in agent.policy.critic_parameters()}
+    return [p.detach().clone() for p in agent.policy.parameters() if id(p) not in critic]
+
+
+def moved(before, after):
+    return any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def ppo(policy="auto", env=None, **kwargs):
+    return PPO(
+        policy, make_env(1) if env is None else env, **({"n_episodes": 8, "n_epochs": 2, "seed": 0} | kwargs)
+    )
+
+
+@pytest.mark.parametrize("critic", ["head", "shared", "separate"])
+def test_a_critic_learns_alone_while_the_policy_waits_for_it(critic):
+    agent = ppo(critic=critic, critic_warmup=2, learning_rate=1e-2, ent_coef=0.1, warmup_ratio=0.0)
+    actor, own = actor_of(agent), critic_of(agent)
+    agent.learn(1)
+    agent.learn(1, reset_num_timesteps=False)
+    assert not moved(actor, actor_of(agent)) and moved(own, critic_of(agent))
+    agent.learn(1, reset_num_timesteps=False)
+    assert moved(actor, actor_of(agent))
+
+
+def test_an_mlps_critic_can_be_waited_for_too():
+    agent = PPO("MlpPolicy", "CartPole-v1", n_steps=32, n_epochs=1, critic_warmup=1, critic="shared", seed=0)
+    actor = actor_of(agent)
+    agent.learn(32)
+    assert not moved(actor, actor_of(agent))
+    agent.learn(32, reset_num_timesteps=False)
+    assert moved(actor, actor_of(agent))
+
+
+def test_the_value_head_has_a_rate_of_its_own_on_text_and_networks_do_not():
+    agent = ppo()
+    rates_of = {group["critic"]: group["lr"] for group in agent.optimizer.param_groups}
+    assert rates_of == {False: 3e-6, True: presets.DEFAULTS["critic_learning_rate"]["Agent"].full}
+    assert ppo(critic="separate").critic_learning_rate == 1e-5
+    assert {group["lr"] for group in ppo(critic_learning_rate=None).optimizer.param_groups} == {3e-6}
+    assert len(PPO("MlpPolicy", "CartPole-v1").optimizer.param_groups) == 1
+
+
+def test_an_mlps_critic_can_have_a_rate_of_its_own():
+    settings = {"n_steps": 32, "n_epochs": 1, "seed": 0}
+    agent = PPO("MlpPolicy", "CartPole-v1", critic_learning_rate=0.0, **settings)
+    own, actor = critic_of(agent), actor_of(agent)
+    agent.learn(32)
+    assert not moved(own, critic_of(agent)) and moved(actor, actor_of(agent))
+
+
+def test_an_error_of_the_values_does_not_shorten_the_policys_step():
+    def actor(scale):
+        agent = ppo(learning_rate=1e-2, critic_warmup=0, vf_coef=scale, max_grad_norm=0.01, n_epochs=1)
+        agent.learn(1)
+        return actor_of(agent)
+
+    assert not moved(actor(0.5), actor(1e4))
+
+
+def test_the_critic_learns_whole_returns_and_the_policy_the_estimate():
+    agent = ppo(gae_lambda=0.5, critic_warmup=0)
+    assert agent.critic_gae_lambda == 1.0
+    torch.nn.init.normal_(agent.policy.value_head.out.weight)
+    agent.learn(1)
+    rollout = agent.collect()
+    assert rollout.values.abs().max() > 0.1
+    prepared = agent.prepare_rollout(rollout)
+    returns = (rollout.rewards * rollout.mask).flip(1).cumsum(1).flip(1)
+    torch.testing.assert_close(
+        prepared.returns[rollout.mask], returns[rollout.mask].float(), rtol=0, atol=1e-5
+    )
+    half = agent.estimate_advantages(rollout, 0.5)
+    torch.testing.assert_close(
+        prepared.advantages[rollout.mask], half[rollout.mask].float(), rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("width", [16, 576])
+def test_one_rate_fits_value_heads_of_any_width(width):
+    torch.manual_seed(0)
+    states = torch.randn(512, width)
+    target = torch.tanh(states[:, :4].sum(1)).abs()  # no linear function of the states
+
+    def unexplained(head):
+        optimizer = torch.optim.Adam(head.parameters(), lr=3e-3, eps=1e-5)
+        for _ in range(300):
+            loss = (head(states).squeeze(-1) - target).pow(2).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return float(loss.detach() / target.var())
+
+    assert (ValueHead(width, 64)(states) == 0).all()
+    assert unexplained(ValueHead(width, 64)) < 0.3

@@ -280,7 +280,7 @@ def policy_of(env, critic="head") -> CausalLMPolicy:
     torch.manual_seed(0)
     policy = CausalLMPolicy(env.single_observation_space, env.single_action_space, critic, model=env.lm)
     if critic is not None:
-        torch.nn.init.normal_(policy.value_head.weight)
+        torch.nn.init.normal_(policy.value_head.out.weight)
     return policy
 
 

@@ -65,10 +65,19 @@ def accumulate_gradients(
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, policy: Policy, max_norm: float) -> float | Tensor:
-    """Scale the gradient down to ``max_norm``; returns the norm it had."""
+    """Scale the gradient down to ``max_norm``; returns the norm it had.
+
+    A critic whose weights are in groups of their own is clipped apart, and its norm not counted: an error of the values
+    must not shorten the policy's step.
+    """
     if isinstance(optimizer, FlatAdam):
         return optimizer.clip_grad_norm(max_norm)
-    return torch.nn.utils.clip_grad_norm_(policy.parameters(), max_norm)
+    critic = [p for group in optimizer.param_groups if group["critic"] for p in group["params"]]
+    if not critic:
+        return torch.nn.utils.clip_grad_norm_(policy.parameters(), max_norm)
+    torch.nn.utils.clip_grad_norm_(critic, max_norm)
+    actor = [p for group in optimizer.param_groups if not group["critic"] for p in group["params"]]
+    return torch.nn.utils.clip_grad_norm_(actor, max_norm)
 
 
 def read_scalars(values: Tensor, norm: float | Tensor) -> list[float]:

@@ -45,6 +45,9 @@ class PPO(Agent):
         n_episodes: Episodes in a rollout, on text (64) or to learn from whole episodes elsewhere.
         critic: "separate" (the default of MLPs), "shared", or "head" (the default of language models: reads the
             policy's hidden states without shaping them), or None (advantages are then the rewards to go).
+        critic_gae_lambda: Lambda of what the critic learns, apart from that of the advantages: with 1 it learns from
+            whole returns and not from its own guesses (VAPO, arXiv 2504.05118); None is ``gae_lambda``.
+        critic_warmup: First rollouts that only the critic learns from.
         **kwargs: See :class:`~agents.base.Agent`.
     """
 
@@ -70,11 +73,18 @@ class PPO(Agent):
         target_kl: float | None = None,
         n_episodes: int | None = None,
         critic: str | None = "default",
+        critic_gae_lambda: float | None = None,
+        critic_warmup: int | None = None,
         **kwargs: Any,
     ) -> None:
         check_schedule("clip_range", clip_range, positive=True)
         check_schedule("clip_range_vf", clip_range_vf, positive=True)
         check_schedule("target_kl", target_kl, positive=True)
+        if critic_gae_lambda is not None and not 0 <= critic_gae_lambda <= 1:
+            raise ValueError(f"critic_gae_lambda must be in [0, 1], got {critic_gae_lambda}")
+        if critic_warmup is not None and critic_warmup < 0:
+            raise ValueError(f"critic_warmup must be at least 0, got {critic_warmup}")
+        self.critic_gae_lambda, self.critic_warmup = critic_gae_lambda, critic_warmup
         self.clip_range = clip_range
         self.clip_range_vf = clip_range_vf
         self.normalize_advantage = normalize_advantage
@@ -117,6 +127,16 @@ class PPO(Agent):
                 "single step, whose advantage cannot be normalised and counts as 0; take another batch_size"
             )
 
+    @property
+    def warming_up(self) -> bool:
+        """Whether the policy still waits for its critic."""
+        return self.policy.has_critic and self.n_updates < self.critic_warmup * self.n_epochs
+
+    def value_targets(self, rollout: Rollout, advantages: Tensor) -> Tensor:
+        if self.critic_gae_lambda in (None, self.gae_lambda) or not self.policy.has_critic:
+            return super().value_targets(rollout, advantages)
+        return self.estimate_advantages(rollout, self.critic_gae_lambda) + rollout.values
+
     def prepare_batch(self, batch: Rollout) -> Rollout:
         # In each minibatch, as stable-baselines3 does; the paper does not normalise.
         if self.normalize_advantage:
@@ -147,6 +167,13 @@ class PPO(Agent):
         if self.ent_coef:
             losses = losses - self.ent_coef * new.entropy
         return losses, metrics
+
+    def before_step(self) -> None:
+        if self.warming_up:  # also where the values shape the body that they share
+            critic = {id(parameter) for parameter in self.policy.critic_parameters()}
+            for parameter in self.policy.parameters():
+                if id(parameter) not in critic:
+                    parameter.grad = None
 
     def should_stop(self, record: dict[str, float]) -> bool:
         # 1.5 as in OpenAI's Spinning Up and stable-baselines3: the estimate is noisy.

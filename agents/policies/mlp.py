@@ -90,6 +90,10 @@ class MlpPolicy(Policy):
             if isinstance(layer, nn.Linear) and layer is not self.value_head:
                 layer.reset_parameters()
 
+    def critic_parameters(self) -> list[nn.Parameter]:
+        modules = [module for module in (self.value_trunk, self.value_head) if module is not None]
+        return [parameter for module in modules for parameter in module.parameters()]
+
     # -- in numpy ------------------------------------------------------------------------------------------
 
     def _networks(self) -> list[_Layers | None]:

@@ -238,13 +238,16 @@ def _document(agent: Checkpointed) -> dict[str, Any]:
         "policy": agent.policy_name if isinstance(agent.policy_name, str) else name_of(agent.policy_name),
         "kwargs": kwargs | {"seed": agent.seed},
         "defaults": {
-            name: getattr(agent, name) for name in presets.DEFAULTS if name not in agent.init_kwargs
+            name: getattr(agent, name)
+            for name in presets.DEFAULTS
+            if hasattr(agent, name) and name not in agent.init_kwargs
         },
         "env": agent.env_id,
         "num_envs": agent.num_envs if agent.env is not None else None,
         "observation_space": encode_space(spaces[0]),
         "action_space": encode_space(spaces[1]),
         "adapter_base": agent.policy.lm.base_digest() if _has_adapter(agent.policy) else None,
+        "value_hidden": getattr(agent.policy, "value_hidden", None),
         "temperature": agent.policy.lm.temperature if hasattr(agent.policy, "lm") else None,
         "autocast": agent.policy.lm.autocast if hasattr(agent.policy, "lm") else None,
         "total_timesteps": agent.total_timesteps,
@@ -292,6 +295,10 @@ def _load(cls: type, path: Path, env: Any, document: dict[str, Any], overrides: 
             autocast=document.get("autocast"),
         )
         kwargs["policy_kwargs"] = policy_kwargs | {"model": lm}
+    if (
+        document["temperature"] is not None and "value_hidden" not in document
+    ):  # of 0.1, whose heads were linear
+        kwargs["policy_kwargs"] = {"value_hidden": 0} | (kwargs.get("policy_kwargs") or {})
     if env is not None and not isinstance(env, str):
         for argument in ("n_envs", "env_kwargs"):  # they say how to make an env from its id
             if argument not in overrides:

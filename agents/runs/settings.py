@@ -82,7 +82,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _env_settings(agent: Agent) -> dict[str, Any]:
-    dynamics = getattr(getattr(agent.get_env(), "unwrapped", None), "dynamics", None)
+    dynamics = getattr(getattr(agent.env, "unwrapped", None), "dynamics", None)
     if not hasattr(dynamics, "prompt_tokens"):
         return {}
     found = {name: getattr(dynamics, name) for name in _TEXT_SETTINGS if hasattr(dynamics, name)}
