@@ -52,7 +52,7 @@ class Bug(NamedTuple):
 KL, TEXT, CORE = "textrl_env/kl.py", "textrl_env/envs/text_rlhf.py", "textrl_env/core.py"
 LM, DECODING, EXACT = "textrl_env/lm/causal_lm.py", "textrl_env/lm/decoding.py", "textrl_env/exact/solver.py"
 MATHS, BASE, COLLECT = "agents/algorithms/maths.py", "agents/base.py", "agents/rollouts/collectors.py"
-GRADIENT = "agents/algorithms/gradient_step.py"
+GRADIENT, PPO_FILE = "agents/algorithms/gradient_step.py", "agents/algorithms/ppo.py"
 CHECKPOINT, CAUSAL, VARIANTS = (
     "agents/runs/checkpoint.py",
     "agents/policies/causal_lm.py",
@@ -197,11 +197,11 @@ BUGS = [
         "self._arrays is None or self._arrays[0] != address", "self._arrays is None", ("policies",)),
     Bug("learning-rate schedule ignored", BASE, "self._learning_rates(self._progress_remaining)",
         "self._learning_rates(1.0)", ("pitfalls",)),
-    Bug("the policy does not wait for its critic", PPO, "                    parameter.grad = None", "                    pass",
+    Bug("the policy does not wait for its critic", PPO_FILE, "                    parameter.grad = None", "                    pass",
         ("presets",)),
-    Bug("values shorten the policy's step", "agents/algorithms/gradient_step.py", "    if not critic:", "    if True:",
+    Bug("values shorten the policy's step", GRADIENT, "    if not critic:", "    if True:",
         ("presets",)),
-    Bug("the critic learns its own guesses", PPO, "self.estimate_advantages(rollout, self.critic_gae_lambda)",
+    Bug("the critic learns its own guesses", PPO_FILE, "self.estimate_advantages(rollout, self.critic_gae_lambda)",
         "advantages", ("presets",)),
     Bug("lr_scheduler_type ignored", BASE, "rates[group[\"critic\"]] * multiplier", "rates[group[\"critic\"]]",
         ("presets",)),
