@@ -295,7 +295,8 @@ CHECKS = (
         _bad_critic,
         (metrics.EXPLAINED,),
         _MANY,
-        "Below 0 it is worse than a constant, and advantages are noisier than without it. On text a critic of its own, "
-        "--critic separate, explains more than a value head, for twice the time of an update.",
+        "Below 0 it is worse than a constant, and advantages are noisier than without it. Another "
+        "--critic-learning-rate or a longer --critic-warmup helps; on text a critic of its own, --critic separate, "
+        "explains more than a value head, for twice the time of an update.",
     ),
 )
