@@ -271,7 +271,7 @@ def test_both_ways_give_rollouts_of_one_form():
 @pytest.mark.parametrize("critic", ["shared", "separate"])
 def test_values_of_text_are_shifted_by_one_step_and_zero_after_the_end(critic):
     learner = make("PPO", make_env(), critic=critic)
-    torch.nn.init.normal_(learner.policy.value_head.weight)
+    torch.nn.init.normal_(learner.policy.value_head.out.weight)
     learner._set_up_learn(100, None, None, True, False)
     rollout = learner.collect()
     for row in range(len(rollout)):
