@@ -50,7 +50,7 @@ DEFAULTS: dict[str, dict[str, ByModel]] = {
     # Of a value head; a critic with a body of its own has SEPARATE_CRITIC_LEARNING_RATE.
     "critic_learning_rate": {"Agent": ByModel(None, 1e-2, 3e-3, 3e-3)},
     "critic_gae_lambda": {"PPO": ByModel(None, 1.0, 1.0, 1.0)},
-    "critic_warmup": {"PPO": ByModel(0, 1, 1, 1)},
+    "critic_warmup": {"PPO": ByModel(0, 0, 0, 0)},
 }
 #: Ten times the policy's, as in OpenRLHF; in the embedded world that of the policy.
 SEPARATE_CRITIC_LEARNING_RATE = ByModel(network=None, embedded=None, full=1e-5, lora=1e-4)
