@@ -270,10 +270,12 @@ def test_accumulated_passes_are_one_step_on_all_their_rows():
 
     whole, agent, _ = weights(batch_size=8)
     parts, accumulated, widths = weights(batch_size=2, gradient_accumulation_steps=4)
-    torch.testing.assert_close(whole, parts, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        whole, parts, rtol=0, atol=1e-5
+    )  # a step is 1e-2, and Adam divides by the gradient
     assert agent.n_gradient_steps == accumulated.n_gradient_steps == 1 and widths[-4:] == [2] * 4
     split, alone, widths = weights(batch_size=None, gradient_accumulation_steps=2)
-    torch.testing.assert_close(whole, split, rtol=0, atol=1e-6)
+    torch.testing.assert_close(whole, split, rtol=0, atol=1e-5)
     assert alone.n_gradient_steps == 1 and widths[-2:] == [4, 4]
 
 
