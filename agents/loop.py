@@ -29,6 +29,8 @@ class LearningLoop(StableBaselines3Surface):
     n_updates: int
     stopped: bool
     latest: dict[str, Any]
+    #: Rollouts collected since the timesteps were last reset.
+    iterations: int = 0
     #: When the present call of :meth:`learn` ends, in timesteps; None before the first.
     total_timesteps: int | None = None
 
@@ -76,7 +78,6 @@ class LearningLoop(StableBaselines3Surface):
     def _run(self, callback: BaseCallback, log_interval: int | None) -> None:
         """Collect and learn in turn until the steps are spent or a callback asks to stop."""
         check_weights(self.policy, "before learning")
-        iteration = 0
         while self.num_timesteps < self.total_timesteps and not self.stopped:
             callback.on_rollout_start()
             tell_trainer_state((self.env, self.text_env), self._trainer_state())
@@ -90,9 +91,9 @@ class LearningLoop(StableBaselines3Surface):
                 started = time.perf_counter()
                 self.train(rollout)
                 self.logger.record("time/update_seconds", time.perf_counter() - started)
-            iteration += 1
-            if log_interval is not None and (iteration % log_interval == 0 or self.stopped):
-                self.dump_logs(iteration, rollout)
+            self.iterations += 1
+            if log_interval is not None and (self.iterations % log_interval == 0 or self.stopped):
+                self.dump_logs(self.iterations, rollout)
 
     def _trainer_state(self) -> TrainerState:
         """How far training is, for rewards that ask for it."""
@@ -110,7 +111,7 @@ class LearningLoop(StableBaselines3Surface):
                 f"pass one: {type(self).__name__}.load(path, env=...)"
             )
         if reset:
-            self.num_timesteps = 0
+            self.num_timesteps = self.iterations = 0
             self.episodes.forget()
             self.total_timesteps = total_timesteps
         else:

@@ -82,8 +82,10 @@ def default(name: str, agent: type, column: str) -> Any:
 def resolve(agent: Any) -> str:
     """Give every hyper-parameter of the table that was left out its value; returns what is trained."""
     column = what_is_trained(agent.policy)
-    if agent.lr_scheduler_type is None and not isinstance(agent.learning_rate, (int, float, type(None))):
-        agent.lr_scheduler_type = "constant"  # a schedule was given, one is enough
+    if agent.learning_rate is not None and agent.lr_scheduler_type is None:
+        # A rate or a schedule that was given is taken as it was given.
+        agent.lr_scheduler_type = "constant"
+        agent.warmup_ratio = agent.warmup_ratio or 0.0
     for name in DEFAULTS:
         if not hasattr(agent, name):
             continue

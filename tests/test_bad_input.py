@@ -167,7 +167,6 @@ def end_episode(reward, **kwargs):
         ([], ValueError, "'bad' returned 0 scores for 1 completions"),
         (None, TypeError, "'bad' returned NoneType"),
         (0.5, TypeError, "'bad' returned float"),
-        ([None], ValueError, "'bad' returned None at index 0"),
         (
             [float("nan")],
             ValueError,

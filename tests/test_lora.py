@@ -322,8 +322,9 @@ def test_the_command_line_trains_and_resumes_adapters(tmp_path, monkeypatch, cap
     assert main(["train", "--no-progress", *flags, "--total-timesteps", "40", "--run-dir", "run"]) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["policy_kwargs"] == {"lora_rank": 2}
-    assert main(["train", "--no-progress", "--resume", "run", "--total-timesteps", "80"]) == 0
-    agent = runs.load_agent(config, tmp_path / "run" / "final")
+    resume = ["train", "--no-progress", "--resume", "run", "--allow-module", "lora_reward.py"]
+    assert main([*resume, "--total-timesteps", "80"]) == 0
+    agent = runs.load_agent(config, tmp_path / "run" / "final", ["lora_reward.py"])
     assert agent.num_timesteps >= 80 and agent.policy.lora_rank == 2
     assert main(["train", *flags, "--policy-arg", "lora_rank=3", "--run-dir", "other"]) != 0
     assert "lora_rank was given twice" in capsys.readouterr().err

@@ -451,7 +451,7 @@ def test_files_go_through_the_whole_pipeline_verb_by_verb(textrl, model_folder, 
     AutoModelForCausalLM.from_pretrained(tmp_path / "my-dpo")
     assert "rewards/margins" in (tmp_path / "log" / "progress.csv").read_text()
     shown = capsys.readouterr().out
-    for words in ("my-sft: fine-tuned on 4 records", "comparisons in", "my-dpo: sigmoid", "Next"):
+    for words in ("my-sft: fine-tuned in", "comparisons in", "my-dpo: sigmoid", "Next"):
         assert words in shown
 
 

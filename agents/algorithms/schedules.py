@@ -92,7 +92,7 @@ def check_schedule(name: str, schedule: Schedule | None, positive: bool = False)
     """Raise an ArgumentError for a schedule that starts negative, not finite, or (where ``positive``) at 0."""
     if schedule is None:
         return
-    value = schedule_value(schedule, 1.0)
+    value = _schedule_value(schedule, 1.0)
     if not math.isfinite(value) or value < 0 or (positive and value == 0):
         raise ArgumentError(f"{name} must be a number {'> 0' if positive else '>= 0'}, got {schedule!r}")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from agents import presets
 from agents.report.samples import Table, read_tables
 from agents.runs import run_directory as run_directories
 from agents.runs.registry import AGENTS, find_agent
@@ -154,7 +155,7 @@ def settings(config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     The default is None where it is none or cannot be known: the code of an agent or environment of one's own is
     not imported for it.
     """
-    agent, env = _agent_defaults(config["agent"]), _env_defaults(config["env"])
+    agent, env = _agent_defaults(config), _env_defaults(config)
     found = {name: (value, agent.get(name)) for name, value in config["agent_kwargs"].items()}
     found |= {name: (value, env.get(name)) for name, value in config["env_kwargs"].items()}
     found |= {name: (value, None) for name, value in config["policy_kwargs"].items()}
@@ -171,21 +172,46 @@ def all_settings(config: dict[str, Any]) -> dict[str, Any]:
 
 def default_of(config: dict[str, Any], name: str) -> Any:
     """The default of a setting of this run's agent or environment; None where there is none."""
-    return (_agent_defaults(config["agent"]) | _env_defaults(config["env"])).get(name)
+    return (_agent_defaults(config) | _env_defaults(config)).get(name)
 
 
-def _agent_defaults(spec: str) -> dict[str, Any]:
-    return _defaults(find_agent(spec)) if spec.lower() in AGENTS else {}
+def _agent_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """Defaults of the run's agent, those that depend on what is trained too."""
+    if config["agent"].lower() not in AGENTS:
+        return {}
+    agent = find_agent(config["agent"])
+    column = config.get("in_force", {}).get("trained", {}).get("preset") or _guessed_column(config)
+    return _defaults(agent) | {name: presets.default(name, agent, column) for name in presets.DEFAULTS}
 
 
-def _env_defaults(env_id: str) -> dict[str, Any]:
-    import gymnasium as gym
+def _guessed_column(config: dict[str, Any]) -> str:
+    """What is trained in a run that has not noted it."""
+    if not config["env"].rpartition(":")[2].startswith("TextRLHF"):
+        return "network"
+    if "model" not in config["env_kwargs"]:
+        return "embedded"
+    return "lora" if config["policy_kwargs"].get("lora_rank") else "full"
 
+
+def _env_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """Defaults of the run's environment; where they depend on the model, what was in force."""
     from textrl_env import ENV_IDS
 
-    env_id = env_id.rpartition(":")[2]
+    env_id = config["env"].rpartition(":")[2]
     if env_id not in ENV_IDS:
         return {}
+    noted = config.get("in_force", {}).get("env", {})
+    defaults = _env_signature(env_id)
+    before = {"max_new_tokens": 24}  # of version 0.1, whose runs have noted nothing
+    return {
+        name: noted.get(name, before.get(name)) if value is None else value
+        for name, value in defaults.items()
+    }
+
+
+def _env_signature(env_id: str) -> dict[str, Any]:
+    import gymnasium as gym
+
     return _defaults(gym.envs.registration.load_env_creator(gym.spec(env_id).entry_point).dynamics_class)
 
 

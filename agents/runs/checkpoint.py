@@ -55,6 +55,7 @@ class Checkpointed(Protocol):
     num_timesteps: int
     total_timesteps: int | None
     n_updates: int
+    iterations: int
     n_gradient_steps: int
     skipped_updates: Any
     kl_coef: float | None
@@ -110,6 +111,7 @@ def take_position(agent: Checkpointed) -> Position:
     document = {
         "num_timesteps": agent.num_timesteps,
         "n_updates": agent.n_updates,
+        "iterations": agent.iterations,
         "n_gradient_steps": agent.n_gradient_steps,
         "skipped_updates": agent.skipped_updates.total,
         "kl_coef": agent.kl_coef,
@@ -368,6 +370,7 @@ def _restore(agent: Checkpointed, document: dict[str, Any], path: Path) -> None:
     agent.rng.bit_generator.state = document["rng"]
     agent.num_timesteps = document["num_timesteps"]
     agent.n_updates = document["n_updates"]
+    agent.iterations = document.get("iterations", 0)
     agent.n_gradient_steps = document.get("n_gradient_steps", 0)
     agent.skipped_updates.total = document.get("skipped_updates", 0)
     agent.episodes.set_state(document["episodes"])
