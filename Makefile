@@ -28,7 +28,7 @@ $(VENV)/.ready-real: $(READY)
 	touch $@
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check $(SOURCES)

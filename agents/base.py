@@ -448,7 +448,14 @@ class Agent(LearningLoop):
         """The learning rates of the policy and of the critic's own weights, before scheduler and warm-up."""
         rate = schedule_value(self.learning_rate, progress_remaining)
         own = self.critic_learning_rate
-        return rate, rate if own is None else schedule_value(own, progress_remaining)
+        if own is None:
+            return rate, rate
+        critic_rate = schedule_value(own, progress_remaining)
+        if "critic_learning_rate" not in self.init_kwargs:
+            # A default goes along with the schedule of the policy's rate, and a rate of 0 means that nothing learns.
+            first = schedule_value(self.learning_rate, 1.0)
+            critic_rate *= rate / first if first else 0.0
+        return rate, critic_rate
 
     def _plan_learning_rates(self, rollout: Rollout) -> None:
         """Set the learning rates for the gradient steps on one rollout."""
