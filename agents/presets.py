@@ -31,11 +31,16 @@ class ByModel(NamedTuple):
     lora: Any
 
 
+#: Stands for :func:`fitting_rows`.
+FITTING = "what fits"
+#: Memory that what a gradient step keeps for its backward pass should stay below, in bytes.
+ACTIVATIONS = 4 * 2**30
+
 #: Hyper-parameter -> agent -> default; an agent that is not listed has that of its nearest base.
 #:
 #: Learning rates of language models as in TRL 1.16 (GRPO and RLOO 1e-6; its last PPO 3e-6), ten times more for LoRA
-#: ("LoRA Without Regret", Schulman et al. 2025). Warm-up and cosine as in OpenRLHF. Micro-batches keep 256 tokens
-#: of a model that is not tiny in memory; no loss depends on them.
+#: ("LoRA Without Regret", Schulman et al. 2025). Warm-up and cosine as in OpenRLHF. Micro-batches are
+#: as large as memory bears; no loss depends on them.
 DEFAULTS: dict[str, dict[str, ByModel]] = {
     "learning_rate": {
         "Agent": ByModel(network=3e-4, embedded=3e-4, full=1e-6, lora=1e-5),
@@ -45,7 +50,7 @@ DEFAULTS: dict[str, dict[str, ByModel]] = {
     },
     "lr_scheduler_type": {"Agent": ByModel("constant", "constant", "cosine", "cosine")},
     "warmup_ratio": {"Agent": ByModel(0.0, 0.0, 0.03, 0.03)},
-    "micro_batch_size": {"Agent": ByModel(None, None, 8, 8)},
+    "micro_batch_size": {"Agent": ByModel(None, None, FITTING, FITTING)},
     "n_epochs": {"Agent": ByModel(1, 1, 1, 1), "PPO": ByModel(10, 4, 4, 4)},
     # Of a value head; a critic with a body of its own has SEPARATE_CRITIC_LEARNING_RATE.
     "critic_learning_rate": {"Agent": ByModel(None, 1e-2, 3e-3, 3e-3)},
@@ -79,6 +84,21 @@ def default(name: str, agent: type, column: str) -> Any:
     return None if nearest is None else getattr(rows[nearest], column)
 
 
+def fitting_rows(policy: Any) -> int:
+    """Rows of a language model's gradient step that keep below :data:`ACTIVATIONS`, at least 1.
+
+    A token keeps about eight vectors of the hidden and four of the inner size in every layer, in float32. Gradient
+    checkpointing and autocast keep less; what does not fit after all is done again with half the rows.
+    """
+    config = policy.lm.model.config.get_text_config()
+    hidden = config.hidden_size
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    inner = max(inner) if isinstance(inner, (list, tuple)) else inner
+    length = policy.observation_space["input_ids"].shape[0]
+    per_row = 4 * config.num_hidden_layers * (8 * hidden + 4 * inner) * length
+    return max(int(ACTIVATIONS // per_row), 1)
+
+
 def resolve(agent: Any) -> str:
     """Give every hyper-parameter of the table that was left out its value; returns what is trained."""
     column = what_is_trained(agent.policy)
@@ -92,8 +112,10 @@ def resolve(agent: Any) -> str:
         value = default(name, type(agent), column)
         if name == "critic_learning_rate" and getattr(agent.policy, "critic", None) == "separate":
             value = getattr(SEPARATE_CRITIC_LEARNING_RATE, column)
+        if value == FITTING:
+            value = fitting_rows(agent.policy)
         # Where None means something (all rows at once), it counts if it was given.
-        means_something = any(None in row for row in DEFAULTS[name].values())
+        means_something = any({None, FITTING} & set(row) for row in DEFAULTS[name].values())
         if getattr(agent, name) is None and not (means_something and name in agent.init_kwargs):
             setattr(agent, name, value)
     return column

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -94,6 +95,23 @@ def test_a_checkpoint_keeps_the_defaults_it_was_trained_with(tmp_path, monkeypat
     assert GRPO.load(tmp_path, make_env(1)).learning_rate == 1e-6
     assert GRPO.load(tmp_path, make_env(1), learning_rate=0.5).learning_rate == 0.5
     assert GRPO("auto", make_env(1), n_episodes=8).learning_rate == 1.0
+
+
+@pytest.mark.parametrize(
+    "layers, hidden, inner, budget, rows", [(30, 576, 1536, 256, 11), (2, 16, 24, 6, 50_000)]
+)
+def test_rows_of_a_gradient_step_are_what_memory_bears(layers, hidden, inner, budget, rows):
+    config = SimpleNamespace(num_hidden_layers=layers, hidden_size=hidden, intermediate_size=inner)
+    config.get_text_config = lambda: config
+    space = {"input_ids": SimpleNamespace(shape=(budget + 40,))}
+    policy = SimpleNamespace(
+        lm=SimpleNamespace(model=SimpleNamespace(config=config)), observation_space=space
+    )
+    fitting = presets.fitting_rows(policy)
+    # 4 GiB over 4 bytes, the layers, 8 hidden and 4 inner vectors, and the tokens of a row.
+    per_row = 4 * layers * (8 * hidden + 4 * inner) * (budget + 40)
+    assert fitting * per_row <= 4 * 2**30 < (fitting + 1) * per_row
+    assert fitting == rows if rows < 100 else fitting >= rows
 
 
 # -- the command line ---------------------------------------------------------------------------------------
