@@ -36,6 +36,11 @@ def plot_learning_curve(
 
     is_text = "objective/scores" in progress
     panels = [panel for panel in (TEXT_PANELS if is_text else PANELS) if panel[0] in progress]
+    if is_text and "objective/gold_scores" not in progress:  # nothing to tell a proxy from
+        panels = [
+            (name, "Mean reward" if name == "objective/scores" else heading, ink)
+            for name, heading, ink in panels
+        ]
     if not panels:
         raise ValueError(
             f"there is no score and no return among {sorted(progress)}; has the run logged anything?"
