@@ -26,17 +26,19 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "examples"), str(HERE.parent)]
 
+import two_digit_sums  # noqa: E402
+
 #: Share of right answers, over five steps, that counts as having learned.
 TARGET = 0.4
-LEARNING_RATE, KL_COEF, TEMPERATURE, MAX_NEW_TOKENS, RANK = 3e-4, 0.01, 0.7, 12, 16
-PROMPTS, GROUP = 8, 8
+#: The example's own, for both sides.
+GRPO_SETTINGS, RANK = two_digit_sums.AGENTS["grpo"], two_digit_sums.POLICY["lora_rank"]
+EPISODES, GROUP = GRPO_SETTINGS["n_episodes"], GRPO_SETTINGS["group_size"]
 
 
 def ours(model: str, minutes: float, seed: int, bf16: bool) -> dict[str, Any]:
     """GRPO of this project."""
     import gymnasium as gym
     from stable_baselines3.common.callbacks import BaseCallback
-    from two_digit_sums import REWARD, problems
 
     import textrl_env  # noqa: F401  (registers the environments)
     from agents import GRPO
@@ -54,11 +56,9 @@ def ours(model: str, minutes: float, seed: int, bf16: bool) -> dict[str, Any]:
         def _on_rollout_start(self) -> None:
             if self.scores:
                 self.ends.append(time.perf_counter() - self.began)
-            if time.perf_counter() - self.began > 60 * minutes:
-                self.model.total_timesteps = self.model.num_timesteps
 
         def _on_rollout_end(self) -> None:
-            self.scores.append(float(sum(self.model.episodes.text["score"])) / (PROMPTS * GROUP))
+            self.scores.append(float(sum(self.model.episodes.text["score"])) / EPISODES)
 
         def _on_step(self) -> bool:
             return True
@@ -66,26 +66,15 @@ def ours(model: str, minutes: float, seed: int, bf16: bool) -> dict[str, Any]:
     env = gym.make(
         "TextRLHF-v0",
         model=model,
-        reward=REWARD,
-        prompts=problems()[0],
-        kl_coef=KL_COEF,
-        max_new_tokens=MAX_NEW_TOKENS,
-        temperature=TEMPERATURE,
+        reward=two_digit_sums.REWARD,
+        prompts=two_digit_sums.problems()[0],
+        **two_digit_sums.ENV,
         autocast=bf16,
         device="cpu",
     )
-    agent = GRPO(
-        "auto",
-        env,
-        learning_rate=LEARNING_RATE,
-        group_size=GROUP,
-        kl_in="loss",
-        n_episodes=PROMPTS * GROUP,
-        policy_kwargs={"lora_rank": RANK},
-        seed=seed,
-    )
+    agent = GRPO("auto", env, policy_kwargs=two_digit_sums.POLICY, seed=seed, **GRPO_SETTINGS)
     steps = Steps()
-    agent.learn(10**9, callback=steps)
+    agent.learn(10**9, callback=[steps, two_digit_sums.StopAfter(60 * minutes)])
     return {"ends": steps.ends, "scores": steps.scores[: len(steps.ends)]}
 
 
@@ -95,7 +84,6 @@ def trl(model: str, minutes: float, seed: int, bf16: bool) -> dict[str, Any]:
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
-    from two_digit_sums import problems
 
     from reward_models import numeric_answer
 
@@ -127,13 +115,13 @@ def trl(model: str, minutes: float, seed: int, bf16: bool) -> dict[str, Any]:
             use_cpu=True,
             bf16=bf16,
             gradient_checkpointing=False,
-            per_device_train_batch_size=PROMPTS * GROUP,
+            per_device_train_batch_size=EPISODES,
             num_generations=GROUP,
-            max_completion_length=MAX_NEW_TOKENS,
-            temperature=TEMPERATURE,
-            learning_rate=LEARNING_RATE,
+            max_completion_length=two_digit_sums.ENV["max_new_tokens"],
+            temperature=two_digit_sums.ENV["temperature"],
+            learning_rate=GRPO_SETTINGS["learning_rate"],
             lr_scheduler_type="constant",
-            beta=KL_COEF,
+            beta=two_digit_sums.ENV["kl_coef"],
             max_steps=10_000,
             seed=seed,
             logging_steps=1,
@@ -146,7 +134,7 @@ def trl(model: str, minutes: float, seed: int, bf16: bool) -> dict[str, Any]:
             processing_class=AutoTokenizer.from_pretrained(model),
             reward_funcs=reward,
             args=config,
-            train_dataset=datasets.Dataset.from_list(problems()[0]),
+            train_dataset=datasets.Dataset.from_list(two_digit_sums.problems()[0]),
             peft_config=LoraConfig(
                 r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"
             ),
