@@ -16,7 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from reward_models.data.encoding import TEMPLATE_COLUMNS, TextEncoder
 from reward_models.data.lengths import Lengths
-from reward_models.data.records import load_records, with_prompts
+from reward_models.data.records import RecordSet, load_records, with_prompts
+
+_SIDES = ("prompt", "chosen", "rejected")
 
 
 class FrozenMessages(str):
@@ -58,6 +60,20 @@ def load_comparisons(pairs: Any) -> list[Comparison]:
     return read_comparisons(pairs)[0]
 
 
+def comparison_records(pairs: Any, skip_bad_rows: bool = False, name: str = "data") -> RecordSet:
+    """The rows of comparisons as they are, texts or messages, each with its prompt.
+
+    Args:
+        pairs: Any source of :mod:`reward_models.data.rows`.
+        skip_bad_rows: Leave bad rows out instead of stopping at the first.
+        name: What errors call a source that is no file.
+    """
+    optional = ("margin", "chosen_ended", "rejected_ended")
+    forms = (_SIDES, _SIDES[1:])
+    records = load_records(pairs, optional=optional, skip_bad_rows=skip_bad_rows, name=name, forms=forms)
+    return with_prompts(records, skip_bad_rows)
+
+
 def read_comparisons(pairs: Any, skip_bad_rows: bool = False) -> tuple[list[Comparison], list[str]]:
     """Comparisons, and what was wrong with the rows that were left out.
 
@@ -69,20 +85,12 @@ def read_comparisons(pairs: Any, skip_bad_rows: bool = False) -> tuple[list[Comp
         ValueError: For a record without ``chosen`` and ``rejected``, or without a ``prompt`` where the two have no
             beginning in common, naming its place.
     """
-    sides = ("prompt", "chosen", "rejected")
-    records = load_records(
-        pairs,
-        optional=("margin", "chosen_ended", "rejected_ended"),
-        skip_bad_rows=skip_bad_rows,
-        name="pairs",
-        forms=(sides, sides[1:]),
-    )
-    records = with_prompts(records, skip_bad_rows)
+    records = comparison_records(pairs, skip_bad_rows, name="pairs")
     found = []
     for record in records.rows():
         found.append(
             Comparison(
-                *(FrozenMessages.of(record[name], record if name == "prompt" else None) for name in sides),
+                *(FrozenMessages.of(record[name], record if name == "prompt" else None) for name in _SIDES),
                 margin=record.get("margin") or 0.0,
                 chosen_ended=record.get("chosen_ended") is not False,
                 rejected_ended=record.get("rejected_ended") is not False,

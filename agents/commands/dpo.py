@@ -90,7 +90,7 @@ def dpo(
     template = parse_object("--chat-template-kwargs", chat_template_kwargs)
     folder = offline.check_output(output, overwrite, options)
     if learning_rate is None:
-        learning_rate = 3e-4 if model is None else 1e-6 if options.get("lora_rank") is None else 1e-5
+        learning_rate = offline.default_rate(model, options, embedded=3e-4, full=1e-6, lora=1e-5)
     progress = ProgressCallback(title=loss)
     try:
         result = train(
@@ -126,11 +126,7 @@ def dpo(
     labels = {"margin": "margin (chosen - rejected)", "accuracy": "chosen above rejected"}
     figures: dict[str, float | str] = dict(offline.steps_and_loss(result))
     figures |= {label: result[name] for name, label in labels.items() if name in result}
-    figures |= {
-        name.replace("eval_", "held-out "): value
-        for name, value in result.items()
-        if name.startswith("eval_")
-    }
+    figures |= offline.held_out(result)
     offline.report(f"{folder}: {loss} in {progress.progress.seconds:.0f} s", figures)
     offline.print_next(
         [(f"textrl preferences --model {folder} --output again.jsonl", "compare its answers in turn")]

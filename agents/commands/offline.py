@@ -177,6 +177,20 @@ def steps_and_loss(result: dict[str, Any]) -> dict[str, str]:
     return figures
 
 
+def held_out(result: dict[str, Any]) -> dict[str, float]:
+    """The figures of the held-out records, for :func:`report`."""
+    return {n.replace("eval_", "held-out "): value for n, value in result.items() if n.startswith("eval_")}
+
+
+def default_rate(
+    model: str | None, options: dict[str, Any], *, embedded: float, full: float, lora: float
+) -> float:
+    """The learning rate of a verb by what it trains: the embedded model, every weight of another, or an adapter."""
+    if model is None:
+        return embedded
+    return full if options.get("lora_rank") is None else lora
+
+
 def print_next(commands: Sequence[tuple[str, str]]) -> None:
     """What to type next; lines that can be copied whole."""
     from rich.console import Console

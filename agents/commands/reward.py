@@ -80,7 +80,7 @@ def reward(
     rows, skipped = comparisons(source, skip_bad_rows)
     held_out = None if eval_data is None else comparisons(eval_data, skip_bad_rows)[0]
     if learning_rate is None:
-        learning_rate = 1e-3 if model is None else 1e-5 if options.get("lora_rank") is None else 1e-4
+        learning_rate = offline.default_rate(model, options, embedded=1e-3, full=1e-5, lora=1e-4)
     progress = ProgressCallback(title="reward")
     try:
         result = train_reward_model(
@@ -119,11 +119,8 @@ def reward(
 
 def comparisons(source: str, skip_bad_rows: bool) -> tuple[list[dict[str, Any]], list[str]]:
     """Comparisons, texts or messages, and what was wrong with the rows left out."""
-    from reward_models.data.records import load_records, with_prompts
+    from reward_models.comparisons import comparison_records
 
-    sides = ("prompt", "chosen", "rejected")
-    optional = ("margin", "chosen_ended", "rejected_ended")
-    records = load_records(source, optional=optional, skip_bad_rows=skip_bad_rows, forms=(sides, sides[1:]))
-    records = with_prompts(records, skip_bad_rows)
+    records = comparison_records(source, skip_bad_rows)
     rows = [{name: value for name, value in row.items() if value is not None} for row in records.rows()]
     return rows, records.skipped

@@ -75,7 +75,7 @@ def sft(
     rows, skipped = load_demonstrations(data, skip_bad_rows)
     held_out = None if eval_data is None else load_demonstrations(eval_data, skip_bad_rows)[0]
     if learning_rate is None:
-        learning_rate = 2e-3 if model is None else 2e-5 if options.get("lora_rank") is None else 2e-4
+        learning_rate = offline.default_rate(model, options, embedded=2e-3, full=2e-5, lora=2e-4)
     page = TokenPage(folder / PAGE, _some(rows if held_out is None else held_out), max_length, template)
     progress = ProgressCallback(title="sft")
     try:
@@ -103,11 +103,7 @@ def sft(
         progress.close()
     figures: dict[str, float | str] = dict(offline.steps_and_loss(result))
     figures["tokens that carried loss"] = f"{result['tokens']:,.0f}"
-    figures |= {
-        name.replace("eval_", "held-out "): value
-        for name, value in result.items()
-        if name.startswith("eval_")
-    }
+    figures |= offline.held_out(result)
     offline.report(f"{folder}: fine-tuned in {progress.progress.seconds:.0f} s", figures, skipped)
     if page.written:
         print(f"\n{folder / PAGE} shows how sure the model is of every token, before and after")
