@@ -16,7 +16,7 @@ from agents.report import read_run, write_report
 from agents.report.findings import examine
 from agents.report.metrics import write_number
 from agents.report.pictures import mean_and_band
-from agents.report.reading import settings
+from agents.report.reading import default_of, settings
 from agents.rollouts.episode_log import EpisodeLog, read_table
 from agents.runs import run_directory as runs
 
@@ -81,6 +81,15 @@ def names_of(folder):
 
 
 # -- the page -----------------------------------------------------------------------------------------------
+
+
+def test_counts_that_were_noted_are_no_defaults_of_the_arguments_they_count(tmp_path):
+    noted = {"prompts": 12, "max_new_tokens": 44, "max_prompt_length": 35}
+    folder = make_run(tmp_path / "run", env_kwargs={"prompts": "mine.jsonl"})
+    config = runs.read_config(folder) | {"in_force": {"env": noted}}
+    found = settings(config)
+    assert found["prompts"] == ("mine.jsonl", None)
+    assert default_of(config, "max_new_tokens") == 44
 
 
 def test_the_page_stands_alone_and_may_run_no_script(tmp_path):

@@ -200,13 +200,12 @@ def _env_defaults(config: dict[str, Any]) -> dict[str, Any]:
     env_id = config["env"].rpartition(":")[2]
     if env_id not in ENV_IDS:
         return {}
-    noted = config.get("in_force", {}).get("env", {})
     defaults = _env_signature(env_id)
-    before = {"max_new_tokens": 24}  # of version 0.1, whose runs have noted nothing
-    return {
-        name: noted.get(name, before.get(name)) if value is None else value
-        for name, value in defaults.items()
-    }
+    if "max_new_tokens" in defaults:
+        noted = config.get("in_force", {}).get("env", {})
+        # Runs of version 0.1 have noted nothing; their budget was 24.
+        defaults["max_new_tokens"] = noted.get("max_new_tokens", 24)
+    return defaults
 
 
 def _env_signature(env_id: str) -> dict[str, Any]:
