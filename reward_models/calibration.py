@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reward_models.classifier import last_token_logits
-from reward_models.comparisons import Comparison, encode, load_comparisons, sides_of
+from reward_models.comparisons import Comparison, encode_answer, load_comparisons, sides_of
 from reward_models.data.encoding import TextEncoder
 from reward_models.data.lengths import context_length
 
@@ -60,7 +60,9 @@ def score(
     ended = [True] * len(prompts) if ended is None else ended
     encoder = TextEncoder.of(tokenizer)
     limit = context_length(model.config, encoder.tokenizer) or 0  # [-0:] is everything
-    sequences = [encode(encoder, *row)[-limit:] for row in zip(prompts, completions, ended, strict=True)]
+    sequences = [
+        encode_answer(encoder, *row)[-limit:] for row in zip(prompts, completions, ended, strict=True)
+    ]
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     scores = [0.0] * len(sequences)
     model.eval()

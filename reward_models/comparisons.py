@@ -104,7 +104,7 @@ def sides_of(comparisons: Iterable[Comparison]) -> Iterator[tuple[str, str, bool
     return (side for comparison in comparisons for side in comparison.sides())
 
 
-def encode(
+def encode_answer(
     tokenizer: PreTrainedTokenizerBase | TextEncoder, prompt: Any, completion: Any, ended: bool = True
 ) -> list[int]:
     """Token ids that a reward model reads; see :meth:`~reward_models.data.encoding.TextEncoder.whole`."""
@@ -126,7 +126,7 @@ def encode_sides(
     kept = []
     for comparison in comparisons:
         sides = comparison.sides()
-        ids = [encoded[side] if side in encoded else encode(encoder, *side) for side in sides]
+        ids = [encoded[side] if side in encoded else encode_answer(encoder, *side) for side in sides]
         if lengths.off_prompt(0, max(map(len, ids))) is None:
             continue
         kept.append(comparison)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from reward_models.base import Batch, Reward, RewardResult, check_scores
-from reward_models.handing_over import own_copy, place
+from reward_models.handing_over import describe_failure, own_copy
 from reward_models.names import did_you_mean, name_of, shorten
 
 
@@ -37,7 +37,7 @@ class FunctionReward(Reward):
                 values = _run(values)
         except (Exception, SystemExit, asyncio.CancelledError) as error:
             handed = args or [kwargs.get(name, getattr(batch, name)) for name in ("prompts", "completions")]
-            note = f"raised while the reward {self.name!r} scored {place(error, *handed[:2])}"
+            note = f"raised while the reward {self.name!r} scored {describe_failure(error, *handed[:2])}"
             if not isinstance(error, Exception):  # a reward may fail, and may not end the run
                 what = f"{type(error).__name__}: {error}".rstrip(": ")
                 error = RuntimeError(f"the reward {self.name!r} tried to leave the program with {what}")

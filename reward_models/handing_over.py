@@ -35,7 +35,7 @@ def own_copy(value: Any) -> Any:
         return value
 
 
-def row_of(error: BaseException, prompts: Sequence[Any], completions: Sequence[Any]) -> int | None:
+def failed_row(error: BaseException, prompts: Sequence[Any], completions: Sequence[Any]) -> int | None:
     """The row that the failed code was at, where its variables show it.
 
     Args:
@@ -53,9 +53,9 @@ def row_of(error: BaseException, prompts: Sequence[Any], completions: Sequence[A
     return row
 
 
-def place(error: BaseException, prompts: Sequence[Any], completions: Sequence[Any]) -> str:
+def describe_failure(error: BaseException, prompts: Sequence[Any], completions: Sequence[Any]) -> str:
     """Which completion was being scored, for an error: the row at fault, or how many there were and the first."""
-    row = 0 if len(completions) == 1 else row_of(error, prompts, completions)
+    row = 0 if len(completions) == 1 else failed_row(error, prompts, completions)
     shown = f"completion {shorten(completions[row or 0])} to the prompt {shorten(prompts[row or 0])}"
     if row is None:
         return f"{len(completions)} completions, the first of them the {shown}"

@@ -12,7 +12,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from reward_models.bradley_terry import bradley_terry_loss, load_reward_model, train_reward_model
 from reward_models.calibration import constant_direction, evaluate, find_head, normalise, reliability, score
-from reward_models.comparisons import Comparison, encode, encode_sides, load_comparisons, prompt_batches
+from reward_models.comparisons import (
+    Comparison,
+    encode_answer,
+    encode_sides,
+    load_comparisons,
+    prompt_batches,
+)
 from reward_models.data.lengths import DataWarning, Lengths
 from textrl_env import embedded
 
@@ -108,7 +114,7 @@ def test_what_a_model_cannot_hold_loses_its_beginning_in_training_and_in_use_ali
     kept, encoded = encode_sides(pairs, tokenizer, lengths)
     assert (len(kept), lengths.cut) == (2, 1)
     for side, ids in encoded.items():
-        assert ids == encode(tokenizer, *side)[-12:]
+        assert ids == encode_answer(tokenizer, *side)[-12:]
     kept, encoded = encode_sides(pairs, tokenizer, Lengths(12, "skip"))
     assert kept == pairs[1:] and len(encoded) == 2
 
@@ -143,7 +149,10 @@ def test_the_score_of_a_completion_does_not_depend_on_its_batch():
 
 def test_an_end_token_follows_what_ended_and_nothing_that_was_cut_off():
     tokenizer = AutoTokenizer.from_pretrained(SFT)
-    ended, cut = encode(tokenizer, PROMPT, "paris."), encode(tokenizer, PROMPT, "paris.", ended=False)
+    ended, cut = (
+        encode_answer(tokenizer, PROMPT, "paris."),
+        encode_answer(tokenizer, PROMPT, "paris.", ended=False),
+    )
     assert ended == [*cut, tokenizer.eos_token_id]
     assert tokenizer.decode(ended) == f"<bos> {PROMPT} paris. <eos>"
 

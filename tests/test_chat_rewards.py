@@ -19,8 +19,7 @@ from agents.offline.reward_model import train_reward_model
 from agents.offline.sft import sft
 from agents.preferences.collection import collect_preferences
 from reward_models import HFRewardModel, TrainerState, load_reward
-from reward_models.comparisons import encode as encode_for_reward
-from reward_models.comparisons import read_comparisons
+from reward_models.comparisons import encode_answer, read_comparisons
 from reward_models.data.encoding import TextEncoder
 from tests.chat_templates import byte_tokenizer, chat_tokenizer, turns
 from textrl_env.envs.text_rlhf import TextRLHFEnv
@@ -400,8 +399,8 @@ def test_a_reward_model_reads_no_end_behind_an_answer_that_was_cut_off():
     cut, ended = (
         read_comparisons([comparison(True, chosen_ended=flag)])[0][0].sides()[0] for flag in (False, True)
     )
-    assert coder.tokenizer.decode(encode_for_reward(coder, *cut)).endswith("assistant\nyo")
-    assert coder.tokenizer.decode(encode_for_reward(coder, *ended)).endswith("assistant\nyo<|im_end|>\n")
+    assert coder.tokenizer.decode(encode_answer(coder, *cut)).endswith("assistant\nyo")
+    assert coder.tokenizer.decode(encode_answer(coder, *ended)).endswith("assistant\nyo<|im_end|>\n")
 
 
 def test_conversations_go_through_the_whole_pipeline_verb_by_verb(tmp_path, monkeypatch, capsys):

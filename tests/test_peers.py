@@ -13,10 +13,10 @@ import torch
 from agents.offline.dpo import Objective
 from agents.offline.preference_data import load_preferences
 from agents.offline.ratio_losses import RATIO_LOSSES
-from agents.offline.sft import accumulate_gradients, encode
+from agents.offline.sft import accumulate_sft_gradients, encode_demonstration
 from reward_models.bradley_terry import bradley_terry_loss
 from reward_models.calibration import forward_scores
-from reward_models.comparisons import encode as encode_for_reward
+from reward_models.comparisons import encode_answer
 from tests.tiny import EOS, make_model, make_tokenizer
 
 trl = pytest.importorskip("trl")
@@ -169,7 +169,7 @@ def test_sft_equals_trl(tmp_path):
         processing_class=make_tokenizer(),
     )
     model = policy()
-    ours = accumulate_gradients(model, [encode(row, make_tokenizer()) for row in rows], EOS)
+    ours = accumulate_sft_gradients(model, [encode_demonstration(row, make_tokenizer()) for row in rows], EOS)
     assert_equal((ours, gradient(model)), their_loss(trainer))
 
 
@@ -188,7 +188,7 @@ def test_the_reward_model_s_loss_equals_trl(tmp_path):
     )
     tokenizer = make_tokenizer()
     sides = [
-        [encode_for_reward(tokenizer, pair["prompt"], pair[side]) for pair in PAIRS]
+        [encode_answer(tokenizer, pair["prompt"], pair[side]) for pair in PAIRS]
         for side in ("chosen", "rejected")
     ]
     loss = bradley_terry_loss(*(forward_scores(scorer, side) for side in sides), centering=0.01)

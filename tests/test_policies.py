@@ -11,7 +11,8 @@ import torch
 from gymnasium import spaces
 
 from agents import PPO, CausalLMPolicy, Evaluation, MlpPolicy, Policy, Rollout
-from agents.policies.factory import encode, feature_size, make_policy
+from agents.policies.factory import feature_size, make_policy
+from agents.policies.features import encode_observation
 from agents.rollouts.vector_envs import make_envs
 from tests.tiny import make_env, make_lm
 from textrl_env.lm.sequences import Sequences
@@ -158,7 +159,7 @@ def test_the_deterministic_action_is_the_most_likely_one():
 def test_encoded_observations_have_the_promised_size_and_are_told_apart(name):
     space = OBSERVATION_SPACES[name]
     observation = batch_of(space, 6)
-    features = encode(space, observation)
+    features = encode_observation(space, observation)
     assert features.shape == (6, feature_size(space)) and features.dtype == np.float32
     if name in ("discrete", "multi-discrete"):
         assert set(np.unique(features)) == {0.0, 1.0}

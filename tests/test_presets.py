@@ -130,7 +130,7 @@ def test_the_command_line_has_pythons_defaults_prints_them_and_writes_them_down(
     )
     line = ["train", "--no-progress", "--agent", "grpo", "--model", "model", "--reward", "own_reward.py:r"]
     line += ["--prompts", "prompts.txt", "--total-timesteps", "20", "--n-episodes", "8"]
-    line += ["--max-prompt-length", "4", "--long-prompts", "skip", "--group-size", "4", "--run-dir", "run"]
+    line += ["--max-prompt-length", "4", "--too-long", "skip", "--group-size", "4", "--run-dir", "run"]
     with pytest.warns(UserWarning, match="1 of 4 prompts have more than 4 tokens and are left out"):
         assert main(line) == 0
     shown = capsys.readouterr().out
@@ -166,7 +166,7 @@ def test_long_prompts_are_left_out_with_their_columns_and_counted():
         return [0.0] * len(prompts)
 
     with pytest.warns(UserWarning, match="2 of 4 prompts have more than 3 tokens and are left out"):
-        env = make_env(1, prompts=rows, reward=reward, max_prompt_length=3, long_prompts="skip")
+        env = make_env(1, prompts=rows, reward=reward, max_prompt_length=3, too_long="skip")
     assert env.num_prompts == 2 and env.dynamics.prompts_skipped == 2
     GRPO("auto", env, n_episodes=8, group_size=4, seed=0).learn(1)
     assert set(seen) <= {("a", 0), ("b c", 1)} and seen
@@ -176,7 +176,7 @@ def test_long_prompts_are_cut_to_their_last_tokens():
     with pytest.warns(
         UserWarning, match="1 of 4 prompts have more than 4 tokens: the model sees their last 4"
     ):
-        env = make_env(prompts=PROMPTS, max_prompt_length=4, long_prompts="cut")
+        env = make_env(prompts=PROMPTS, max_prompt_length=4, too_long="cut")
     dynamics = env.unwrapped.dynamics
     words = [dynamics.lm.tokenizer.decode(tokens) for tokens in dynamics.prompt_tokens]
     assert words == ["a", "b c", "d e f g", "a b c d"] and dynamics.prompts_cut == 1
@@ -184,15 +184,15 @@ def test_long_prompts_are_cut_to_their_last_tokens():
 
 def test_without_a_length_prompts_are_long_that_leave_no_room_in_the_context():
     with pytest.warns(UserWarning, match="1 of 4 prompts have more than 4 tokens"):
-        env = make_env(prompts=PROMPTS, max_new_tokens=44, long_prompts="skip")
+        env = make_env(prompts=PROMPTS, max_new_tokens=44, too_long="skip")
     assert env.unwrapped.num_prompts == 3
 
 
 def test_prompts_that_are_all_too_long_are_an_error():
     with pytest.raises(ValueError, match="all 4 prompts have more than 1 tokens"):
-        make_env(prompts=["a b", "c d e", "f g", "h i"], max_prompt_length=1, long_prompts="skip")
-    with pytest.raises(ValueError, match="long_prompts"):
-        make_env(long_prompts="drop")
+        make_env(prompts=["a b", "c d e", "f g", "h i"], max_prompt_length=1, too_long="skip")
+    with pytest.raises(ValueError, match="too_long"):
+        make_env(too_long="drop")
 
 
 # -- the learning rate on its way -----------------------------------------------------------------------------

@@ -19,9 +19,9 @@ from transformers import (
 
 from agents.offline.demonstration_data import load_demonstrations
 from agents.offline.sft import (
-    accumulate_gradients,
-    encode,
+    accumulate_sft_gradients,
     encode_all,
+    encode_demonstration,
     evaluate_sft,
     pad_batch,
     sft,
@@ -121,14 +121,14 @@ def test_shapes_that_do_not_fit_are_named():
 
 
 def test_a_completion_is_labelled_with_its_end_token_and_its_prompt_is_not():
-    example = encode({"prompt": "hi you", "completion": "one two"}, make_tokenizer())
+    example = encode_demonstration({"prompt": "hi you", "completion": "one two"}, make_tokenizer())
     assert [WORDS[i] for i in example.input_ids] == ["hi", "you", "one", "two", "<eos>"]
     assert [WORDS[i] for i in example.labels if i != -100] == ["one", "two", "<eos>"]
     assert example.labels[:2] == [-100, -100]
 
 
 def test_a_text_is_labelled_everywhere():
-    example = encode({"text": "hi you"}, make_tokenizer())
+    example = encode_demonstration({"text": "hi you"}, make_tokenizer())
     assert example.input_ids == example.labels
     assert example.labels[-1] == WORDS.index("<eos>")
 
@@ -140,7 +140,7 @@ def test_in_a_two_turn_chat_only_the_assistants_words_and_end_tokens_are_labelle
         {"role": "user", "content": "bye"},
         {"role": "assistant", "content": "bye bye"},
     ]
-    example = encode({"messages": chat}, make_tokenizer())
+    example = encode_demonstration({"messages": chat}, make_tokenizer())
     shown = [WORDS[i] if i != -100 else "." for i in example.labels]
     laid_out = "<turn> user hi <eos> : <turn> assistant hi you <eos> : <turn> user bye <eos> : <turn> assistant bye bye"
     assert [WORDS[i] for i in example.input_ids] == [*laid_out.split(), "<eos>", ":"]
@@ -152,7 +152,7 @@ def test_a_template_of_plain_text_still_teaches_the_model_to_stop():
     generation = "{% if add_generation_prompt %}assistant {% endif %}"
     tokenizer = make_tokenizer(chat_template=plain + generation)
     chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "bye"}]
-    example = encode({"messages": chat}, tokenizer)
+    example = encode_demonstration({"messages": chat}, tokenizer)
     assert [WORDS[i] for i in example.labels if i != -100] == ["bye", "<eos>"]
 
 
@@ -178,12 +178,12 @@ def test_where_a_template_rewrites_earlier_turns_the_last_turn_is_learned_and_th
 )
 def test_a_record_that_cannot_be_used_says_why(record, message):
     with pytest.raises(ValueError, match=message):
-        encode(record, make_tokenizer(chat_template=None))
+        encode_demonstration(record, make_tokenizer(chat_template=None))
 
 
 def test_the_mask_comes_from_lengths_even_where_pad_is_the_end_token():
     tokenizer = make_tokenizer(pad_token="<eos>")
-    examples = [encode(r, tokenizer) for r in RECORDS[:2]]
+    examples = [encode_demonstration(r, tokenizer) for r in RECORDS[:2]]
     ids, mask, labels = pad_batch(examples, tokenizer.pad_token_id)
     assert mask.sum(1).tolist() == [len(e.input_ids) for e in examples]
     assert [int((row == 1).sum()) for row in labels] == [1, 1]
@@ -192,10 +192,10 @@ def test_the_mask_comes_from_lengths_even_where_pad_is_the_end_token():
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 4, None])
 def test_loss_and_gradient_do_not_depend_on_the_micro_batches(micro_batch_size):
-    examples = [encode(r, make_tokenizer()) for r in RECORDS]
+    examples = [encode_demonstration(r, make_tokenizer()) for r in RECORDS]
     whole, parts = make_model(), make_model()
-    loss = accumulate_gradients(whole, examples, 0)
-    assert accumulate_gradients(parts, examples, 0, micro_batch_size) == pytest.approx(loss, abs=1e-6)
+    loss = accumulate_sft_gradients(whole, examples, 0)
+    assert accumulate_sft_gradients(parts, examples, 0, micro_batch_size) == pytest.approx(loss, abs=1e-6)
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         assert torch.allclose(a.grad, b.grad, atol=1e-6)
     # The mean is over tokens: not the mean of the records' means.
@@ -304,6 +304,8 @@ def test_records_beyond_the_context_are_cut_or_left_out_and_counted():
         skipped = sft(make_model(), [*RECORDS, *[long] * 3], too_long="skip", **options)
     assert (cut["records"], cut["cut"], cut["skipped"]) == (9, 3, 0)
     assert (skipped["records"], skipped["cut"], skipped["skipped"]) == (6, 0, 3)
+    with pytest.raises(ValueError, match="a record of 42 tokens is longer than 32"):
+        sft(make_model(), [*RECORDS, long], too_long="error", **options)
 
 
 def test_a_cut_takes_from_the_prompt_first_and_teaches_no_end_that_is_cut_off():
@@ -356,4 +358,6 @@ def test_a_file_may_mix_texts_and_conversations_and_a_bad_row_is_named(tmp_path)
     assert (found["records"], found["skipped"]) == (3, 1)
     records, _ = load_demonstrations(path, skip_bad_rows=True)
     assert records[2] == {"prompt": chat[:1], "completion": "bye"}
-    assert encode(records[2], make_tokenizer()) == encode({"messages": chat}, make_tokenizer())
+    assert encode_demonstration(records[2], make_tokenizer()) == encode_demonstration(
+        {"messages": chat}, make_tokenizer()
+    )

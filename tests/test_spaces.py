@@ -14,7 +14,7 @@ from agents import PPO, REINFORCE, MlpPolicy
 from agents.policies.actions import make_distribution, to_space
 from agents.policies.extractor import CnnPolicy, ExtractorPolicy
 from agents.policies.factory import make_policy
-from agents.policies.features import encode, feature_size
+from agents.policies.features import encode_observation, feature_size
 from agents.rollouts.observations import from_named_arrays, is_single, named_arrays
 from agents.rollouts.vector_envs import make_envs
 from agents.runs.checkpoint import decode_space, encode_space
@@ -72,7 +72,7 @@ def weights(agent):
 def test_every_observation_space_is_learned_from(name):
     space = OBSERVATIONS[name]
     space.seed(0)
-    features = encode(space, space.sample())
+    features = encode_observation(space, space.sample())
     assert features.shape == (feature_size(space),) and features.dtype == np.float32
     agent = PPO("MlpPolicy", Echo(space), n_steps=8, batch_size=8, n_epochs=1, seed=0)
     before = weights(agent)
@@ -125,9 +125,11 @@ def test_integer_boxes_are_rounded_within_their_bounds():
 def test_bytes_are_brightness_only_where_they_are_an_image():
     image, memory = spaces.Box(0, 255, (2, 2), np.uint8), spaces.Box(0, 255, (4,), np.uint8)
     board = spaces.Box(0, 2, (2, 2), np.uint8)
-    assert encode(image, np.full((2, 2), 255, np.uint8)).tolist() == [1.0] * 4
-    assert encode(memory, np.full(4, 200, np.uint8)).tolist() == [200.0] * 4
-    assert encode(board, np.array([[0, 1], [2, 0]], np.uint8)).reshape(4, 3).argmax(1).tolist() == [
+    assert encode_observation(image, np.full((2, 2), 255, np.uint8)).tolist() == [1.0] * 4
+    assert encode_observation(memory, np.full(4, 200, np.uint8)).tolist() == [200.0] * 4
+    assert encode_observation(board, np.array([[0, 1], [2, 0]], np.uint8)).reshape(4, 3).argmax(
+        1
+    ).tolist() == [
         0,
         1,
         2,
@@ -137,9 +139,9 @@ def test_bytes_are_brightness_only_where_they_are_an_image():
 
 def test_a_value_outside_the_observation_space_is_refused_and_not_wrapped_around():
     with pytest.raises(ValueError, match=r"outside its observation space Discrete\(3, start=1\)"):
-        encode(spaces.Discrete(3, start=1), np.array([0]))
+        encode_observation(spaces.Discrete(3, start=1), np.array([0]))
     with pytest.raises(ValueError, match="outside its observation space"):
-        encode(spaces.Box(0, 1, (2,), np.int64), np.array([0, 2]))
+        encode_observation(spaces.Box(0, 1, (2,), np.int64), np.array([0, 2]))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

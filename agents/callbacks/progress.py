@@ -47,7 +47,7 @@ class ProgressBar:
         self.title, self.total, self.unit = title, total, unit
         self.done, self._start, self._start_time = start, start, time.perf_counter()
         self._next_refresh, self._next_line = 0.0, start + total / 10
-        self._standing = ""
+        self._figures = ""
         self._printed = -1
         self.bar: Progress | None = None
         if self.console.is_terminal:
@@ -56,16 +56,16 @@ class ProgressBar:
                 BarColumn(bar_width=24),
                 TaskProgressColumn(),
                 TextColumn("{task.fields[speed]}"),
-                TextColumn("{task.fields[standing]}", style="cyan"),
+                TextColumn("{task.fields[figures]}", style="cyan"),
                 TimeRemainingColumn(compact=True),
                 console=self.console,
             )
-            self._task = self.bar.add_task(title, total=total, speed="", standing="")
+            self._task = self.bar.add_task(title, total=total, speed="", figures="")
             self.bar.start()
 
-    def show(self, done: int, standing: str = "") -> None:
+    def show(self, done: int, figures: str = "") -> None:
         """So many are done, and this is how it stands; shown now and then."""
-        self.done, self._standing = done, standing
+        self.done, self._figures = done, figures
         now = time.perf_counter()
         if self.bar is None and done >= self._next_line:
             self._next_line = done + self.total / 10
@@ -84,11 +84,11 @@ class ProgressBar:
 
     def _refresh(self) -> None:
         done = min(self.done, self.total)
-        self.bar.update(self._task, completed=done, speed=self._speed(), standing=self._standing)
+        self.bar.update(self._task, completed=done, speed=self._speed(), figures=self._figures)
 
     def _print_line(self) -> None:
         self._printed = self.done
-        line = f"{self.title} {self.done:,}/{self.total:,} {self.unit}  {self._speed()}  {self._standing}"
+        line = f"{self.title} {self.done:,}/{self.total:,} {self.unit}  {self._speed()}  {self._figures}"
         self.console.print(line.rstrip(), highlight=False, soft_wrap=True)
 
     def finish(self) -> None:
@@ -131,11 +131,11 @@ class ProgressCallback(BaseCallback):
         )
 
     def _on_step(self) -> bool:
-        self.progress.show(self.model.num_timesteps, standing(self.model.latest))
+        self.progress.show(self.model.num_timesteps, latest_figures(self.model.latest))
         return True
 
     def _on_training_end(self) -> None:
-        self.progress.show(self.model.num_timesteps, standing(self.model.latest))
+        self.progress.show(self.model.num_timesteps, latest_figures(self.model.latest))
         self.progress.finish()
 
     def close(self) -> None:
@@ -144,7 +144,7 @@ class ProgressCallback(BaseCallback):
             self.progress.close()
 
 
-def standing(latest: Mapping[str, float]) -> str:
+def latest_figures(latest: Mapping[str, float]) -> str:
     """The score, gold score and KL on text, the mean return elsewhere, the loss and the accuracy of trainers on files.
 
     Args:

@@ -34,7 +34,7 @@ MaxLength = Annotated[
 TooLong = Annotated[
     str,
     typer.Option(
-        help="What becomes of longer records: cut (tokens off the prompt's beginning) or skip.",
+        help="What becomes of longer records: cut (tokens off the prompt's beginning), skip or error.",
         rich_help_panel=_DATA,
     ),
 ]

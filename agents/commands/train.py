@@ -188,12 +188,12 @@ def _train(
         int | None,
         typer.Option(
             min=1,
-            help="Tokens that a prompt may have; --long-prompts says what becomes of longer ones.",
+            help="Tokens that a prompt may have; --too-long says what becomes of longer ones.",
             show_default="the longest prompt",
             rich_help_panel=_TEXT,
         ),
     ] = None,
-    long_prompts: Annotated[
+    too_long: Annotated[
         str | None,
         typer.Option(
             help="error, skip (leave them out) or cut (keep their last tokens); what is skipped or cut is counted.",
@@ -563,7 +563,7 @@ def _env_kwargs(values: dict[str, Any]) -> dict[str, Any]:
         "kl_estimator",
         "max_new_tokens",
         "max_prompt_length",
-        "long_prompts",
+        "too_long",
         "temperature",
         "missing_eos_penalty",
     )

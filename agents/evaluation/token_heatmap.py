@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from agents.offline.sft import IGNORE, encode, fit, load_model
+from agents.offline.sft import IGNORE, encode_demonstration, fit, load_model
 from reward_models.data.encoding import TextEncoder
 from reward_models.data.lengths import Lengths
 
@@ -67,7 +67,8 @@ def score_tokens(
     Args:
         model: A causal language model; dropout is off here.
         tokenizer: Its tokenizer, or an encoder with settings of its own.
-        records: Of any form that :func:`agents.offline.sft.encode` takes. One without a token to score is left out.
+        records: Of any form that :func:`agents.offline.sft.encode_demonstration` takes. One without a token to
+            score is left out.
         max_length: Longer records are cut as in fine-tuning; None is the length the model can hold.
     """
     encoder = TextEncoder.of(tokenizer)
@@ -77,7 +78,7 @@ def score_tokens(
     model.eval()
     scored = []
     for record in records:
-        example = fit(encode(record, encoder), lengths)
+        example = fit(encode_demonstration(record, encoder), lengths)
         if example is not None:
             scored.append(_score(model, tokenizer, *example))
     model.train(was_training)
@@ -110,7 +111,7 @@ def token_heatmap(
 
     Args:
         model: A folder, a hub id, or a live model, which needs ``tokenizer``.
-        records: Of any form that :func:`agents.offline.sft.encode` takes.
+        records: Of any form that :func:`agents.offline.sft.encode_demonstration` takes.
         tokenizer: None takes the one that lies beside the model.
         device: "auto" or any torch device.
     """

@@ -21,7 +21,7 @@ class TokenPage(BaseCallback):
 
     Args:
         file: The page.
-        records: Of any form that :func:`agents.offline.sft.encode` takes.
+        records: Of any form that :func:`agents.offline.sft.encode_demonstration` takes.
         max_length: As in training.
         chat_template_kwargs: As in training.
 

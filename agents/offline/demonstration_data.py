@@ -14,7 +14,7 @@ FORMS = (("messages",), ("prompt", "completion"), ("text",))
 
 
 def load_demonstrations(data: Any, skip_bad_rows: bool = False) -> tuple[list[dict[str, Any]], list[str]]:
-    """Records in the forms that :func:`agents.offline.sft.encode` takes, and what was wrong with those left out.
+    """Records that :func:`agents.offline.sft.encode_demonstration` takes, and what was wrong with those left out.
 
     Args:
         data: Any source of :mod:`reward_models.data.rows`.

@@ -101,7 +101,7 @@ def dpo(
         micro_batch_size: Of these, per forward pass; None is all of the batch. Changes memory, not the result.
         max_length: The most tokens of a sequence; None is what the model can hold.
         too_long: What becomes of longer records: "cut" takes tokens off the prompt's beginning (of both sequences
-            alike), "skip" leaves the record out; see :mod:`reward_models.data.lengths`.
+            alike), "skip" leaves the record out, "error" refuses the data; see :mod:`reward_models.data.lengths`.
         warmup_ratio: Share of the steps spent warming up.
         weight_decay: Decoupled weight decay, on matrices only.
         max_grad_norm: The gradient's norm is clipped here.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from agents.offline.sft import IGNORE, Example, labelled, prompt_length, shorten
+from agents.offline.sft import IGNORE, Example, cut_example, labelled, tokens_before_loss
 from reward_models.data.encoding import TextEncoder
 from reward_models.data.lengths import Lengths
 from reward_models.data.records import load_records, with_prompts
@@ -95,9 +95,11 @@ def _fit(row: list[tuple[Example, bool]], lengths: Lengths) -> list[tuple[Exampl
     if not all(completion_length(example) for example, _ in row):
         lengths.empty += 1
         return None
-    prompt = min(prompt_length(example) for example, _ in row)
+    prompt = min(tokens_before_loss(example) for example, _ in row)
     off = lengths.off_prompt(prompt, max(len(example.input_ids) for example, _ in row))
-    return None if off is None else [(shorten(example, off, lengths.limit), label) for example, label in row]
+    return (
+        None if off is None else [(cut_example(example, off, lengths.limit), label) for example, label in row]
+    )
 
 
 def _sides(row: dict[str, Any], paired: bool) -> list[tuple[Any, Any, bool, bool]]:
@@ -140,7 +142,7 @@ def _with_mismatches(judged: list[tuple[Example, bool]], max_length: int | None,
         prompt, completion = split[i][0], split[order[(place + max(groups)) % len(order)]][1]
         other = Example([*prompt, *completion], [IGNORE] * len(prompt) + completion)
         if max_length is not None:
-            other = shorten(
+            other = cut_example(
                 other, max(0, min(len(other.input_ids) - max_length, len(prompt) - 1)), max_length
             )
         items[i] = items[i]._replace(second=other)

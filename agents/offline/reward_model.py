@@ -70,7 +70,7 @@ def train_reward_model(
             spread over several steps.
         max_length: The most tokens of prompt and completion together; None is what the model can hold.
         too_long: What becomes of longer ones: "cut" takes tokens off the beginning, as in use; "skip" leaves the
-            comparison out.
+            comparison out; "error" refuses the data.
         skip_bad_rows: Leave rows out that cannot be read, instead of stopping at the first.
         chat_template_kwargs: Variables of the chat template, for example ``{"enable_thinking": False}``.
         warmup_ratio: Share of the steps spent warming up.

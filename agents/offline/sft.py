@@ -72,7 +72,7 @@ def sft_loss(logits: Tensor, labels: Tensor, num_tokens: int | Tensor | None = N
     return total / max(int(count), 1)
 
 
-def encode(record: dict[str, Any], tokenizer: PreTrainedTokenizerBase | TextEncoder) -> Example:
+def encode_demonstration(record: dict[str, Any], tokenizer: PreTrainedTokenizerBase | TextEncoder) -> Example:
     """Turn one record into token ids and labels, by the rules of :mod:`reward_models.data.encoding`.
 
     Args:
@@ -131,7 +131,7 @@ def pad_batch(examples: Sequence[Example], pad_id: int) -> tuple[Tensor, Tensor,
     return ids, mask, labels
 
 
-def accumulate_gradients(
+def accumulate_sft_gradients(
     model: PreTrainedModel, examples: Sequence[Example], pad_id: int, micro_batch_size: int | None = None
 ) -> float:
     """Back-propagate the loss of one batch in parts of ``micro_batch_size`` records; returns the loss.
@@ -216,7 +216,7 @@ def sft(
         micro_batch_size: Records per forward pass; None is all of the batch. Changes memory, not the result.
         max_length: The most tokens of a record; None is what the model can hold.
         too_long: What becomes of longer records: "cut" takes tokens off the prompt's beginning, "skip" leaves the
-            record out; see :mod:`reward_models.data.lengths`.
+            record out, "error" refuses the data; see :mod:`reward_models.data.lengths`.
         skip_bad_rows: Leave rows out that cannot be read, instead of stopping at the first.
         chat_template_kwargs: Variables of the chat template, for example ``{"enable_thinking": False}``.
         allow_control_tokens: Whether text in messages may be control tokens; it stays text otherwise.
@@ -257,7 +257,7 @@ def sft(
     def backward(indices: list[int]) -> dict[str, float]:
         batch = [examples[i] for i in indices]
         tokens = float(sum(label != IGNORE for e in batch for label in e.labels[1:]))
-        return {"loss": accumulate_gradients(model, batch, pad_id, micro_batch_size), "tokens": tokens}
+        return {"loss": accumulate_sft_gradients(model, batch, pad_id, micro_batch_size), "tokens": tokens}
 
     trained = optimise(
         learner,
@@ -384,20 +384,20 @@ def encode_all(
 
 def fit(example: Example, lengths: Lengths) -> Example | None:
     """The example within the model's length, or None if there is nothing to learn in it or it is left out."""
-    start = prompt_length(example)
+    start = tokens_before_loss(example)
     if start == len(example.labels):
         lengths.empty += 1
         return None
-    return shorten(example, lengths.off_prompt(start, len(example.input_ids)), lengths.limit)
+    return cut_example(example, lengths.off_prompt(start, len(example.input_ids)), lengths.limit)
 
 
-def prompt_length(example: Example) -> int:
+def tokens_before_loss(example: Example) -> int:
     """Tokens before the first that carries loss and can be predicted; all of them if none does."""
     labels = enumerate(example.labels)
     return next((k for k, label in labels if label != IGNORE and k > 0), len(example.labels))
 
 
-def shorten(example: Example, off_prompt: int | None, limit: int | None) -> Example | None:
+def cut_example(example: Example, off_prompt: int | None, limit: int | None) -> Example | None:
     """An example without its first ``off_prompt`` tokens and what then lies beyond ``limit``; None for None."""
     if off_prompt is None:
         return None

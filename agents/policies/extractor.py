@@ -20,7 +20,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.vec_env import VecTransposeImage
 from torch import Tensor, nn
 
-from agents.policies.features import check_finite, encode
+from agents.policies.features import check_finite, encode_observation
 from agents.policies.mlp import MlpPolicy
 from agents.rollouts.observations import named_arrays, named_spaces, stack_steps
 from agents.rollouts.rollout import Rollout
@@ -115,7 +115,9 @@ class ExtractorPolicy(MlpPolicy):
         """Boxes as they are (a byte of an image stays a byte), everything else encoded; by name."""
         arrays = named_arrays(observation)
         return {
-            name: np.asarray(arrays[name]) if isinstance(space, spaces.Box) else encode(space, arrays[name])
+            name: np.asarray(arrays[name])
+            if isinstance(space, spaces.Box)
+            else encode_observation(space, arrays[name])
             for name, space in self.leaves.items()
         }
 

@@ -18,7 +18,7 @@ from stable_baselines3.common.policies import (
 from agents.policies.base import Evaluation, Policy
 from agents.policies.causal_lm import CausalLMPolicy
 from agents.policies.extractor import CnnPolicy, ExtractorPolicy, has_image
-from agents.policies.features import encode, feature_size
+from agents.policies.features import feature_size
 from agents.policies.mlp import MlpPolicy
 from textrl_env.errors import check_keywords, did_you_mean
 from textrl_env.lm.causal_lm import CausalLM
@@ -29,7 +29,6 @@ __all__ = [
     "Evaluation",
     "MlpPolicy",
     "Policy",
-    "encode",
     "feature_size",
     "make_policy",
 ]

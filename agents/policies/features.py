@@ -58,14 +58,14 @@ def is_image(space: spaces.Space) -> bool:
     )
 
 
-def encode(space: spaces.Space, observation: Any) -> np.ndarray:
+def encode_observation(space: spaces.Space, observation: Any) -> np.ndarray:
     """Observations with any leading shape -> float32 features ``[..., feature_size(space)]``.
 
     Raises:
         ValueError: A value that the space does not have, where it would be one-hot encoded.
     """
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
-        parts = [encode(child, observation[name]) for name, child in _children(space).items()]
+        parts = [encode_observation(child, observation[name]) for name, child in _children(space).items()]
         return np.concatenate(parts, axis=-1)
     x = np.asarray(observation)
     if isinstance(space, spaces.Discrete):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from agents.policies.actions import make_distribution
 from agents.policies.base import Evaluation, Policy, make_linear
-from agents.policies.features import check_finite, encode, feature_size
+from agents.policies.features import check_finite, encode_observation, feature_size
 from agents.rollouts.observations import stack_steps
 from agents.rollouts.rollout import Rollout
 from textrl_env.errors import check_choice
@@ -106,7 +106,7 @@ class MlpPolicy(Policy):
 
     def _features(self, observation: Any) -> tuple[np.ndarray, np.ndarray]:
         """What the actor and the critic read of a batch of observations, float32 ``[N, F]`` each."""
-        features = encode(self.observation_space, observation)
+        features = encode_observation(self.observation_space, observation)
         check_finite(features, observation)
         # One memory layout, so that a matrix product rounds alike before and after a resume.
         features = np.ascontiguousarray(features)
@@ -184,7 +184,9 @@ class MlpPolicy(Policy):
 
     def stack(self, observations: list[Any], actions: np.ndarray, mask: np.ndarray) -> dict[str, Tensor]:
         stacked = stack_steps(observations)
-        return {"features": torch.from_numpy(encode(self.observation_space, stacked))}  # [N, T, F]
+        return {
+            "features": torch.from_numpy(encode_observation(self.observation_space, stacked))
+        }  # [N, T, F]
 
 
 def _hidden_sizes(

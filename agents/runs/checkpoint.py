@@ -29,8 +29,15 @@ from agents.policies.lora import LoraLM
 from agents.rollouts.observations import from_named_arrays, named_arrays
 from agents.rollouts.vector_envs import kl_envs
 from agents.runs import env_state
-from agents.runs.names import name_of, resolve_class, resolve_function
-from agents.runs.whole import MANIFEST, TornCheckpointError, check_whole, read_json, standing, write_folder
+from agents.runs.names import import_name, resolve_class, resolve_function
+from agents.runs.whole import (
+    MANIFEST,
+    TornCheckpointError,
+    check_whole,
+    read_json,
+    whole_folder,
+    write_folder,
+)
 from reward_models import trust
 from textrl_env.lm.causal_lm import CausalLM
 
@@ -236,8 +243,8 @@ def _document(agent: Checkpointed) -> dict[str, Any]:
                 )
     return {
         "format": FORMAT,
-        "agent": name_of(cls),
-        "policy": agent.policy_name if isinstance(agent.policy_name, str) else name_of(agent.policy_name),
+        "agent": import_name(cls),
+        "policy": agent.policy_name if isinstance(agent.policy_name, str) else import_name(agent.policy_name),
         "kwargs": kwargs | {"seed": agent.seed},
         "defaults": {
             name: getattr(agent, name)
@@ -263,7 +270,7 @@ def load(
     cls: type, path: Path, env: Any, overrides: dict[str, Any], trust_modules: Sequence[str] = ()
 ) -> Any:
     """Read what :func:`save` wrote; see :meth:`agents.base.Agent.load`."""
-    path = standing(path)
+    path = whole_folder(path)
     document = read_document(path)
     if document.get("sealed"):
         check_whole(path)
@@ -276,7 +283,7 @@ def _load(cls: type, path: Path, env: Any, document: dict[str, Any], overrides: 
     unread = {}
     if not isinstance(env, str) and "env_kwargs" in kwargs:  # no environment is made of them
         unread["env_kwargs"] = Unread(kwargs.pop("env_kwargs") or {})
-    is_cls = document["agent"] == name_of(cls)  # then the caller has named it
+    is_cls = document["agent"] == import_name(cls)  # then the caller has named it
     name = document["policy"]
     trust.check_values("" if is_cls else document["agent"], name, kwargs)
     saved = cls if is_cls else resolve_class(document["agent"], object)
@@ -513,7 +520,7 @@ def encode_argument(value: Any) -> Any:
     if (name := _part_name(value)) is not None:
         return {"__part__": name}
     if callable(value) and "<" not in getattr(value, "__qualname__", "<"):
-        return {"__function__": name_of(value)}
+        return {"__function__": import_name(value)}
     return _UNNAMED
 
 

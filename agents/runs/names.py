@@ -15,7 +15,7 @@ from reward_models.locate import is_reward
 from textrl_env.lazy import current_module
 
 
-def name_of(thing: Any) -> str:
+def import_name(thing: Any) -> str:
     """``"module:qualname"`` of a class or function; what ``agents`` exports is named there, never by its file."""
     package = __name__.partition(".")[0]
     # Not by an import: the package names every agent, and agents import this module.
@@ -25,7 +25,7 @@ def name_of(thing: Any) -> str:
 
 
 def resolve_class(name: str, base: type) -> type:
-    """The class that :func:`name_of` named, also by a name from before its module moved.
+    """The class that :func:`import_name` named, also by a name from before its module moved.
 
     Args:
         name: ``"module:qualname"``.

@@ -49,7 +49,7 @@ from agents.runs.whole import (
     check_whole,
     read_json,
     settle,
-    standing,
+    whole_folder,
     write_text,
 )
 from reward_models import trust
@@ -250,7 +250,7 @@ def checkpoints(folder: Path) -> list[tuple[int, Path]]:
     Only their names and first lines are looked at; see :func:`newest_whole`.
     """
     found = []
-    for path in [*folder.glob(f"{CHECKPOINT}*"), standing(folder / FINAL)]:
+    for path in [*folder.glob(f"{CHECKPOINT}*"), whole_folder(folder / FINAL)]:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             found.append((int(read_json(path / DOCUMENT)["num_timesteps"]), path))
     return sorted(found)

@@ -2,7 +2,7 @@
 
 A checkpoint is written beside its place, every file is flushed to the disk, a manifest with the size and checksum of
 each is written last, and then the folder is renamed. What was there before is deleted after that, so at every moment
-one whole folder can be found (:func:`standing`), and one that was torn later is noticed (:func:`check_whole`).
+one whole folder can be found (:func:`whole_folder`), and one that was torn later is noticed (:func:`check_whole`).
 
 Left out: defence against someone who changes a file and its checksum.
 """
@@ -80,7 +80,7 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
         _exchange(new, folder)
 
 
-def standing(folder: Path) -> Path:
+def whole_folder(folder: Path) -> Path:
     """``folder``, or what stands for it where its replacement was cut short."""
     if folder.exists():
         return folder
@@ -92,7 +92,7 @@ def standing(folder: Path) -> Path:
 
 def settle(folder: Path) -> None:
     """Finish a replacement of ``folder`` that was cut short."""
-    stands = standing(folder)
+    stands = whole_folder(folder)
     if stands != folder and stands.exists():
         os.rename(stands, folder)
         _sync(folder.parent)

@@ -2,7 +2,7 @@
 
 ``"cut"`` takes tokens off the beginning of the prompt, as the environments and reward models do in use; of a sequence
 whose completion alone is too long, the end goes too, its end token with it. ``"skip"`` leaves the record out. Either
-way the number is warned of and is part of what the trainer returns.
+way the number is warned of and is part of what the trainer returns. ``"error"`` refuses the data.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from reward_models.names import did_you_mean
 
-TOO_LONG = ("cut", "skip")
+TOO_LONG = ("cut", "skip", "error")
 
 
 class DataWarning(UserWarning):
@@ -33,7 +33,7 @@ class Lengths:
 
     Attributes:
         limit: In tokens; None is no limit.
-        too_long: "cut" or "skip".
+        too_long: "cut", "skip" or "error".
         cut: Records that lost tokens.
         skipped: Records that were left out for their length.
         empty: Records that were left out because nothing in them can be learned from.
@@ -81,9 +81,17 @@ class Lengths:
 
         Returns:
             None if the record has to be left out.
+
+        Raises:
+            ValueError: It is too long, and ``too_long`` is "error".
         """
         if self.limit is None or longest <= self.limit:
             return 0
+        if self.too_long == "error":
+            raise ValueError(
+                f"a record of {longest:,} tokens is longer than {self.limit:,}; too_long='cut' shortens such records, "
+                "'skip' leaves them out, max_length sets the limit"
+            )
         if self.too_long == "skip":
             self.skipped += 1
             return None

@@ -128,7 +128,7 @@ class TextRLHFDynamics(KLDynamics):
         device: str = "auto",
         dtype: str = "float32",
         autocast: bool | None = None,
-        long_prompts: str = "error",
+        too_long: str = "error",
         chat_template_kwargs: Mapping[str, Any] | None = None,
         allow_control_tokens: bool = False,
     ) -> None:
@@ -136,7 +136,7 @@ class TextRLHFDynamics(KLDynamics):
         for name, value in (("max_new_tokens", max_new_tokens), ("max_prompt_length", max_prompt_length)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        check_choice("long_prompts", long_prompts, ("error", "skip", "cut"))
+        check_choice("too_long", too_long, ("error", "skip", "cut"))
         self.missing_eos_penalty = missing_eos_penalty
         at_home = prompts is None
         if model is not None and (reward is None or prompts is None):
@@ -158,8 +158,8 @@ class TextRLHFDynamics(KLDynamics):
         self.prompts = load_prompts(embedded.path("prompts_train") if prompts is None else prompts)
         self.prompt_texts, self.prompt_tokens = self._tokenize_all()
         self.prompts_skipped, self.prompts_cut = 0, 0
-        if long_prompts != "error":
-            self._shorten(self._prompt_limit(max_prompt_length, max_new_tokens), long_prompts)
+        if too_long != "error":
+            self._shorten(self._prompt_limit(max_prompt_length, max_new_tokens), too_long)
         longest = max(len(tokens) for tokens in self.prompt_tokens)
         self.max_prompt_length = longest if max_prompt_length is None else max_prompt_length
         for k, tokens in enumerate(self.prompt_tokens):
@@ -419,7 +419,7 @@ class TextRLHFDynamics(KLDynamics):
             return max_prompt_length
         if self.lm.max_length is None:
             raise ValueError(
-                "long_prompts says what becomes of long prompts, but the model has no limit to its context: say with "
+                "too_long says what becomes of long prompts, but the model has no limit to its context: say with "
                 "max_prompt_length which are long"
             )
         usual = embedded.MAX_NEW_TOKENS if embedded.speaks(self.lm.tokenizer) else MAX_NEW_TOKENS
@@ -431,13 +431,13 @@ class TextRLHFDynamics(KLDynamics):
             )
         return limit
 
-    def _shorten(self, limit: int, long_prompts: str) -> None:
+    def _shorten(self, limit: int, too_long: str) -> None:
         """Leave out the prompts of more than ``limit`` tokens, or cut them down to their last ones; says how many."""
         total = len(self.prompt_tokens)
         longer = [len(tokens) > limit for tokens in self.prompt_tokens]
         if not any(longer):
             return
-        if long_prompts == "cut":
+        if too_long == "cut":
             self.prompts_cut = sum(longer)
             self.prompt_tokens = [self._last_tokens(tokens, limit) for tokens in self.prompt_tokens]
             logger.warn(
@@ -448,7 +448,7 @@ class TextRLHFDynamics(KLDynamics):
         self.prompts_skipped = sum(longer)
         if self.prompts_skipped == total:
             raise ValueError(
-                f"all {total} prompts have more than {limit} tokens, so long_prompts='skip' leaves none; "
+                f"all {total} prompts have more than {limit} tokens, so too_long='skip' leaves none; "
                 "raise max_prompt_length or use 'cut'"
             )
         keep = [k for k, long in enumerate(longer) if not long]
@@ -477,7 +477,7 @@ class TextRLHFDynamics(KLDynamics):
         if len(tokens) > self.max_prompt_length:
             raise ValueError(
                 f"{what} has {len(tokens)} tokens, more than max_prompt_length={self.max_prompt_length}; "
-                "shorten it, raise max_prompt_length, or leave out or cut the long ones (long_prompts='skip' or 'cut')"
+                "shorten it, raise max_prompt_length, or leave out or cut the long ones (too_long='skip' or 'cut')"
             )
 
     def _check_context(self) -> None:
@@ -487,7 +487,7 @@ class TextRLHFDynamics(KLDynamics):
                 f"the longest prompt ({self.max_prompt_length} tokens) and max_new_tokens="
                 f"{self.max_new_tokens} need {wanted} positions, but the model's context holds {context}; "
                 f"lower max_new_tokens to {max(context - self.max_prompt_length, 0)}, shorten the prompts, or leave "
-                "out or cut the long ones (long_prompts='skip' or 'cut')"
+                "out or cut the long ones (too_long='skip' or 'cut')"
             )
 
 
@@ -606,7 +606,7 @@ class TextRLHFEnv(_TextRLHF, KLEnv):
     - ``prompts`` (embedded): a list, a path to .jsonl / .txt / .csv / .parquet, or a ``datasets.Dataset``. Message
       lists go through the chat template, with the columns ``tools`` and ``chat_template_kwargs`` where there are.
     - ``kl_coef`` (0.05), ``kl_estimator`` ("k1"); ``max_new_tokens`` (256, or what the context leaves; 24 with the
-      embedded model); ``max_prompt_length`` (the longest prompt); ``long_prompts`` ("error"): what becomes of longer
+      embedded model); ``max_prompt_length`` (the longest prompt); ``too_long`` ("error"): what becomes of longer
       ones, "skip" leaves them out, "cut" keeps their last tokens, either way with a warning that counts them;
       ``temperature`` (1.0) divides the logits of the policy and the reference alike;
       ``missing_eos_penalty`` (0.0) is taken off the score of a response cut by the budget.
