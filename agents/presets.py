@@ -66,7 +66,7 @@ def what_is_trained(policy: Any) -> str:
     lm = getattr(policy, "lm", None)
     if lm is None:
         return "network"
-    if embedded.speaks(lm.tokenizer):
+    if embedded.is_embedded_tokenizer(lm.tokenizer):
         return "embedded"
     return "full" if getattr(policy, "lora_rank", None) is None else "lora"
 

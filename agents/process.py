@@ -1,6 +1,6 @@
 """Settings of the whole process that make training faster: kept memory, and one thread for small networks.
 
-They belong to whoever owns the process. The command line does, and makes them; a program that calls ``learn()`` is left
+They are up to the owner of the process. The command line does, and makes them; a program that calls ``learn()`` is left
 as it is unless it asks::
 
     from agents.process import tune_process

@@ -83,7 +83,7 @@ def _toys_child(num_envs: int, seconds: float) -> dict[str, float]:
 
     import textrl_env  # noqa: F401
 
-    gym.logger.min_level = gym.logger.ERROR  # nobody binds a policy here
+    gym.logger.min_level = gym.logger.ERROR  # no policy is bound here
     speeds = {}
     for env_id in TOYS:
         envs = gym.make_vec(env_id, num_envs=num_envs)

@@ -176,8 +176,8 @@ def main(output: Path, seed: int = 0, tokens: int = 80_000) -> None:
     output.mkdir(parents=True, exist_ok=True)
     spent: dict[str, tuple[float, float]] = {}
     for name, stage, extra in stages:
-        said, *spent[name] = run(stage, output, seed, *extra)
-        print(f"{name:<13} {spent[name][0]:5.0f} s  {said}", flush=True)
+        summary, *spent[name] = run(stage, output, seed, *extra)
+        print(f"{name:<13} {spent[name][0]:5.0f} s  {summary}", flush=True)
     figures, seconds, _ = run(evaluate, output, seed)
     print(f"{'evaluation':<13} {seconds:5.0f} s  {SAMPLES} answers to each held-out question\n")
     columns = "gold  win over SFT     KL  distinct-2  proxy  tokens  seconds  peak MB"

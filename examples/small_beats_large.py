@@ -120,9 +120,11 @@ def answers(lm: CausalLM, questions: list[str], before: str, seed: int) -> list[
     return [texts[i : i + SAMPLES] for i in range(0, len(texts), SAMPLES)]
 
 
-def judge(questions: list[str], said: list[list[str]]) -> np.ndarray:
+def judge(questions: list[str], answers: list[list[str]]) -> np.ndarray:
     """Gold scores ``[questions, SAMPLES]``."""
-    return np.array([gold_score([q] * len(texts), texts) for q, texts in zip(questions, said, strict=True)])
+    return np.array(
+        [gold_score([q] * len(texts), texts) for q, texts in zip(questions, answers, strict=True)]
+    )
 
 
 def first_sentence(text: str) -> str:
@@ -194,7 +196,7 @@ def main(
         rivals[f"{name}, cut"] = [[first_sentence(text) for text in texts] for texts in rivals[name]]
     pages = web(NEW_PAGES, seed + 2)
     models = {"large": large, "small, pre-trained": base, "small, aligned": agent.policy.lm.model}
-    golds = {name: judge(small.prompts, said) for name, said in rivals.items()}
+    golds = {name: judge(small.prompts, answers) for name, answers in rivals.items()}
     found = {
         "ratio": large.num_parameters() / base.num_parameters(),
         "perplexity": {name: perplexity(model, tokenizer, pages) for name, model in models.items()},

@@ -1,4 +1,4 @@
-"""One wrapper that tells an environment who acts, whoever that is: CleanRL, Tianshou, TorchRL, a loop of your own.
+"""One wrapper that tells an environment which policy acts in it: CleanRL, Tianshou, TorchRL, a loop of your own.
 
 ``step(token)`` cannot know the acting policy's log-probability, so an environment that charges a KL has to be told.
 Wrapped last, with a function of what the agent sees and does, it charges the right one::
@@ -86,7 +86,7 @@ class VectorActingPolicy(gym.vector.VectorWrapper):
         self._values = np.zeros(env.num_envs)
         self._kl_sums = np.zeros(env.num_envs)
         if self.corrects:
-            # Something definite to take back, and no warning in each process that nobody has told it who acts.
+            # Something definite to take back, and no warning in each process that no policy is bound.
             uniform = -math.log(int(env.single_action_space.n))
             base.call("bind_policy", functools.partial(_constant, uniform))
             self._kl_coef = float(base.get_attr("kl_coef")[0])

@@ -305,7 +305,7 @@ def learn_ends(model: PreTrainedModel, encoder: TextEncoder, examples: Sequence[
     """Have answers end with the chat template's end token, too, if that is what the examples end with.
 
     A base model's tokenizer may end texts otherwise than its template ends turns (Qwen2.5's ``<|im_end|>``). What is
-    saved says both, in ``generation_config.json``, so that whoever loads the folder stops where it has learned to.
+    saved says both, in ``generation_config.json``, so that the model stops there wherever it is loaded.
     """
     end, config = encoder.turn_end_id, getattr(model, "generation_config", None)
     if end is None or config is None or end == encoder.end_id:

@@ -165,7 +165,7 @@ def _step(agent: Collecting, observation: Any, alive: np.ndarray, buffer: _StepB
         truncated=truncated,
         bootstrap=bootstrap,
         mask=alive.copy(),
-        # "kl" in the info of a stranger's environment is something else.
+        # In the info of any other environment "kl" is something else.
         **(_kl_columns(infos, ends, done) if buffer.scored else {}),
     )
     agent.episodes.step(rewards, alive, done, ends, buffer.scored)

@@ -29,7 +29,7 @@ class VecEnvAsVectorEnv(gym.vector.VectorEnv):
         envs: The single envs inside, where they live in this process.
 
     Raises:
-        ValueError: Its environments charge a KL and run in worker processes, where nobody can tell them who acts.
+        ValueError: Its environments charge a KL and run in worker processes, where no policy can be bound to them.
     """
 
     def __init__(self, vec_env: VecEnv) -> None:

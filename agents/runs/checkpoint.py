@@ -402,7 +402,7 @@ def _restore(agent: Checkpointed, document: dict[str, Any], path: Path) -> None:
 
 
 def _agree_with_env(agent: Checkpointed, document: dict[str, Any]) -> None:
-    """Settle what both a checkpoint and an environment say: the environment's own settings win, and that is said.
+    """Settle what both a checkpoint and an environment set: the environment's own settings win, with a warning.
 
     A KL coefficient that was changed on the way goes on where it was, in an environment made as the first one was.
     """

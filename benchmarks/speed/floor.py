@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 @torch.no_grad()
 def decode(model: torch.nn.Module, prompts: torch.Tensor, lengths: np.ndarray) -> None:
-    """Sample ``lengths`` tokens after each prompt, ``[B, P]``; whoever has ended leaves the batch."""
+    """Sample ``lengths`` tokens after each prompt, ``[B, P]``; an episode that has ended leaves the batch."""
     cache = DynamicCache()
     logits = model(prompts, past_key_values=cache, logits_to_keep=1).logits[:, -1]
     left = lengths

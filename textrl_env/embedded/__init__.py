@@ -22,7 +22,7 @@ from textrl_env.embedded import raters
 from textrl_env.embedded.rubric import gold_parts, gold_score
 from textrl_env.errors import check_choice
 
-__all__ = ["MAX_NEW_TOKENS", "gold_parts", "gold_score", "path", "raters", "speaks"]
+__all__ = ["MAX_NEW_TOKENS", "gold_parts", "gold_score", "is_embedded_tokenizer", "path", "raters"]
 
 #: The response budget that goes with this world, in tokens.
 MAX_NEW_TOKENS = 24
@@ -53,7 +53,7 @@ def path(name: str) -> Path:
     return Path(__file__).parent / _FILES[name]
 
 
-def speaks(tokenizer: Any) -> bool:
+def is_embedded_tokenizer(tokenizer: Any) -> bool:
     """Whether a tokenizer has the vocabulary of this world, as its models have and what was made from them."""
     vocabulary = _vocabulary()
     return len(tokenizer) == len(vocabulary) and tokenizer.get_vocab() == vocabulary

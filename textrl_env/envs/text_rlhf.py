@@ -1,6 +1,6 @@
 """TextRLHF-v0: token generation as a Markov decision process.
 
-Two ways through one environment, provably the same: ``step(token)``, for any agent that speaks Gymnasium,
+Two ways through one environment, provably the same: ``step(token)``, for any Gymnasium agent,
 and :meth:`TextRLHFEnv.run_episodes`, which takes whole responses from any generator, scores them with one
 teacher-forced pass of the reference and one call of the reward, and hands out the same rewards.
 """
@@ -402,7 +402,7 @@ class TextRLHFDynamics(KLDynamics):
 
     def _default_budget(self) -> int:
         """The response budget where none was asked for: what is usual for the model, as far as its context goes."""
-        if embedded.speaks(self.lm.tokenizer):
+        if embedded.is_embedded_tokenizer(self.lm.tokenizer):
             return embedded.MAX_NEW_TOKENS
         room = MAX_NEW_TOKENS if self.lm.max_length is None else self.lm.max_length - self.max_prompt_length
         if 1 <= room < MAX_NEW_TOKENS:
@@ -422,7 +422,9 @@ class TextRLHFDynamics(KLDynamics):
                 "too_long says what becomes of long prompts, but the model has no limit to its context: say with "
                 "max_prompt_length which are long"
             )
-        usual = embedded.MAX_NEW_TOKENS if embedded.speaks(self.lm.tokenizer) else MAX_NEW_TOKENS
+        usual = (
+            embedded.MAX_NEW_TOKENS if embedded.is_embedded_tokenizer(self.lm.tokenizer) else MAX_NEW_TOKENS
+        )
         limit = self.lm.max_length - (max_new_tokens or usual)
         if limit < 1:
             raise ValueError(
