@@ -197,8 +197,8 @@ PAGE = """# How fast
 
 Written by `make benchmark` ({machine}). The two sides of a line were measured in one run, each in a process of its
 own, one after another; medians of the steps after the first. The model is a random Llama with hidden size 256, 4
-layers and a vocabulary of 1,024, a step has 64 episodes (8 prompts times 8), unless the row names others. A ratio against
-a peer is the peer's time over ours.
+layers and a vocabulary of 1,024, a step has 64 episodes (8 prompts times 8), unless the row names others. A ratio
+against a peer is the peer's time over ours.
 
 {table}
 
