@@ -113,14 +113,19 @@ def _raise_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, handle)
 
 
+#: How launchers tell a process that it is one of several: torchrun and accelerate, Open MPI, MPICH.
+_PROCESSES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+
+
 def _check_processes() -> None:
     """Raise a ValueError where a launcher has started several of us: each would train and write the same."""
-    count = int(os.environ.get("WORLD_SIZE") or 1)
-    if count > 1:
-        raise ValueError(
-            f"this is one of {count} processes that a launcher has started (WORLD_SIZE={count}), and no verb shares "
-            "its work between processes: start it without torchrun or accelerate launch"
-        )
+    for name in _PROCESSES:
+        count = os.environ.get(name, "1")
+        if count.isdecimal() and int(count) > 1:
+            raise ValueError(
+                f"this is one of {count} processes that a launcher has started ({name}={count}), and no verb shares "
+                "its work between processes: start it without torchrun, accelerate launch or mpirun"
+            )
 
 
 def _notes(error: Exception) -> list[str]:
@@ -135,3 +140,7 @@ def _one_line(error: Exception) -> str:
         message = str(error.args[0]) if error.args else ""
     message = printable(" ".join(" ".join([message, *_notes(error)]).split()))
     return message or f"{type(error).__name__} (--debug shows where)"
+
+
+if __name__ == "__main__":  # python -m agents.cli
+    sys.exit(main())

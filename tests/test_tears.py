@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import runpy
 import shutil
 import socket
 import subprocess
@@ -18,9 +19,11 @@ import torch
 
 from agents import GRPO, PPO
 from agents.cli import main
-from agents.runs import checkpoint, whole
+from agents.report.samples import read_tables
+from agents.runs import checkpoint, logs, whole
 from agents.runs import run_directory as runs
 from agents.runs.lock import HOLDER, RunInUseError, locked
+from agents.runs.logs import open_logger, read_progress
 from agents.runs.whole import TornCheckpointError
 from reward_models import RunningNormalizer, load_reward
 from tests.tiny import count_a, id_sum, make_env, make_lm
@@ -413,11 +416,74 @@ def test_a_process_of_another_machine_is_believed_until_its_note_is_deleted(tmp_
         pass
 
 
-def test_a_launcher_of_several_processes_is_refused(here, monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_a_launcher_of_several_processes_is_refused(variable, here, monkeypatch, capsys):
+    monkeypatch.setenv(variable, "2")
     assert main([*BANDIT, "--run-dir", "run"]) == 2
     assert "one of 2 processes that a launcher has started" in capsys.readouterr().err
     assert not (here / "run").exists()
+
+
+def test_the_module_of_the_command_line_is_the_command_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["cli.py", "train", "--no-such-flag"])
+    monkeypatch.delitem(sys.modules, "agents.cli")
+    with pytest.raises(SystemExit) as left:
+        runpy.run_module("agents.cli", run_name="__main__")
+    assert left.value.code == 2 and "there is no flag --no-such-flag" in capsys.readouterr().err
+
+
+# -- the log ------------------------------------------------------------------------------------------------
+
+
+def log_rows(folder, resume_at, steps):
+    logger = open_logger(folder, resume_at)
+    for step in steps:
+        logger.record("time/total_timesteps", step)
+        logger.record("samples/table", f"| answer |\n| --- |\n| at {step} |", exclude=("csv",))
+        logger.record(f"late/{step}", 1.0)  # a column that comes later
+        logger.dump(step)
+    logger.close()
+
+
+@pytest.mark.parametrize("cut_off", [0, 5], ids=["whole", "cut by a kill"])
+def test_a_resumed_run_has_each_table_of_samples_once(cut_off, tmp_path):
+    log_rows(tmp_path, 0, [8, 16, 24, 32])
+    (file,) = tmp_path.glob("events.out.tfevents.*")
+    os.truncate(file, file.stat().st_size - cut_off)
+    log_rows(tmp_path, 16, [24, 32, 40])
+    log_rows(tmp_path, 32, [40, 48])
+    tables, _ = read_tables(tmp_path)
+    steps = [8, 16, 24, 32, 40, 48]
+    assert [table.timesteps for table in tables] == steps
+    assert [table.rows for table in tables] == [[{"answer": f"at {step}"}] for step in steps]
+    assert read_progress(tmp_path)["time/total_timesteps"] == steps
+
+
+def test_a_new_column_of_the_log_comes_in_one_step(tmp_path, monkeypatch):
+    log_rows(tmp_path, 0, [8, 16])
+    before = (tmp_path / "progress.csv").read_text()
+
+    def killed(*paths):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(logs.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        log_rows(tmp_path, 16, [24])
+    assert (tmp_path / "progress.csv").read_text() == before
+    columns = before.splitlines()[0].split(",")
+    assert columns == ["time/total_timesteps", "late/8", "late/16"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is always full")
+def test_a_full_disk_under_the_log_is_said_with_its_path(tmp_path):
+    logger = open_logger(tmp_path, report_to=["csv"])
+    (output,) = logger.output_formats
+    output.file.close()
+    output.file = open("/dev/full", "r+")  # noqa: SIM115
+    output.keys = ["time/total_timesteps"]
+    logger.record("time/total_timesteps", 8)
+    with pytest.raises(OSError, match=r"cannot write .*progress\.csv: No space left"):
+        logger.dump(8)
 
 
 def test_a_position_does_not_move_with_the_agent():

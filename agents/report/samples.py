@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from agents.rollouts.episode_log import read_table
+from agents.runs.logs import EVENTS
 
 _TAG = "samples/table/text_summary"
 
@@ -35,11 +36,8 @@ class Pair:
 
 
 def read_tables(folder: Path) -> tuple[list[Table], float | None]:
-    """The tables in the TensorBoard events of ``folder``, oldest first, and the time of the first event.
-
-    Events after the checkpoint that a run was resumed from are left out, as in TensorBoard.
-    """
-    if not any(folder.glob("events.out.tfevents.*")):
+    """The tables in the TensorBoard events of ``folder``, oldest first, and the time of the first event."""
+    if not any(folder.glob(f"{EVENTS}*")):
         return [], None
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -1,6 +1,6 @@
 """The log of a run: a row for every line, as CSV, TensorBoard events, or to Weights & Biases.
 
-A run that goes on from a checkpoint drops the rows that were logged after it.
+A run that goes on from a checkpoint drops the rows that were logged after it; Weights & Biases keeps them.
 """
 
 from __future__ import annotations
@@ -9,38 +9,78 @@ import csv
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gymnasium import logger
-from stable_baselines3.common.logger import CSVOutputFormat, KVWriter, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.logger import (
+    CSVOutputFormat,
+    KVWriter,
+    Logger,
+    TensorBoardOutputFormat,
+    filter_excluded_keys,
+)
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 
 from reward_models.names import shorten
 from textrl_env.errors import check_choice
 
-PROGRESS = "progress.csv"
+PROGRESS, EVENTS = "progress.csv", "events.out.tfevents."
 _STEPS = "time/total_timesteps"
 
 
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of the disk name what was being written; those of a full one do not by themselves."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}") from error
+
+
 class _CSV(CSVOutputFormat):
-    """stable-baselines3's CSV, going on after the rows that are there."""
+    """stable-baselines3's CSV, going on after the rows that are there; new columns come in one step."""
 
     def __init__(self, file: Path, resume_at: int) -> None:
         rows = _rows_until(file, resume_at)
-        self.keys = list(rows[0]) if rows else []
+        self.path, self.keys = file, list(rows[0]) if rows else []
         self.separator, self.quotechar = ",", '"'
-        text = io.StringIO(newline="")
-        if rows:
-            writer = csv.DictWriter(text, self.keys, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        scratch = file.with_suffix(".tmp")
-        scratch.write_text(text.getvalue())
-        os.replace(scratch, file)
-        self.file = open(file, "r+")  # noqa: SIM115 -- close() closes it
+        with _naming(file):
+            self._replace(rows)
+
+    def _replace(self, rows: Sequence[dict[str, str]]) -> None:
+        """Put a file with these rows in the place of the one that is there."""
+        scratch = self.path.with_suffix(".tmp")
+        with scratch.open("w", newline="", encoding="utf-8") as stream:
+            if self.keys:
+                writer = csv.DictWriter(stream, self.keys, restval="", lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+        os.replace(scratch, self.path)
+        self.file = open(self.path, "r+", encoding="utf-8")  # noqa: SIM115 -- close() closes it
         self.file.seek(0, os.SEEK_END)
+
+    def write(
+        self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
+    ) -> None:
+        shown = filter_excluded_keys(key_values, key_excluded, "csv")
+        fresh = [name for name in shown if name not in self.keys]
+        with _naming(self.path):
+            if fresh:
+                self.file.close()
+                rows = list(_rows(self.path)) if self.keys else []
+                self.keys += fresh
+                self._replace(rows)
+            super().write(key_values, key_excluded, step)
+
+    def close(self) -> None:
+        with _naming(self.path):
+            super().close()
 
 
 def _rows_until(file: Path, timesteps: int) -> list[dict[str, str]]:
@@ -92,12 +132,46 @@ def _rows(file: Path) -> Iterator[dict[str, str]]:
 
 
 class _TensorBoard(TensorBoardOutputFormat):
-    """stable-baselines3's TensorBoard events, hiding those after the checkpoint that a run resumes from."""
+    """stable-baselines3's TensorBoard events, without those after the checkpoint that a run resumes from."""
 
     def __init__(self, folder: Path, resume_at: int) -> None:
-        purge_step = resume_at + 1 if resume_at else None
-        self.writer = SummaryWriter(log_dir=str(folder), purge_step=purge_step)
+        self.folder = folder
+        with _naming(folder):
+            if resume_at:
+                for file in sorted(folder.glob(f"{EVENTS}*")):
+                    _forget_events(file, resume_at)
+            # Tells a TensorBoard that is already open to forget them too.
+            purge_step = resume_at + 1 if resume_at else None
+            self.writer = SummaryWriter(log_dir=str(folder), purge_step=purge_step)
         self._is_closed = False
+
+    def write(
+        self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
+    ) -> None:
+        with _naming(self.folder):
+            super().write(key_values, key_excluded, step)
+
+    def close(self) -> None:
+        with _naming(self.folder):
+            super().close()
+
+
+def _forget_events(file: Path, timesteps: int) -> None:
+    """Take the events after a checkpoint out of a file: they will be written again.
+
+    TensorBoard hides only numbers for which it is told that a run went back; texts would stand there twice. What lies
+    behind a record that a kill has cut off cannot be read and goes too.
+    """
+    events = [Event.FromString(record) for record in RawEventFileLoader(str(file)).Load()]
+    kept = [event for event in events if event.step <= timesteps and not event.HasField("session_log")]
+    if len(kept) == len(events):
+        return
+    scratch = file.with_name(f".{file.name}.new")
+    with scratch.open("wb") as stream:
+        writer = RecordWriter(stream)
+        for event in kept:
+            writer.write(event.SerializeToString())
+    os.replace(scratch, file)
 
 
 class _WandB(KVWriter):

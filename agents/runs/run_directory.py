@@ -41,7 +41,7 @@ from agents.callbacks.kl_control import AdaptiveKL, AnnealKL
 from agents.runs.checkpoint import DOCUMENT, Position, read_document, take_position
 from agents.runs.checkpoint import save as save_checkpoint
 from agents.runs.lock import HOLDER, LOCK
-from agents.runs.logs import PROGRESS, open_logger, read_progress
+from agents.runs.logs import EVENTS, PROGRESS, open_logger, read_progress
 from agents.runs.registry import find_agent, find_policy
 from agents.runs.whole import (
     MANIFEST,
@@ -84,7 +84,8 @@ def check_directory(folder: Path, overwrite: bool = False) -> None:
         folder: Where.
         overwrite: Whether an earlier run there may be deleted (never anything else).
     """
-    if not folder.exists() or (folder.is_dir() and all(p.name in (LOCK, HOLDER) for p in folder.iterdir())):
+    empty = (LOCK, HOLDER, f".{CONFIG}.new")  # what a run that was killed while it began leaves
+    if not folder.exists() or (folder.is_dir() and all(p.name in empty for p in folder.iterdir())):
         return
     if folder.is_dir() and _is_run(folder):
         if overwrite:
@@ -127,7 +128,7 @@ def _delete_run(folder: Path) -> None:
         folder / REPORT,
         folder / PROGRESS,
         folder / CONFIG,
-        *folder.glob("events.out.tfevents.*"),
+        *folder.glob(f"{EVENTS}*"),
         *folder.glob("*.png"),
     ]:
         path.unlink(missing_ok=True)
