@@ -82,6 +82,44 @@ def test_a_prompt_is_read_once_for_all_its_responses(monkeypatch):
     assert read == [20, 6 * 4]
 
 
+def test_a_beginning_that_different_prompts_share_is_read_once(monkeypatch):
+    lm = make_lm()
+    lm.teacher_forcing_works()
+    read = []
+    embed = lm.body.embed_tokens.forward
+    monkeypatch.setattr(lm.body.embed_tokens, "forward", lambda ids: read.append(ids.numel()) or embed(ids))
+    common, *tails = random_sequences([12, 3, 3, 3, 3], seed=4)
+    for k, tail in enumerate(tails):
+        tail[0] = k
+    lm.evaluate(
+        Sequences.from_responses([np.append(common, t) for t in tails], random_sequences([5] * 4, seed=1))
+    )
+    assert read == [12, 4 * (3 + 4)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    kind=st.sampled_from(["llama", "gpt2"]),
+    common=st.integers(1, 12),
+    tails=st.lists(st.integers(0, 4), min_size=2, max_size=5),
+    each=st.integers(1, 2),
+)
+def test_log_probs_and_gradients_behind_a_common_beginning_are_those_of_plain_passes(
+    kind, common, tails, each
+):
+    lm = make_lm(kind).clone()
+    lm.model.requires_grad_(True)
+    beginning, *rest = random_sequences([common, *tails], seed=2)
+    prompts = [np.append(beginning, tail) for tail in rest for _ in range(each)]
+    responses = random_sequences([1 + k % 5 for k in range(len(prompts))], seed=1)
+    got, _, _ = lm.evaluate(Sequences.from_responses(prompts, responses))
+    wanted, _ = plain(lm, prompts, responses)
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
+    weights = torch.arange(1.0, len(got) + 1)
+    mine, theirs = (weight_gradient(lm, (weights * value).sum()) for value in (got, wanted))
+    torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-3)
+
+
 def test_a_head_that_is_more_than_a_matrix_takes_the_plain_way_and_is_still_right():
     lm = make_lm().clone()
     head = lm.model.lm_head

@@ -1,4 +1,4 @@
-"""One pass over finished sequences: each distinct prompt read once, little padding, no more logits than are needed.
+"""One pass over finished sequences: what prompts share is read once, little padding, no more logits than are needed.
 
 A layout says where each token of a batch is read and where the state that predicts each of the policy's tokens will
 stand: :class:`PackedLayout` fills rows with several sequences behind shared prompts, :class:`PaddedLayout` is one
@@ -11,7 +11,7 @@ it is exact, with gradients.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,8 +32,9 @@ _WORTH_SHARING = 0.1
 class PackedLayout:
     """Sequences laid into rows, several in a row where they fit, behind prompts that are read once.
 
-    What comes before the policy's first token counts as the prompt. Where many are equal, each distinct one is read
-    once and its keys and values stand before what follows it; otherwise a prompt is part of its row.
+    What comes before the policy's first token counts as the prompt. Where prompts are equal, or begin alike, each
+    beginning is read once and its keys and values stand before what follows it (:func:`shared_beginnings`); otherwise
+    a prompt is part of its row.
 
     Args:
         sequences: ``B`` of them, ``m`` tokens of the policy's together.
@@ -47,12 +48,13 @@ class PackedLayout:
     may_share = True
 
     def __init__(self, sequences: Sequences) -> None:
-        first, last = sequences.first, sequences.last
-        unique, owners = distinct(sequences.prompts)
-        spared = first.sum() - first[unique].sum()
+        last = sequences.last
+        shared, owners = shared_beginnings(sequences.prompts)
+        before = np.array([len(beginning) for beginning in shared])
+        spared = before[owners].sum() - before.sum()
         self._shares = self.may_share and bool(spared >= _WORTH_SHARING * (last + 1).sum())
-        prompts = right_padded([sequences.prompts[i] for i in unique]) if self._shares else np.zeros((0, 0))
-        skipped = first if self._shares else np.zeros_like(first)  # what is not read in the rows
+        prompts = right_padded(shared) if self._shares else np.zeros((0, 0))
+        skipped = before[owners] if self._shares else np.zeros_like(last)  # what is not read in the rows
         # The policy's last token predicts nothing that is asked for, and neither does what comes after it.
         lengths = last - skipped
         owners = owners if self._shares else np.zeros_like(owners)
@@ -74,10 +76,10 @@ class PackedLayout:
             prompts.size + place[rows] + offset - skipped[rows] - 1
         )  # where what predicts them will stand
         if self._shares:
-            after_prompt = offset == first[rows]
-            ends = prompts.shape[1] * np.arange(len(unique)) + first[unique] - 1
+            after_prompt = offset == skipped[rows]
+            ends = prompts.shape[1] * np.arange(len(shared)) + before - 1
             states[after_prompt] = ends[owners[rows[after_prompt]]]
-        self._before = first[unique]  # tokens of each prompt
+        self._before = before  # tokens of each beginning
         known = self._before[self._owners] if self._shares else np.zeros(0)  # cached tokens before each row
         arrays = [prompts, ids, positions, sequence, self._owners, known, states, sequences.actions]
         moved = move(arrays, sequences.device)
@@ -167,6 +169,30 @@ class PackedLayout:
         if not self._alone:
             mask = mask & (self._sequence[:, :, None] == self._sequence[:, None, :])
         return mask
+
+
+def shared_beginnings(prompts: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
+    """What to read once for several prompts: the distinct prompts, or the beginning that all have in common.
+
+    Whichever leaves fewer tokens to read: the answers of a group share their whole prompt, prompts of different text a
+    system message or worked examples.
+
+    Args:
+        prompts: ``B`` int64 arrays of at least one token.
+
+    Returns:
+        The ``U`` beginnings, and which one each prompt has, int64 ``[B]``.
+    """
+    unique, owners = distinct(prompts)
+    if len(unique) < 2:
+        return [prompts[i] for i in unique], owners
+    shortest = min(len(prompts[i]) for i in unique)
+    alike = (np.stack([prompts[i][:shortest] for i in unique]) == prompts[0][:shortest]).all(0)
+    common = shortest if alike.all() else int(alike.argmin())
+    spared = sum(len(prompt) for prompt in prompts) - sum(len(prompts[i]) for i in unique)
+    if common * (len(prompts) - 1) <= spared:
+        return [prompts[i] for i in unique], owners
+    return [prompts[0][:common]], np.zeros(len(prompts), dtype=np.int64)
 
 
 class ApartLayout(PackedLayout):
