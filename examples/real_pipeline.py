@@ -1,9 +1,8 @@
 """The whole of post-training on a real pre-trained model: SFT, preferences, reward model, GRPO and DPO, on two cores.
 
-SmolLM2-135M-Instruct and two-digit sums, as in ``two_digit_sums.py``, but nobody checks the answers while the last
-stages learn: a rule compares pairs of answers (the one nearer to the right sum is preferred), a reward model learns
-from the comparisons, GRPO learns from the reward model, and DPO from the comparisons directly. LoRA everywhere. Run
-it::
+SmolLM2-135M-Instruct and the sums of ``two_digit_sums.py``, without the worked example, and without a checker in the
+last stages: a rule compares pairs of answers (the one nearer to the right sum is preferred), a reward model learns from
+the comparisons, GRPO learns from the reward model, and DPO from the comparisons directly. LoRA everywhere. Run it::
 
     python examples/real_pipeline.py
 
@@ -26,31 +25,44 @@ from smollm2 import make_folder
 from two_digit_sums import ENV, POLICY, StopAfter, perplexity, problems, wilson
 
 from agents.process import tune_process
+from reward_models.data.chat import answer_of
 
 LORA = {"lora_rank": POLICY["lora_rank"]}
 #: Sums shown with their answers, sums whose answers are compared, and how often the latter are answered.
-SHOWN, COMPARED, ANSWERS = 320, 400, 4
+SHOWN, COMPARED, ANSWERS = 256, 256, 4
 SFT = {"epochs": 1, "learning_rate": 2e-4, "batch_size": 16}
-REWARD = {"epochs": 2, "learning_rate": 2e-4, "batch_size": 32}
+REWARD = {"epochs": 1, "learning_rate": 2e-4, "batch_size": 32}
 DPO = {"epochs": 1, "learning_rate": 5e-5, "batch_size": 32, "beta": 0.1}
 GRPO = {"learning_rate": 1e-4, "group_size": 8, "n_episodes": 64}
 KL_COEF = 0.05
 
 
-def nearness(prompts: Any, completions: Sequence[str], answer: Sequence[str], **columns: Any) -> list[float]:
+def nearness(prompts: Any, completions: Sequence[Any], answer: Sequence[str], **columns: Any) -> list[float]:
     """The rule of the comparisons: minus the distance of the last number from the right one, 100 at the most."""
     scores = []
-    for text, right in zip(completions, answer, strict=True):
-        numbers = re.findall(r"\d+", text)
+    for completion, right in zip(completions, answer, strict=True):
+        numbers = re.findall(r"\d+", answer_of(completion))
         scores.append(-min(abs(int(numbers[-1][:6]) - int(right)), 100.0) if numbers else -100.0)
     return scores
+
+
+def sums(seed: int) -> dict[str, list[dict[str, Any]]]:
+    """The sums of each stage, as rows of ``prompt`` (the question alone, no example before it) and ``answer``."""
+    learned, held_out = ([row | {"prompt": row["prompt"][-1:]} for row in rows] for rows in problems(seed))
+    rest = SHOWN + COMPARED
+    return {
+        "shown": learned[:SHOWN],
+        "compared": learned[SHOWN:rest],
+        "rest": learned[rest:],
+        "held_out": held_out,
+    }
 
 
 def fine_tune(folder: Path, model: str, seed: int) -> str:
     """SFT: a few hundred sums with their answers."""
     from agents.offline.sft import sft
 
-    rows = problems(seed)[0][:SHOWN]
+    rows = sums(seed)["shown"]
     data = [
         {
             "prompt": row["prompt"],
@@ -70,18 +82,18 @@ def compare(folder: Path, seed: int) -> str:
     """Preferences: of each pair of answers of the SFT model the one nearer to the right sum."""
     from agents.preferences.collection import collect_preferences
 
-    rows = problems(seed)[0][SHOWN : SHOWN + COMPARED]
+    rows = sums(seed)["compared"]
     records, found = collect_preferences(
         folder / "sft",
         rows,
         nearness,
         answers_per_prompt=ANSWERS,
-        pairs_per_prompt=2,
+        pairs_per_prompt=1,
         max_new_tokens=ENV["max_new_tokens"],
         seed=seed,
         device="cpu",
     )
-    kept = [row["prompt"] for row in rows[-50:]]
+    kept = [row["prompt"] for row in rows[-64:]]
     held_out = [record for record in records if record["prompt"] in kept]
     learned = [record for record in records if record["prompt"] not in kept]
     for name, some in (("pairs", learned), ("held_out_pairs", held_out)):
@@ -117,7 +129,7 @@ def reinforce(folder: Path, seed: int, minutes: float) -> str:
         "TextRLHF-v0",
         model=str(folder / "sft"),
         reward=str(folder / "reward"),
-        prompts=problems(seed)[0][SHOWN + COMPARED :],
+        prompts=sums(seed)["rest"],
         device="cpu",
         **(ENV | {"kl_coef": KL_COEF}),
     )
@@ -149,7 +161,7 @@ def evaluate(folder: Path, model: str, seed: int) -> dict[str, dict[str, Any]]:
     from textrl_env.lm.causal_lm import CausalLM
     from textrl_env.lm.decoding import generate
 
-    rows = problems(seed)[1]
+    rows = sums(seed)["held_out"]
     right = numeric_answer("answer")
     answer = [row["answer"] for row in rows]
     figures = {}
