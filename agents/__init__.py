@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from agents.algorithms.ppo_ptx import PPOptx
     from agents.algorithms.reinforce import REINFORCE
     from agents.base import Agent
+    from agents.callbacks.evaluation import EvalCallback
     from agents.callbacks.exact_gap import ExactGapCallback
     from agents.callbacks.guards import Guards
-    from agents.callbacks.kl_control import AdaptiveKL, AnnealKL
+    from agents.callbacks.kl_control import AdaptiveKL, AnnealKL, StopAtKL
     from agents.policies.base import Evaluation, Policy
     from agents.policies.causal_lm import CausalLMPolicy
     from agents.policies.mlp import MlpPolicy
@@ -47,6 +48,7 @@ _LAZY = {
     "AnnealKL": "agents.callbacks.kl_control",
     "CausalLMPolicy": "agents.policies.causal_lm",
     "DrGRPO": "agents.algorithms.grpo_variants",
+    "EvalCallback": "agents.callbacks.evaluation",
     "Evaluation": "agents.policies.base",
     "ExactGapCallback": "agents.callbacks.exact_gap",
     "Guards": "agents.callbacks.guards",
@@ -55,6 +57,7 @@ _LAZY = {
     "Policy": "agents.policies.base",
     "REINFORCEPlusPlus": "agents.algorithms.grpo_variants",
     "Rollout": "agents.rollouts.rollout",
+    "StopAtKL": "agents.callbacks.kl_control",
     "TabularPolicy": "agents.policies.tabular",
 }
 
@@ -71,6 +74,7 @@ __all__ = [
     "AnnealKL",
     "CausalLMPolicy",
     "DrGRPO",
+    "EvalCallback",
     "Evaluation",
     "ExactGapCallback",
     "Guards",
@@ -79,6 +83,7 @@ __all__ = [
     "Policy",
     "REINFORCEPlusPlus",
     "Rollout",
+    "StopAtKL",
     "TabularPolicy",
 ]
 

@@ -92,6 +92,8 @@ class LearningLoop(StableBaselines3Surface):
                 self.train(rollout)
                 self.logger.record("time/update_seconds", time.perf_counter() - started)
             self.iterations += 1
+            if not update_ended(callback):
+                self.stopped = True
             if log_interval is not None and (self.iterations % log_interval == 0 or self.stopped):
                 self.dump_logs(self.iterations, rollout)
 
@@ -184,6 +186,19 @@ class LearningLoop(StableBaselines3Surface):
                 record("objective/kl_coef", self.kl_coef)
         self.latest = dict(self.logger.name_to_value)
         self.logger.dump(self.num_timesteps)
+
+
+def update_ended(callback: BaseCallback) -> bool:
+    """Tell callbacks that have an ``on_update_end`` that the update is done; False asks to stop.
+
+    stable-baselines3 calls nothing between an update and its line of the log; what is measured of the new policy
+    belongs into that line.
+    """
+    if isinstance(callback, CallbackList):
+        answers = [update_ended(each) for each in callback.callbacks]  # every one is told
+        return all(answers)
+    ended = getattr(callback, "on_update_end", None)
+    return True if ended is None else bool(ended())
 
 
 def _peak_memory_mb(device: torch.device) -> float:

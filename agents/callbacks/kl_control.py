@@ -6,7 +6,8 @@
     e = clip(KL / target - 1, -0.2, 0.2)
     kl_coef <- kl_coef * (1 + e * episodes / horizon)
 
-:class:`AnnealKL` lets the coefficient fall. Both are callbacks, so they go with any agent here::
+:class:`AnnealKL` lets the coefficient fall, and :class:`StopAtKL` ends learning where a budget is used up. All are
+callbacks, so they go with any agent here::
 
     PPO("auto", "TextRLHF-v0").learn(200_000, AdaptiveKL(target=4.0))
     PPO("auto", "TextRLHF-v0").learn(200_000, AnnealKL(start=1.0, target=0.05))
@@ -18,6 +19,7 @@ integral and derivative terms, and stable-baselines3's own agents, whose rollout
 from __future__ import annotations
 
 import math
+import sys
 
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -171,3 +173,61 @@ class AnnealKL(BaseCallback):
 
     def _on_step(self) -> bool:
         return True
+
+
+#: Episodes whose mean says that a budget is used up; one rollout may have few.
+_BUDGET_EPISODES = 64
+
+
+def check_budget(kl_budget: float | None) -> None:
+    """Raise a ValueError unless a KL budget is None or a finite number of nats above 0."""
+    _check_positive("A KL budget", nats=kl_budget)
+
+
+class StopAtKL(BaseCallback):
+    """Stops learning when the policy is further from its reference than a budget.
+
+    The KL is that of the last 64 episodes or more, so a rollout that has already left the budget is not learned from.
+
+    Args:
+        budget: KL of an episode in nats.
+        verbose: As in stable-baselines3; 0 says nothing.
+
+    Attributes:
+        reached: The KL that has stopped it; None where it has not.
+
+    Raises:
+        ValueError: The budget is not positive; or, when learning starts, the environment has no reference.
+    """
+
+    def __init__(self, budget: float, verbose: int = 1) -> None:
+        super().__init__(verbose)
+        check_budget(budget)
+        self.budget = budget
+        self.reached: float | None = None
+        self._last: list[tuple[float, int]] = []
+
+    def _on_training_start(self) -> None:
+        _coefficient(self)
+        self.reached, self._last = None, []
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        kl, episodes = episode_kl(self.locals["rollout"])
+        if not episodes:
+            return
+        self._last.append((kl, episodes))
+        while sum(n for _, n in self._last[1:]) >= _BUDGET_EPISODES:
+            self._last.pop(0)
+        total = sum(n for _, n in self._last)
+        mean = sum(kl * n for kl, n in self._last) / total
+        if total >= _BUDGET_EPISODES and mean > self.budget:
+            self.reached = mean
+            self.model.stopped = True
+            if self.verbose:
+                line = f"{mean:.2f} nats from the reference, beyond the budget of {self.budget:g}"
+                print(
+                    f"stopped at {self.model.num_timesteps:,} timesteps: {line}", file=sys.stderr, flush=True
+                )

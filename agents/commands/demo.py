@@ -1,8 +1,9 @@
 """``textrl demo``: reinforcement learning from human feedback, whole, on two CPU cores in about two minutes.
 
-PPO trains the embedded world's assistant against its reward model; then answers to questions that were never
-trained on are compared with those from before, by the gold rubric that the reward model only knows through
-simulated raters. The hyper-parameters are the constants below.
+PPO trains the embedded world's assistant against its reward model. On the way, and more thoroughly at the end,
+answers to questions that were never trained on are judged by the gold rubric, which the reward model only knows
+through simulated raters; the best policy is kept, and the demo ends on it. The hyper-parameters are the constants
+below.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ HYPER_PARAMETERS: dict[str, Any] = {
 }
 KL_COEF = 0.1
 TOTAL_TIMESTEPS = 120_000
-#: Answers to each held-out prompt, before and after.
-N_SAMPLES = 4
+#: Evaluations on the way.
+EVALUATIONS = 8
 #: Rows of the table of answers.
 _ROWS = 8
 
@@ -49,13 +50,9 @@ def demo(
     quiet_transformers()
     folder = Path(run_dir)
     _introduce(console, total_timesteps)
-    agent = _train(folder, total_timesteps, seed)
-    trained = time.perf_counter() - started
-    console.print("Answering questions that were never trained on ...", style="dim")
-    before, after = _evaluate(agent, seed)
-    _report(console, folder, before, after)
-    evaluated = time.perf_counter() - started - trained
-    console.print(f"Training took {trained:.0f} s, the rest {evaluated:.0f} s.", style="dim", highlight=False)
+    _train(folder, total_timesteps, seed)
+    _report(console, folder)
+    console.print(f"That took {time.perf_counter() - started:.0f} s.", style="dim", highlight=False)
 
 
 def _introduce(console: Any, total_timesteps: int) -> None:
@@ -67,7 +64,7 @@ def _introduce(console: Any, total_timesteps: int) -> None:
     )
 
 
-def _train(folder: Path, total_timesteps: int, seed: int) -> Any:
+def _train(folder: Path, total_timesteps: int, seed: int) -> None:
     from agents.callbacks.progress import ProgressCallback
     from agents.runs import run_directory as runs
     from agents.runs.lock import locked
@@ -80,6 +77,7 @@ def _train(folder: Path, total_timesteps: int, seed: int) -> Any:
         total_timesteps=total_timesteps,
         seed=seed,
         save_every=total_timesteps,
+        eval_every=max(total_timesteps // EVALUATIONS, 1),
         command="textrl demo",
     )
     runs.check_directory(folder, overwrite=True)
@@ -96,44 +94,44 @@ def _train(folder: Path, total_timesteps: int, seed: int) -> Any:
         raise typer.Exit(130) from None
     finally:
         bar.close()
-    return agent
 
 
-def _evaluate(agent: Any, seed: int) -> tuple[Any, Any]:
-    """The initial model and the trained one on the held-out prompts, sampled from different streams."""
-    from agents.evaluation.evaluation import evaluate_policy, heldout_env
-
-    env = heldout_env(agent.text_env)
-    before = evaluate_policy(env.lm, env, N_SAMPLES, seed=2 * seed)
-    return before, evaluate_policy(agent, env, N_SAMPLES, seed=2 * seed + 1)
-
-
-def _report(console: Any, folder: Path, before: Any, after: Any) -> None:
+def _report(console: Any, folder: Path) -> None:
     from agents.commands import terminal
     from agents.evaluation.evaluation import win_rate
     from agents.evaluation.plots import plot_learning_curve
+    from agents.evaluation.records import read_ends
     from agents.runs import run_directory as runs
 
-    rows = range(0, len(before.prompts), max(len(before.prompts) // _ROWS, 1))
-    console.print(terminal.samples_table(before, after, rows, "Held-out questions, before and after"))
-    rate, low, high = win_rate(after.gold, before.gold)
-    first, last = before.summary(), after.summary()
+    ends = read_ends(folder)
+    before, final = ends["start"], ends["final"]
+    best = ends.get("best", final)
+    prompts, samples = before.sampled.score.shape
+    rows = range(0, prompts, max(prompts // _ROWS, 1))
+    console.print(
+        terminal.samples_table(before.sampled, best.sampled, rows, "Held-out questions, before and after")
+    )
+    rate, low, high = win_rate(best.sampled.gold, before.sampled.gold)
+    first, last = before.sampled.summary(), best.sampled.summary()
     results = {
         "win_rate": rate,
         "win_rate_low": low,
         "win_rate_high": high,
         "before": first,
         "after": last,
-        "prompts": len(before.prompts),
-        "samples_per_prompt": N_SAMPLES,
+        "after_timesteps": best.timesteps,
+        "prompts": prompts,
+        "samples_per_prompt": samples,
     }
     runs.write_json(folder / runs.EVALUATION, results)
-    console.print(_comparison(first, last))
+    sides = {"before": first, "best": last} | ({} if best is final else {"last": final.sampled.summary()})
+    console.print(_comparison(sides))
     console.print(
         f"\n[bold]Gold win rate over the initial model: {rate:.1%}[/bold] "
-        f"(95 % confidence {low:.1%} to {high:.1%}; ties count half; {len(before.prompts)} prompts)",
+        f"(95 % confidence {low:.1%} to {high:.1%}; ties count half; {prompts} prompts)",
         highlight=False,
     )
+    console.print(_which(best, final), highlight=False)
     title = (
         f"PPO raises the gold score from {first['gold']:.2f} to {last['gold']:.2f} "
         f"(held out), {last['kl']:.1f} nats from where it began"
@@ -141,13 +139,21 @@ def _report(console: Any, folder: Path, before: Any, after: Any) -> None:
     plot_learning_curve(runs.read_progress(folder), folder / "learning_curve.png", title)
     what = [
         ("learning_curve.png", "score, gold score and KL against tokens"),
-        ("final", "the trained model, an ordinary Hugging Face folder"),
+        *([] if best is final else [("best", "the best model, an ordinary Hugging Face folder")]),
+        (
+            "final",
+            "the last model" if best is not final else "the trained model, an ordinary Hugging Face folder",
+        ),
         ("evaluation.json", "the figures above"),
+        ("evaluations", "every held-out answer, as Parquet"),
         ("progress.csv", "the log"),
     ]
     commands = [
+        (
+            f"textrl report {folder}",
+            "did it improve the model, or fool the reward? One page that can be sent",
+        ),
         (f"tensorboard --logdir {folder}", "the curves live, and every table of samples"),
-        (f"textrl report {folder}", "the run as one page that can be sent"),
         ("textrl train --agent grpo --run-dir runs/grpo", "the same world with GRPO, no critic"),
         ("textrl train --kl-coef 0 --run-dir runs/hacked", "no KL: watch score and gold score part ways"),
         ("textrl envs", "the other environments"),
@@ -155,11 +161,24 @@ def _report(console: Any, folder: Path, before: Any, after: Any) -> None:
     terminal.print_files(console, folder, what, commands)
 
 
-def _comparison(first: dict[str, float], last: dict[str, float]) -> Any:
+def _which(best: Any, final: Any) -> str:
+    """Which policy the demo ends on, and how the last one compares with it."""
+    from agents.evaluation.evaluation import win_rate
+
+    if best is final:
+        return f"The last policy, at {final.timesteps:,} tokens, is also the best that was seen on the way."
+    rate, low, high = win_rate(final.sampled.gold, best.sampled.gold)
+    return (
+        f"This is the best policy seen on the way, at {best.timesteps:,} of {final.timesteps:,} tokens; the last one "
+        f"beats it in {rate:.1%} of comparisons ({low:.1%} to {high:.1%})."
+    )
+
+
+def _comparison(sides: dict[str, dict[str, float]]) -> Any:
     from rich.table import Table
 
     table = Table(title="Means over held-out answers", title_justify="left", header_style="bold")
-    for heading in ("", "before", "after"):
+    for heading in ("", *sides):
         table.add_column(heading, justify="right" if heading else "left")
     labels = {
         "score": "score of the reward model (proxy)",
@@ -168,5 +187,6 @@ def _comparison(first: dict[str, float], last: dict[str, float]) -> Any:
         "length": "tokens in an answer",
     }
     for name, label in labels.items():
-        table.add_row(label, f"{abs(first[name]) if name == 'kl' else first[name]:.2f}", f"{last[name]:.2f}")
+        values = (side[name] + 0.0 if name != "kl" else max(side[name], 0.0) for side in sides.values())
+        table.add_row(label, *(f"{value:.2f}" for value in values))
     return table

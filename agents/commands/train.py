@@ -22,6 +22,7 @@ SETTINGS = {
 #: What may be given beside --resume; everything else is in the run's config.json.
 _WITH_RESUME = ("resume", "allow_module", "total_timesteps", "save_every", "keep", "progress", "device")
 _RUN, _ENV, _TEXT, _SAVING = "Run", "Environment and policy", "TextRLHF-v0", "Saving and resuming"
+_EVALUATION = "Evaluation on the way"
 
 
 def train(ctx: typer.Context) -> None:
@@ -71,6 +72,34 @@ def _train(
         bool,
         typer.Option(help="Say on the way what goes wrong with a language model.", rich_help_panel=_RUN),
     ] = True,
+    eval_every: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STEPS|none",
+            help="Timesteps between two evaluations on held-out prompts; the best policy is kept in best/.",
+            show_default="an eighth of the run, 10000 or more, in the embedded world; else none",
+            rich_help_panel=_EVALUATION,
+        ),
+    ] = None,
+    eval_prompts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Prompts to evaluate on, none of which should be in --prompts.",
+            show_default="held out in the embedded world, else --prompts",
+            rich_help_panel=_EVALUATION,
+        ),
+    ] = None,
+    kl_budget: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NATS",
+            help="Stop where answers are further from the reference; without --gold, best/ is the highest score within "
+            "it.",
+            show_default="none",
+            rich_help_panel=_EVALUATION,
+        ),
+    ] = None,
     policy: Annotated[
         str,
         typer.Option(help="auto, MlpPolicy, CausalLMPolicy or my_module:MyPolicy.", rich_help_panel=_ENV),
@@ -349,6 +378,7 @@ def _run(
 
     if values["save_every"] is not None:
         runs.parse_save_every(values["save_every"])
+    _eval_every(values)  # before anything is read or made
     if values["resume"] is not None:
         folder = Path(values["resume"])
         runs.read_config(folder)  # before a lock is made in a folder that is no run
@@ -457,6 +487,7 @@ def _summarise(agent: Any, folder: Path, config: dict[str, Any]) -> None:
 
     from agents.commands import terminal
     from agents.runs import run_directory as runs
+    from agents.runs.best import best_timesteps
 
     console = Console()
     console.print()
@@ -476,6 +507,11 @@ def _summarise(agent: Any, folder: Path, config: dict[str, Any]) -> None:
     else:
         final = f"load it with {type(agent).__name__}.load"
     what = [("final", final), ("progress.csv", "the log"), ("config.json", "all settings")]
+    if (folder / runs.BEST).is_dir():
+        what.insert(
+            0,
+            ("best", f"the same of the best evaluation, at {best_timesteps(folder / runs.BEST):,} timesteps"),
+        )
     longer = 2 * agent.num_timesteps
     again = f"{runs.resume_command(folder, config)} --total-timesteps {longer}"
     commands.append((again, "go on for as long again"))
@@ -511,6 +547,9 @@ def _config(
         env_kwargs=env_kwargs,
         adaptive_kl=_adaptive_kl(values),
         anneal_kl=_anneal_kl(values, env_kwargs.get("kl_coef")),
+        eval_every=_eval_every(values),
+        eval_prompts=None if values["eval_prompts"] is None else _absolute(values["eval_prompts"]),
+        kl_budget=values["kl_budget"],
         command=line,
         defaults={f.name: f.default for f in flags if f.name not in chosen and _is_plain(f.default)},
     )
@@ -539,6 +578,40 @@ def _anneal_kl(values: dict[str, Any], target: float | None) -> dict[str, float]
             "--anneal-kl-start and --adaptive-kl-target both change the KL coefficient; choose one"
         )
     return _without_none({"start": start, "target": target, "share": share})
+
+
+#: Runs of fewer timesteps are not evaluated unless asked to: that would take longer than they do.
+_EVALUATED_FROM = 20_000
+_EVALUATIONS, _EVERY_AT_LEAST = 8, 10_000
+
+
+def _eval_every(values: dict[str, Any]) -> int | None:
+    """Timesteps between two evaluations; None for none.
+
+    Raises:
+        ValueError: --eval-every is neither a number of timesteps nor none, or --eval-prompts has nothing to do.
+    """
+    given, total, prompts = (values[name] for name in ("eval_every", "total_timesteps", "eval_prompts"))
+    every = None
+    if given is not None and given.lower() != "none":
+        number = given.replace("_", "")
+        if not (number.isdecimal() and int(number) > 0):
+            raise ValueError(f"--eval-every takes timesteps (10000) or none, got {given!r}")
+        every = int(number)
+    elif given is None and prompts is not None:
+        every = max(total // _EVALUATIONS, 1)
+    elif given is None and _is_embedded(values) and total >= _EVALUATED_FROM:
+        every = max(total // _EVALUATIONS, _EVERY_AT_LEAST)
+    if every is None and prompts is not None:
+        raise ValueError("--eval-prompts goes with --eval-every, the timesteps between two evaluations")
+    return every
+
+
+def _is_embedded(values: dict[str, Any]) -> bool:
+    """Whether the embedded world's own prompts are trained on, so that its held-out ones and its gold judge fit."""
+    given = {assignment.partition("=")[0] for assignment in values["env_arg"] or ()}
+    is_text = values["env"].rpartition(":")[2].startswith("TextRLHF")
+    return is_text and values["prompts"] is None and "prompts" not in given
 
 
 def _without_none(given: dict[str, Any]) -> dict[str, Any]:

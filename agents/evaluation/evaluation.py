@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from reward_models import RunningNormalizer
 from textrl_env import embedded
+from textrl_env.data.prompts import load_prompts
 from textrl_env.envs.text_rlhf import Episodes, TextRLHFEnv
 from textrl_env.lm.causal_lm import CausalLM
 from textrl_env.lm.decoding import generate
@@ -41,6 +43,8 @@ class EvaluationResult:
         kl: float64 ``[P, n_samples]``, ``log pi - log pi_ref`` summed over the response, in nats.
         length: int64 ``[P, n_samples]``, tokens, the end token included.
         ended: bool ``[P, n_samples]``, true where the response ended within the budget.
+        prompt_ids: int64 ``[P]``, the prompts' places in their source.
+        columns: What came with the prompts, by name, ``P`` values each.
     """
 
     prompts: list[str]
@@ -51,6 +55,8 @@ class EvaluationResult:
     kl: np.ndarray
     length: np.ndarray
     ended: np.ndarray
+    prompt_ids: np.ndarray
+    columns: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
 
     def summary(self) -> dict[str, float]:
         """Means over all answers, JSON-able."""
@@ -107,9 +113,37 @@ def evaluate_policy(
         return sequences.with_values(log_probs=sequences.spread(lm.log_probs(sequences)))
 
     ids = np.arange(env.num_prompts) if prompt_ids is None else np.asarray(prompt_ids)
-    ids = np.repeat(ids, n_samples)  # the answers to one prompt are neighbours
-    chunks = [env.run_episodes(sample, ids[i : i + _BATCH]) for i in range(0, len(ids), _BATCH)]
-    return _result(chunks, n_samples)
+    columns = {name: [values[i] for i in ids] for name, values in env.dynamics.prompts.columns.items()}
+    rows = np.repeat(ids, n_samples)  # the answers to one prompt are neighbours
+    chunks = [env.run_episodes(sample, rows[i : i + _BATCH]) for i in range(0, len(rows), _BATCH)]
+    return dataclasses.replace(_result(chunks, n_samples), prompt_ids=ids, columns=columns)
+
+
+def sample_texts(
+    policy_or_lm: Any, env: Any, n_samples: int, seed: int, prompt_ids: Any
+) -> tuple[list[list[str]], int]:
+    """Sample answers without scoring them.
+
+    Args:
+        policy_or_lm: As for :func:`evaluate_policy`.
+        env: A ``TextRLHF-v0`` env with the prompts.
+        n_samples: Answers to each prompt.
+        seed: Of the sampling.
+        prompt_ids: Which prompts.
+
+    Returns:
+        A list of texts for each prompt, and the tokens generated.
+    """
+    env = getattr(env, "unwrapped", env)
+    lm = _language_model(policy_or_lm, env.lm.temperature)
+    prompts = [env.dynamics.prompt_tokens[i] for i in prompt_ids for _ in range(n_samples)]
+    generator = torch.Generator(lm.device).manual_seed(seed)
+    texts, tokens = [], 0
+    for i in range(0, len(prompts), _BATCH):
+        sequences = generate(lm, prompts[i : i + _BATCH], env.max_new_tokens, generator)
+        texts += [env.encoder.decode(response, True) for response in sequences.responses]
+        tokens += int(sequences.num_actions.sum())
+    return [texts[i : i + n_samples] for i in range(0, len(texts), n_samples)], tokens
 
 
 def _language_model(policy_or_lm: Any, temperature: float) -> CausalLM:
@@ -142,6 +176,7 @@ def _result(chunks: list[Episodes], n_samples: int) -> EvaluationResult:
         kl=rows([((c.log_prob - c.ref_logprob) * c.mask).sum(1) for c in chunks]),
         length=rows([chunk.mask.sum(1) for chunk in chunks]),
         ended=rows([np.array([reason == "eos" for reason in chunk.stop_reason]) for chunk in chunks]),
+        prompt_ids=np.arange(len(prompts) // n_samples),
     )
 
 
@@ -176,10 +211,53 @@ def win_rate(
         raise ValueError("win_rate cannot compare scores that are NaN")
     difference = a[:, :, None] - b[:, None, :]  # [P, n, m]
     wins = ((difference > 0) + 0.5 * (difference == 0)).mean((1, 2))  # [P]
-    draws = np.random.default_rng(seed).integers(len(wins), size=(_RESAMPLES, len(wins)))
+    return mean_interval(wins, confidence, seed)
+
+
+def mean_interval(values: np.ndarray, confidence: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
+    """The mean of one value for each prompt and its percentile bootstrap interval over prompts (2,000 resamples).
+
+    Args:
+        values: float ``[P]``, finite.
+        confidence: Of the interval.
+        seed: Of the resampling.
+
+    Returns:
+        The mean and the lower and upper end of its interval.
+    """
+    draws = np.random.default_rng(seed).integers(len(values), size=(_RESAMPLES, len(values)))
     tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile(wins[draws].mean(1), [tail, 100 - tail])
-    return float(wins.mean()), float(low), float(high)
+    low, high = np.percentile(values[draws].mean(1), [tail, 100 - tail])
+    return float(values.mean()), float(low), float(high)
+
+
+def evaluation_env(env: Any, prompts: Any = None) -> tuple[TextRLHFEnv, bool]:
+    """An env to evaluate on beside a text env that is trained in: its model, rewards and budget, prompts of its own.
+
+    A reward that is normalised by running figures is taken as it is before that.
+
+    Args:
+        env: The env that is trained in, wrapped or not.
+        prompts: Anything that ``TextRLHF-v0`` takes as prompts. None is the held-out ones in the embedded world, and
+            elsewhere those of the training themselves.
+
+    Returns:
+        The env, and whether its prompts are held out.
+    """
+    dynamics = getattr(env, "unwrapped", env).dynamics
+    own = dynamics.prompts
+    held_out = prompts is not None
+    if prompts is None:
+        held_out = own.texts == load_prompts(embedded.path("prompts_train")).texts
+        prompts = embedded.path("prompts_heldout") if held_out else own
+    names = ("reward", "gold", "max_new_tokens", "missing_eos_penalty", "kl_coef", "kl_estimator")
+    kwargs = {name: getattr(dynamics, name) for name in names}
+    while isinstance(kwargs["reward"], RunningNormalizer):  # its scale moves, and points must compare
+        kwargs["reward"] = kwargs["reward"].reward
+    template = dynamics.encoder.template
+    kwargs["chat_template_kwargs"] = template.kwargs
+    kwargs["allow_control_tokens"] = template.allow_control_tokens
+    return TextRLHFEnv(model=dynamics.lm, prompts=prompts, **kwargs), held_out
 
 
 def heldout_env(env: Any = None, **kwargs: Any) -> TextRLHFEnv:

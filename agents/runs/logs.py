@@ -68,6 +68,9 @@ class _CSV(CSVOutputFormat):
     def write(
         self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
     ) -> None:
+        """Write a row; what is measured before anything has been learned has none, and goes to TensorBoard alone."""
+        if _STEPS not in key_values:
+            return
         shown = filter_excluded_keys(key_values, key_excluded, "csv")
         fresh = [name for name in shown if name not in self.keys]
         with _naming(self.path):

@@ -6,7 +6,8 @@
         events.out.tfevents.*    the same for TensorBoard, with the tables of samples
         checkpoint-<timesteps>/  what ``Agent.save`` writes, between two updates
         final/                   the same at the end: a Hugging Face folder for a language model
-        best/                    the same where :meth:`SaveRunCallback.save_best` was called with the highest score
+        best/                    the same where an evaluation gave the highest score, see :class:`EvalCallback`
+        evaluations/             every answer of the evaluations, see :mod:`agents.evaluation.records`
         report.html              what ``textrl report`` makes of it
 
 A run that was interrupted and resumed ends with bitwise the weights of one that was not. Left out: remote
@@ -35,9 +36,14 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.base import Agent
+from agents.callbacks.evaluation import EvalCallback
 from agents.callbacks.exact_gap import cheap_gap_callback
 from agents.callbacks.guards import Guards
-from agents.callbacks.kl_control import AdaptiveKL, AnnealKL
+from agents.callbacks.kl_control import AdaptiveKL, AnnealKL, StopAtKL
+from agents.evaluation.evaluation import evaluation_env
+from agents.evaluation.records import FOLDER as EVALUATIONS
+from agents.runs import best
+from agents.runs.best import BEST
 from agents.runs.checkpoint import DOCUMENT, Position, read_document, take_position
 from agents.runs.checkpoint import save as save_checkpoint
 from agents.runs.lock import HOLDER, LOCK
@@ -65,7 +71,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "n_envs": (int, type(None)),
     "save_every": (int, str),
 }
-CONFIG, FINAL, BEST, CHECKPOINT = "config.json", "final", "best", "checkpoint-"
+CONFIG, FINAL, CHECKPOINT = "config.json", "final", "checkpoint-"
 EVALUATION, REPORT = "evaluation.json", "report.html"
 _PACKAGES = ("textrl-env", "torch", "transformers", "gymnasium", "stable-baselines3", "numpy")
 
@@ -130,8 +136,11 @@ def _delete_run(folder: Path) -> None:
         folder / CONFIG,
         *folder.glob(f"{EVENTS}*"),
         *folder.glob("*.png"),
+        *folder.glob(f"{EVALUATIONS}/*.parquet"),
     ]:
         path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it is not there, or holds something of another's
+        (folder / EVALUATIONS).rmdir()
 
 
 def new_config(
@@ -152,6 +161,9 @@ def new_config(
     adaptive_kl: dict[str, float] | None = None,
     anneal_kl: dict[str, float] | None = None,
     guards: bool = True,
+    eval_every: int | None = None,
+    eval_prompts: str | None = None,
+    kl_budget: float | None = None,
     command: str = "",
     defaults: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -175,6 +187,10 @@ def new_config(
         adaptive_kl: Arguments of :class:`~agents.callbacks.kl_control.AdaptiveKL`; None leaves the coefficient alone.
         anneal_kl: Arguments of :class:`~agents.callbacks.kl_control.AnnealKL`; None does not let it fall.
         guards: Whether what goes wrong is reported on the way, see :mod:`agents.callbacks.guards`.
+        eval_every: Timesteps between two evaluations of a language model, see
+            :class:`~agents.callbacks.evaluation.EvalCallback`; None for none.
+        eval_prompts: File of the prompts that are evaluated on; None is what ``EvalCallback`` takes by itself.
+        kl_budget: Nats from the reference at which learning stops, and which the best model may have; None for none.
         command: The command line that says the same.
         defaults: The hyper-parameters left alone, for the reader.
     """
@@ -198,6 +214,9 @@ def new_config(
         "adaptive_kl": adaptive_kl,
         "anneal_kl": anneal_kl,
         "guards": guards,
+        "eval_every": eval_every,
+        "eval_prompts": eval_prompts,
+        "kl_budget": kl_budget,
         "working_directory": str(Path.cwd()),
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in _PACKAGES},
@@ -444,11 +463,7 @@ class SaveRunCallback(BaseCallback):
         Args:
             score: Of the agent as it is now, from an evaluation.
         """
-        best = self.folder / BEST
-        if best.is_dir() and read_document(best).get("score", -math.inf) >= score:
-            return False
-        save_checkpoint(self.model, best, note={"score": score})
-        return True
+        return best.save_best(self.model, self.folder / BEST, score)
 
     def at_stake(self) -> str:
         """What is lost if the process ends now."""
@@ -476,6 +491,8 @@ def train(
 
     Where the optimum is cheap to know, the distance from it is logged too (``exact/gap``).
 
+    Where ``eval_every`` is set the agent is evaluated on the way, and the best one kept in ``best/``.
+
     Args:
         agent: From :func:`make_agent` or :func:`load_agent`.
         folder: The run directory, ``config.json`` written.
@@ -494,6 +511,11 @@ def train(
     measured = [] if gap is None else [gap]
     if config.get("guards", True) and agent.policy.whole_episodes:
         measured.append(_guards(folder, agent))
+    evaluation = evaluation_callback(agent, folder, config)
+    measured += [] if evaluation is None else [evaluation]
+    budget = config.get("kl_budget")
+    stop = None if budget is None else StopAtKL(budget)
+    measured += [] if stop is None else [stop]
     logger = open_logger(folder, agent.num_timesteps)
     agent.set_logger(logger)
     try:
@@ -504,13 +526,29 @@ def train(
                 log_interval=config["log_interval"],
                 reset_num_timesteps=agent.num_timesteps == 0,
             )
-            save_checkpoint(agent, folder / FINAL)
+            stopped = stop is not None and stop.reached is not None
+            save_checkpoint(agent, folder / FINAL, note={"stopped_at_kl": stop.reached} if stopped else None)
     except Exception as error:
         if not isinstance(error, TrainingInterrupted):
             error.add_note(_what_stands(saver, folder, config))
         raise
     finally:
         logger.close()
+
+
+def evaluation_callback(agent: Agent, folder: Path, config: dict[str, Any]) -> EvalCallback | None:
+    """What evaluates a run on the way; None where its configuration asks for nothing."""
+    every, prompts = config.get("eval_every"), config.get("eval_prompts")
+    if every is None:
+        return None
+    env = None if prompts is None or agent.text_env is None else evaluation_env(agent.text_env, prompts)[0]
+    return EvalCallback(
+        env,
+        eval_freq=every,
+        log_path=folder,
+        best_model_save_path=folder / BEST,
+        kl_budget=config.get("kl_budget"),
+    )
 
 
 def _guards(folder: Path, agent: Agent) -> Guards:

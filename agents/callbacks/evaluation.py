@@ -1,0 +1,280 @@
+"""Evaluation while an agent learns: always the same prompts, and as many samples, so that points compare.
+
+    PPO("auto", "TextRLHF-v0").learn(100_000, EvalCallback(eval_freq=10_000, log_path="runs/mine",
+                                                           best_model_save_path="runs/mine/best"))
+
+The conventions are those of stable-baselines3's ``EvalCallback``, but for language models: a point has the proxy (the
+reward that is trained on), the gold score where there is a judge, the KL, lengths and ends, sampled and greedy, and the
+win rate over the policy that learning began with. Evaluations come right after an update, draw from a random stream of
+their own and leave the environment and the rewards' running figures as they were: weights are bitwise those of a run
+without them. When learning ends, the first, the best and the last policy answer once more, with more and fresh samples:
+the best of many noisy points looks better than it is.
+
+Left out: environments that are no texts; stable-baselines3's own ``EvalCallback`` goes with those.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium import logger
+from stable_baselines3.common.callbacks import BaseCallback, EventCallback
+
+from agents.callbacks.kl_control import check_budget
+from agents.evaluation.evaluation import (
+    EvaluationResult,
+    evaluate_policy,
+    evaluation_env,
+    sample_texts,
+    win_rate,
+)
+from agents.evaluation.records import (
+    BEST,
+    FINAL,
+    START,
+    Evaluation,
+    drop_after,
+    read_ends,
+    read_evaluations,
+    write_evaluation,
+)
+from agents.runs.best import best_timesteps, save_best
+from textrl_env.lm.causal_lm import CausalLM
+
+#: Prompts of an evaluation; a longer list is thinned out evenly.
+MAX_PROMPTS = 128
+#: Prompts that are answered ten times, and how often answers come in the evaluation at the end.
+_TEN_TIMES, _SAMPLES_AT_THE_END = 12, 4
+
+
+class EvalCallback(EventCallback):
+    """Evaluates a language model every so many timesteps, keeps the best one, and compares it with the last.
+
+    Args:
+        eval_env: A ``TextRLHF-v0`` env whose prompts are answered. None is made from the one that is trained in, with
+            the held-out prompts in the embedded world and the training's own elsewhere.
+        callback_on_new_best: Called when ``best_model_save_path`` has been written anew.
+        callback_after_eval: Called after every evaluation.
+        n_eval_episodes: Sampled answers of an evaluation, rounded down to a whole number for each prompt and up to one;
+            a greedy answer to each comes on top.
+        eval_freq: Timesteps between two evaluations.
+        log_path: A folder, usually the run directory; every answer goes to ``evaluations/`` in it.
+        best_model_save_path: The folder of the best checkpoint: of the highest gold score; where there is no gold
+            judge, of the highest score within ``kl_budget``, and none where there is no budget.
+        kl_budget: The KL in nats that the best model of a run without a gold judge may have.
+        max_share: Tokens generated for evaluations may come to this share of the timesteps; an evaluation beyond it is
+            skipped and counted. The first and the last always take place.
+        seed: Of the sampling.
+        verbose: As in stable-baselines3.
+
+    Attributes:
+        best_mean_reward: The highest mean so far of what the best model is chosen by.
+        last_mean_reward: That of the last evaluation.
+        evaluations_timesteps: When evaluations took place.
+        evaluations_results: Each's mean by prompt.
+        skipped: Evaluations that would have cost too much.
+        latest: The last evaluation.
+        ends: Evaluations of more answers, "start", "best" (unless it is the last) and "final".
+    """
+
+    def __init__(
+        self,
+        eval_env: Any = None,
+        callback_on_new_best: BaseCallback | None = None,
+        callback_after_eval: BaseCallback | None = None,
+        n_eval_episodes: int = 256,
+        eval_freq: int = 10_000,
+        log_path: str | Path | None = None,
+        best_model_save_path: str | Path | None = None,
+        kl_budget: float | None = None,
+        max_share: float = 0.5,
+        seed: int = 0,
+        verbose: int = 1,
+    ) -> None:
+        super().__init__(callback_after_eval, verbose=verbose)
+        for name, value in (("n_eval_episodes", n_eval_episodes), ("eval_freq", eval_freq)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_budget(kl_budget)
+        self.callback_on_new_best = callback_on_new_best
+        if callback_on_new_best is not None:
+            callback_on_new_best.parent = self
+        self.eval_env, self.held_out = eval_env, True
+        self.n_eval_episodes, self.eval_freq, self.seed = n_eval_episodes, eval_freq, seed
+        self.log_path = None if log_path is None else Path(log_path)
+        self.best_model_save_path = None if best_model_save_path is None else Path(best_model_save_path)
+        self.kl_budget, self.max_share = kl_budget, max_share
+        self.best_mean_reward = self.last_mean_reward = -math.inf
+        self.evaluations_timesteps: list[int] = []
+        self.evaluations_results: list[np.ndarray] = []
+        self.latest: Evaluation | None = None
+        self.ends: dict[str, Evaluation] = {}
+        self.skipped = self._tokens = 0
+
+    def _init_callback(self) -> None:
+        if self.callback_on_new_best is not None:
+            self.callback_on_new_best.init_callback(self.model)
+
+    def _on_training_start(self) -> None:
+        if self.model.text_env is None:
+            raise ValueError(
+                "EvalCallback evaluates language models in TextRLHF-v0; for other environments take "
+                "stable_baselines3.common.callbacks.EvalCallback"
+            )
+        if self.eval_env is None:
+            self.eval_env, self.held_out = evaluation_env(self.model.text_env)
+        self.eval_env = getattr(self.eval_env, "unwrapped", self.eval_env)
+        count = self.eval_env.num_prompts
+        self._prompts = np.unique(np.linspace(0, count - 1, min(count, MAX_PROMPTS)).astype(np.int64))
+        self._samples = max(self.n_eval_episodes // len(self._prompts), 1)
+        self.ends = {}
+        if self.model.num_timesteps and self.log_path is not None:
+            self._take_up(self.log_path)
+        if START not in self.ends:
+            # A run that goes on without its first evaluation began with the env's own model.
+            self._begin(self.eval_env.lm if self.model.num_timesteps else self.model)
+        self._next = self._following_multiple()
+
+    def _take_up(self, folder: Path) -> None:
+        """Go on from the evaluations of the run that is resumed."""
+        drop_after(folder, self.model.num_timesteps)
+        start = read_ends(folder).get(START)
+        if start is None or not np.array_equal(start.sampled.prompt_ids, self._prompts):
+            return
+        self.ends[START] = start
+        for evaluation in read_evaluations(folder):
+            self._note(evaluation, write=False)
+
+    def _begin(self, policy: Any) -> None:
+        """Evaluate the policy that learning begins with, twice: as later ones on the way, and as those at the end."""
+        self._end(START, policy, 0)
+        first = self._evaluate(policy, 0, self._samples, self.seed)
+        self._note(first, write=True)
+        for name, value in first.means().items():
+            self.logger.record(f"eval/{name}", value)
+        self.logger.record("eval/held_out", float(self.held_out))
+        self.logger.dump(0)
+
+    def _following_multiple(self) -> int:
+        return (self.model.num_timesteps // self.eval_freq + 1) * self.eval_freq
+
+    def _on_step(self) -> bool:
+        return True
+
+    # -- evaluating ------------------------------------------------------------------------------------------
+
+    def on_update_end(self) -> bool:
+        """Evaluate if it is time; the learning loop calls it after each update, before the line of the log."""
+        is_last = self.model.stopped or self.model.num_timesteps >= self.model.total_timesteps
+        if self.model.num_timesteps < self._next and not is_last:
+            return True
+        self._next = self._following_multiple()
+        cost = self.latest.tokens if self.latest is not None else 0
+        if not is_last and self._tokens + cost > self.max_share * self.model.num_timesteps:
+            self.skipped += 1
+            self.logger.record("eval/skipped", self.skipped)
+            return True
+        evaluation = self._evaluate(self.model, self.model.num_timesteps, self._samples, self.seed)
+        self._note(evaluation, write=True)
+        means = evaluation.means() | {"win_rate": self._win_rate(evaluation.sampled)[0]}
+        for name, value in means.items():
+            self.logger.record(f"eval/{name}", value)
+        self.logger.record("eval/seconds", evaluation.seconds)
+        self._keep_best()
+        if self.verbose >= 2:
+            print(f"evaluation at {evaluation.timesteps:,} timesteps: {means}")
+        return self._on_event()
+
+    def _evaluate(self, policy: Any, timesteps: int, samples: int, seed: int) -> Evaluation:
+        """A policy's answers to the fixed prompts; nothing that learning depends on is different afterwards."""
+        started = time.perf_counter()
+        env = self.eval_env
+        with keeping_state(env.rewards):
+            env.trainer_state = self.model.text_env.trainer_state
+            sampled = evaluate_policy(policy, env, samples, seed, prompt_ids=self._prompts)
+            greedy = evaluate_policy(policy, env, 1, seed, deterministic=True, prompt_ids=self._prompts)
+        tenfold = self._prompts[:: -(-len(self._prompts) // _TEN_TIMES)]
+        texts, tokens = sample_texts(policy, env, 10, seed, tenfold)
+        return Evaluation(
+            timesteps=timesteps,
+            sampled=sampled,
+            greedy=greedy,
+            held_out=self.held_out,
+            distinct_of_10=float(np.mean([len(set(answers)) for answers in texts])),
+            tokens=int(sampled.length.sum() + greedy.length.sum()) + tokens,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _note(self, evaluation: Evaluation, write: bool) -> None:
+        self.latest = evaluation
+        self._tokens += evaluation.tokens if evaluation.timesteps else 0
+        self.last_mean_reward = self._choice(evaluation)
+        self.evaluations_timesteps.append(evaluation.timesteps)
+        self.evaluations_results.append(_judged(evaluation.sampled).mean(1))
+        if write and self.log_path is not None:
+            write_evaluation(self.log_path, evaluation)
+
+    def _choice(self, evaluation: Evaluation) -> float:
+        """What the best model is chosen by."""
+        if evaluation.has_gold:
+            return float(np.nanmean(evaluation.sampled.gold))
+        within = self.kl_budget is not None and evaluation.sampled.kl.mean() <= self.kl_budget
+        return float(evaluation.sampled.score.mean()) if within else -math.inf
+
+    def _keep_best(self) -> None:
+        score = self.last_mean_reward
+        self.best_mean_reward = max(self.best_mean_reward, score)
+        if self.best_model_save_path is None or score == -math.inf:
+            return
+        if save_best(self.model, self.best_model_save_path, score) and self.callback_on_new_best is not None:
+            self.callback_on_new_best.on_step()
+
+    def _win_rate(self, sampled: EvaluationResult) -> tuple[float, float, float]:
+        return win_rate(_judged(sampled), _judged(self.ends[START].sampled))
+
+    # -- at the end ------------------------------------------------------------------------------------------
+
+    def _on_training_end(self) -> None:
+        """The best and the last policy answer once more, with fresh samples."""
+        now, best = self.model.num_timesteps, self.best_model_save_path
+        if best is not None and best.is_dir() and best_timesteps(best) != now:
+            own = self.model.policy.lm
+            lm = CausalLM.load(best, temperature=own.temperature, device=own.device, autocast=own.autocast)
+            self._end(BEST, lm, best_timesteps(best))
+        self._end(FINAL, self.model, now)
+        if self.skipped:
+            logger.warn(
+                f"{self.skipped} evaluation{'s were' if self.skipped > 1 else ' was'} skipped: they may generate "
+                f"{self.max_share:g} times as many tokens as learning; a larger eval_freq (--eval-every) spreads "
+                "them evenly"
+            )
+
+    def _end(self, name: str, policy: Any, timesteps: int) -> None:
+        """An evaluation of more answers, by random numbers of its own: sides that are compared share none."""
+        seed = self.seed + 1 + (START, BEST, FINAL).index(name)
+        self.ends[name] = self._evaluate(policy, timesteps, _SAMPLES_AT_THE_END, seed)
+        if self.log_path is not None:
+            write_evaluation(self.log_path, self.ends[name], name)
+
+
+def _judged(result: EvaluationResult) -> np.ndarray:
+    """The gold scores, or the scores where there is no gold judge, ``[P, n]``; a prompt the judge has no score for
+    counts as a tie with itself."""
+    return result.score if result.gold is None else np.nan_to_num(result.gold)
+
+
+@contextlib.contextmanager
+def keeping_state(rewards: Sequence[Any]) -> Iterator[None]:
+    """Inside, rewards may score anything; afterwards what they count (running means, failures) is as it was."""
+    states = [reward.get_state() for reward in rewards]
+    try:
+        yield
+    finally:
+        for reward, state in zip(rewards, states, strict=True):
+            reward.set_state(state)
