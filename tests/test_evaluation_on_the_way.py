@@ -24,9 +24,9 @@ def likes_short(prompts, completions, **columns):
     return [-float(len(completion.split())) for completion in completions]
 
 
-def make_agent(reward=count_a, learning_rate=0.02, **given):
+def make_agent(reward=count_a, **given):
     env = make_env(reward=reward, prompts=PROMPTS, max_new_tokens=4, **{"gold": likes_short} | given)
-    return PPO("auto", env, seed=3, n_episodes=8, batch_size=8, n_epochs=1, learning_rate=learning_rate)
+    return PPO("auto", env, seed=3, n_episodes=8, batch_size=8, n_epochs=1, learning_rate=0.02)
 
 
 class Watch(BaseCallback):
@@ -89,14 +89,14 @@ def test_what_is_written_is_what_is_read(tmp_path):
 
 
 def test_the_log_names_what_was_measured_of_the_policy_after_that_update(tmp_path):
-    config = run_config(tmp_path, eval_every=40)
+    config = run_config(tmp_path, eval_every=600)
     agent, run = runs.make_agent(config), tmp_path / "run"
     runs.train(agent, run, config)
     log = runs.read_progress(run)
     at = {each.timesteps: each for each in read_evaluations(run)}
     steps = np.array(log["time/total_timesteps"])
     measured = np.isfinite(log["eval/scores"])
-    assert set(steps[measured].astype(int)) == set(at) - {0} and 0 not in steps
+    assert set(steps[measured].astype(int)) == set(at) - {0} and 0 not in steps and len(at) > 3
     for row in np.flatnonzero(measured):
         sampled = at[int(steps[row])].sampled
         assert log["eval/scores"][row] == pytest.approx(sampled.score.mean())
@@ -111,10 +111,10 @@ def run_config(folder, **given):
     lines = embedded.path("prompts_heldout").read_text().splitlines(keepends=True)
     (folder / "few.jsonl").write_text("".join(lines[::32]))
     if "eval_every" in given:
-        given["eval_prompts"] = str(folder / "few.jsonl")
-    settings = {"agent_kwargs": {"n_episodes": 8, "n_epochs": 1, "learning_rate": 1e-3}, "save_every": 80}
+        given |= {"eval_prompts": str(folder / "few.jsonl"), "eval_episodes": 8}
+    settings = {"agent_kwargs": {"n_episodes": 64, "n_epochs": 1, "learning_rate": 1e-3}, "save_every": 1200}
     return runs.new_config(
-        **{"agent": "ppo", "env": "TextRLHF-v0", "total_timesteps": 160, "seed": 0} | settings | given
+        **{"agent": "ppo", "env": "TextRLHF-v0", "total_timesteps": 2400, "seed": 0} | settings | given
     )
 
 
@@ -142,19 +142,14 @@ def test_without_a_gold_judge_best_is_the_highest_score_within_the_budget_and_no
     free = EvalCallback(n_eval_episodes=4, best_model_save_path=tmp_path / "free")
     agent.learn(1, free)
     assert not (tmp_path / "free").exists()
-    agent = make_agent(gold=None, learning_rate=0.1)
-    held = EvalCallback(
-        n_eval_episodes=12,
-        eval_freq=20,
-        log_path=tmp_path,
-        best_model_save_path=tmp_path / "held",
-        kl_budget=0.5,
-        max_share=100,
-    )
-    agent.learn(140, held)
-    later = [each for each in read_evaluations(tmp_path) if each.timesteps]
-    within = [each.sampled.score.mean() for each in later if each.sampled.kl.mean() <= 0.5]
-    assert len(within) < len(later), "the run has to leave the budget for this to show anything"
+    settings = {"n_eval_episodes": 12, "eval_freq": 20, "max_share": 100}
+    make_agent(gold=None).learn(140, EvalCallback(log_path=tmp_path, **settings))
+    later = [each.sampled for each in read_evaluations(tmp_path) if each.timesteps]
+    budget = float(np.median([each.kl.mean() for each in later]))
+    within = [each.score.mean() for each in later if each.kl.mean() <= budget]
+    assert 0 < len(within) < len(later)
+    held = EvalCallback(best_model_save_path=tmp_path / "held", kl_budget=budget, **settings)
+    make_agent(gold=None).learn(140, held)
     assert best_score(tmp_path / "held") == max(within)
 
 
@@ -187,9 +182,8 @@ def test_evaluations_cost_no_more_than_their_share_and_what_is_left_out_is_count
     assert [each.timesteps for each in read_evaluations(tmp_path)] == [0, agent.num_timesteps]
 
 
-@pytest.mark.parametrize("stop_at", [80])
-def test_a_run_that_was_stopped_and_resumed_ends_like_one_that_was_not(tmp_path, stop_at):
-    config = run_config(tmp_path, eval_every=40)
+def test_a_run_that_was_stopped_and_resumed_ends_like_one_that_was_not(tmp_path):
+    config = run_config(tmp_path, eval_every=600)
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     agent = runs.make_agent(config)
     runs.train(agent, whole, config)
@@ -199,7 +193,7 @@ def test_a_run_that_was_stopped_and_resumed_ends_like_one_that_was_not(tmp_path,
 
     class Stop(BaseCallback):
         def _on_rollout_start(self):
-            if self.model.num_timesteps >= stop_at:
+            if self.model.num_timesteps >= 1800:
                 raise RuntimeError("pulled the plug")
 
         def _on_step(self):
@@ -219,11 +213,10 @@ def test_a_run_that_was_stopped_and_resumed_ends_like_one_that_was_not(tmp_path,
 
 
 def test_the_kl_budget_ends_a_run_and_the_run_says_so(tmp_path, capsys):
-    config = run_config(tmp_path, kl_budget=1e-6, total_timesteps=4000)
-    config["agent_kwargs"] |= {"n_episodes": 64}
+    config = run_config(tmp_path, kl_budget=1e-6)
     agent = runs.make_agent(config)
     runs.train(agent, tmp_path, config)
-    assert agent.num_timesteps < 4000
+    assert agent.num_timesteps < 2400
     assert "beyond the budget of 1e-06" in capsys.readouterr().err
     assert read_document(tmp_path / "final")["stopped_at_kl"] > 1e-6
 

@@ -90,6 +90,14 @@ def _train(
             rich_help_panel=_EVALUATION,
         ),
     ] = None,
+    eval_episodes: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Sampled answers of an evaluation, as many to each prompt.",
+            rich_help_panel=_EVALUATION,
+        ),
+    ] = 256,
     kl_budget: Annotated[
         float | None,
         typer.Option(
@@ -538,6 +546,8 @@ def _config(
         "log_interval",
         "env",
         "guards",
+        "eval_episodes",
+        "kl_budget",
     )
     return runs.new_config(
         **{name: values[name] for name in names},
@@ -549,7 +559,6 @@ def _config(
         anneal_kl=_anneal_kl(values, env_kwargs.get("kl_coef")),
         eval_every=_eval_every(values),
         eval_prompts=None if values["eval_prompts"] is None else _absolute(values["eval_prompts"]),
-        kl_budget=values["kl_budget"],
         command=line,
         defaults={f.name: f.default for f in flags if f.name not in chosen and _is_plain(f.default)},
     )

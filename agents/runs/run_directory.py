@@ -163,6 +163,7 @@ def new_config(
     guards: bool = True,
     eval_every: int | None = None,
     eval_prompts: str | None = None,
+    eval_episodes: int = 256,
     kl_budget: float | None = None,
     command: str = "",
     defaults: dict[str, Any] | None = None,
@@ -190,6 +191,7 @@ def new_config(
         eval_every: Timesteps between two evaluations of a language model, see
             :class:`~agents.callbacks.evaluation.EvalCallback`; None for none.
         eval_prompts: File of the prompts that are evaluated on; None is what ``EvalCallback`` takes by itself.
+        eval_episodes: Sampled answers of an evaluation.
         kl_budget: Nats from the reference at which learning stops, and which the best model may have; None for none.
         command: The command line that says the same.
         defaults: The hyper-parameters left alone, for the reader.
@@ -216,6 +218,7 @@ def new_config(
         "guards": guards,
         "eval_every": eval_every,
         "eval_prompts": eval_prompts,
+        "eval_episodes": eval_episodes,
         "kl_budget": kl_budget,
         "working_directory": str(Path.cwd()),
         "versions": {"python": platform.python_version()}
@@ -544,6 +547,7 @@ def evaluation_callback(agent: Agent, folder: Path, config: dict[str, Any]) -> E
     env = None if prompts is None or agent.text_env is None else evaluation_env(agent.text_env, prompts)[0]
     return EvalCallback(
         env,
+        n_eval_episodes=config["eval_episodes"],
         eval_freq=every,
         log_path=folder,
         best_model_save_path=folder / BEST,
