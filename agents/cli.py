@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from agents.commands import VERBS
+from agents.commands import VERBS, command_line
 from agents.process import tuned_process
 from textrl_env.errors import did_you_mean
 from textrl_env.printable import printable
@@ -32,6 +32,7 @@ def main(args: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
+    command_line.set(tuple(args))
     try:
         _raise_on_sigterm()
         _check_verb(args)
@@ -39,8 +40,10 @@ def main(args: Sequence[str] | None = None) -> int:
         with tuned_process():
             code = make_app()(args, prog_name="textrl", standalone_mode=False)
     except (KeyboardInterrupt, _StoppedError) as error:
-        ended = isinstance(error.__cause__ or error, _TerminatedError)
-        print(f"textrl: {'terminated' if ended else 'aborted'}", file=sys.stderr)
+        cause = error.__cause__ or error
+        ended = isinstance(cause, _TerminatedError)
+        told = " ".join(["terminated" if ended else "aborted", *_notes(cause)])
+        print(f"textrl: {printable(told)}", file=sys.stderr)
         return 143 if ended else 130
     except Exception as error:
         if debug:
@@ -128,7 +131,7 @@ def _check_processes() -> None:
             )
 
 
-def _notes(error: Exception) -> list[str]:
+def _notes(error: BaseException) -> list[str]:
     """What was added to an error on its way, such as which completion a reward was scoring."""
     return [f"({note})" for note in getattr(error, "__notes__", ())]
 

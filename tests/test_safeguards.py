@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import signal
+import sys
 import threading
 import warnings
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from agents import GRPO, PPO, Agent
 from agents.algorithms.schedules import schedule_value
@@ -285,3 +288,93 @@ def test_the_first_signal_says_what_is_waited_for_and_the_second_what_is_lost(
     assert main(["train", "--no-progress", *args, "--run-dir", str(tmp_path / "run")]) == 130
     said = capfd.readouterr().err
     assert "waiting for the update under way, then a checkpoint is written; once more leaves at once" in said
+
+
+ROWS = [{"prompt": p, "chosen": "a b", "rejected": c} for p, c in zip("abcdefgh", "cdefghia", strict=True)]
+DEMOS = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in ROWS]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("verb", ["sft", "reward", "dpo"])
+def test_a_signal_saves_what_learns_from_files_and_the_line_it_prints_goes_on_to_the_same_weights(
+    verb, number, model_folder, tmp_path, monkeypatch, capfd
+):
+    from agents.offline.callbacks import StopOnSignals
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in (DEMOS if verb == "sft" else ROWS))
+    )
+    line = [verb, "--model", str(model_folder), "--data", "data.jsonl", "--batch-size", "2", "--epochs", "2"]
+    line += ["--learning-rate", "0.01", "--report-to", "none"]
+    assert main([*line, "--output", "whole"]) == 0
+    assert "whole: a checkpoint every 15 minutes; a kill loses" in capfd.readouterr().out
+
+    def asked(self):
+        if self.num_timesteps == 3:
+            os.kill(os.getpid(), number)
+        return on_step(self)
+
+    on_step = StopOnSignals._on_step
+    with monkeypatch.context() as patch:
+        patch.setattr(StopOnSignals, "_on_step", asked)
+        assert main([*line, "--output", "stopped"]) == 128 + number
+    told = capfd.readouterr()
+    assert "waiting for the step under way, then a checkpoint is written" in told.err
+    assert [path.name for path in (tmp_path / "stopped").glob("*/")] == ["checkpoint-3"]
+    _, _, command = told.out.strip().splitlines()[-1].partition("go on with: ")
+    words = shlex.split(command)
+    assert words[0] == "textrl" and main(words[1:]) == 0
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
+    assert same(one, other)
+
+
+def test_the_second_signal_says_how_many_steps_of_a_trainer_are_lost(
+    model_folder, tmp_path, monkeypatch, capfd
+):
+    from agents.offline.callbacks import StopOnSignals
+
+    def twice(self):
+        if self.num_timesteps == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return True
+
+    monkeypatch.setattr(StopOnSignals, "_on_step", twice)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in DEMOS))
+    line = ["sft", "--model", str(model_folder), "--data", "data.jsonl", "--batch-size", "1"]
+    assert main([*line, "--save-every", "2", "--report-to", "none", "--output", "out"]) == 130
+    assert "leaving at once; 1 steps since out/checkpoint-4 are lost" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_comparisons_that_were_judged_before_a_signal_are_kept_and_told(
+    number, model_folder, tmp_path, monkeypatch, capsys, default_sigterm
+):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "prompts.txt").write_text("a\nb c\nd\ne\n")
+    (tmp_path / "asked").touch()
+    (tmp_path / "stopping.py").write_text(
+        "import os\nCALLS = []\n"
+        "def judge(prompts, completions):\n"
+        "    CALLS.append(1)\n"
+        f"    if len(CALLS) == 3 and os.path.exists('asked'): os.kill(os.getpid(), {int(number)})\n"
+        "    return [float(sum(map(ord, c))) for c in completions]\n"
+    )
+    line = ["preferences", "--model", str(model_folder), "--prompts", "prompts.txt", "--batch-size", "1"]
+    line += ["--judge", "stopping.py:judge", "--max-new-tokens", "4", "--answers-per-prompt", "4"]
+    try:
+        assert main([*line, "--output", "pairs.jsonl"]) == 128 + number
+    finally:
+        signal.signal(signal.SIGINT, before)
+    kept = [json.loads(row) for row in (tmp_path / "pairs.part.jsonl").read_text().splitlines()]
+    assert f"the {len(kept)} comparisons until then are in pairs.part.jsonl" in capsys.readouterr().err
+    assert {row["prompt"] for row in kept} == {"a", "b c"}
+    assert main([*line, "--output", "pairs.jsonl"]) == 2
+    assert "pairs.part.jsonl holds the comparisons of a run that ended early" in capsys.readouterr().err
+    (tmp_path / "asked").unlink()
+    assert main([*line, "--output", "pairs.jsonl", "--overwrite"]) == 0
+    assert [path.name for path in tmp_path.glob("pairs*")] == ["pairs.jsonl"]

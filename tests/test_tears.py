@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -20,10 +21,11 @@ import torch
 from agents import GRPO, PPO
 from agents.cli import main
 from agents.report.samples import read_tables
-from agents.runs import checkpoint, logs, whole
+from agents.runs import checkpoint, logs, saving, whole
 from agents.runs import run_directory as runs
 from agents.runs.lock import HOLDER, RunInUseError, locked
 from agents.runs.logs import open_logger, read_progress
+from agents.runs.saving import parse_save_every
 from agents.runs.whole import TornCheckpointError
 from reward_models import RunningNormalizer, load_reward
 from tests.tiny import count_a, id_sum, make_env, make_lm
@@ -345,19 +347,19 @@ def test_an_error_in_an_update_names_the_checkpoint_that_stands(here, monkeypatc
     ],
 )
 def test_checkpoints_are_written_by_steps_and_by_time(given, expected):
-    assert runs.parse_save_every(given) == expected
+    assert parse_save_every(given) == expected
 
 
 @pytest.mark.parametrize("wrong", ["", "0", "often", "1.5m", "5000,,1m", "-3"])
 def test_a_schedule_of_checkpoints_that_is_none_is_refused_with_the_forms(wrong, capsys):
-    with pytest.raises(ValueError, match=r"must be timesteps \(5000\), a time"):
-        runs.parse_save_every(wrong)
+    with pytest.raises(ValueError, match=r"must be steps \(5000\), a time"):
+        parse_save_every(wrong)
 
 
 def test_time_alone_makes_checkpoints(tmp_path, monkeypatch):
     saver = runs.SaveRunCallback(tmp_path, "60s", keep=10)
     clock = iter(range(0, 10_000, 25))
-    monkeypatch.setattr(runs.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(saving, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
     PPO("MlpPolicy", "ToyBandit-v0", n_steps=8, seed=0).learn(80, saver)
     kept = sorted(int(p.name[11:]) for p in tmp_path.glob("checkpoint-*"))
     assert len(kept) > 1 and 8 not in kept

@@ -31,6 +31,7 @@ from agents.offline.options import TrainerOptions
 from agents.offline.reward_model import train_reward_model
 from agents.offline.sft import sft
 from agents.policies.lora import adapted_weights, add_adapter
+from agents.runs import saving
 from reward_models.loading import LoadOptions, load_causal_lm
 from tests.tiny import make_model, make_tokenizer
 from textrl_env.lm.causal_lm import CausalLM
@@ -111,6 +112,27 @@ def test_a_checkpoint_of_another_run_is_refused(start, tmp_path):
         sft(start, RECORDS, tmp_path, resume=True, lora_rank=2, **SETTINGS)
     with pytest.raises(ValueError, match="need an output folder"):
         sft(start, RECORDS, save_every=2, **SETTINGS)
+
+
+def test_checkpoints_of_an_earlier_run_in_the_folder_are_gone_before_the_first_step(start, tmp_path):
+    sft(start, RECORDS, tmp_path, save_every=2, **SETTINGS)
+    left = []
+    sft(
+        start,
+        RECORDS,
+        tmp_path,
+        callback=lambda *_: left.append(len(list(tmp_path.glob("checkpoint-*")))),
+        save_every=4,
+        **SETTINGS,
+    )
+    assert left[:5] == [0, 0, 0, 1, 1]
+
+
+def test_a_time_between_checkpoints_counts_from_the_last(start, tmp_path, monkeypatch):
+    clock = iter(range(0, 10_000, 20))
+    monkeypatch.setattr(saving, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    sft(start, RECORDS, tmp_path, save_every="60s", keep=9, **SETTINGS)
+    assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-6"]
 
 
 # -- adapters and precision ---------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ A module may set ``SETTINGS``, keywords of ``typer.Typer.command``.
 
 from __future__ import annotations
 
+from contextvars import ContextVar
+
 #: In the order in which ``textrl --help`` lists them.
 VERBS: tuple[str, ...] = (
     "demo",
@@ -19,3 +21,6 @@ VERBS: tuple[str, ...] = (
     "report",
     "envs",
 )
+
+#: What was typed after ``textrl``, for messages that say how to go on.
+command_line: ContextVar[tuple[str, ...]] = ContextVar("command_line", default=())

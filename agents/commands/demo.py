@@ -68,6 +68,7 @@ def _train(folder: Path, total_timesteps: int, seed: int) -> None:
     from agents.callbacks.progress import ProgressCallback
     from agents.runs import run_directory as runs
     from agents.runs.lock import locked
+    from agents.runs.saving import TrainingInterrupted
 
     config = runs.new_config(
         agent="ppo",
@@ -88,10 +89,10 @@ def _train(folder: Path, total_timesteps: int, seed: int) -> None:
             runs.prepare_directory(folder, overwrite=True)
             runs.write_config(folder, config)
             runs.train(agent, folder, config, [bar])
-    except runs.TrainingInterrupted:
+    except TrainingInterrupted as error:
         bar.close()
         print(f"stopped at {agent.num_timesteps:,} timesteps; go on with: textrl train --resume {folder}")
-        raise typer.Exit(130) from None
+        raise typer.Exit(error.exit_code) from None
     finally:
         bar.close()
 

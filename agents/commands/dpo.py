@@ -79,6 +79,7 @@ def dpo(
     from agents.callbacks.progress import ProgressCallback
     from agents.commands.flags import parse_object
     from agents.commands.terminal import quiet_transformers
+    from agents.offline.callbacks import StopOnSignals
     from agents.offline.dpo import DEFAULT_BETA, LOSSES
     from agents.offline.dpo import dpo as train
     from textrl_env import embedded
@@ -89,6 +90,7 @@ def dpo(
     options = options or {}
     template = parse_object("--chat-template-kwargs", chat_template_kwargs)
     folder = offline.check_output(output, overwrite, options)
+    offline.say_what_a_kill_loses(folder, options)
     if learning_rate is None:
         learning_rate = offline.default_rate(model, options, embedded=3e-4, full=1e-6, lora=1e-5)
     progress = ProgressCallback(title=loss)
@@ -118,7 +120,7 @@ def dpo(
             skip_bad_rows=skip_bad_rows,
             seed=seed,
             device=device,
-            callback=progress,
+            callback=[progress, StopOnSignals()],
             **options,
         )
     finally:

@@ -198,7 +198,7 @@ def _parse(types: tuple[str, ...], text: str) -> Any:
     if "Schedule" in types and text.startswith("linear:"):
         float(text.partition(":")[2])
         return text
-    if "int" in types and "float" not in types:
+    if "int" in types and "float" not in types and ("str" not in types or re.fullmatch(r"[-+\d_]+", text)):
         number = float(text) if re.search(r"[.eE]", text) else int(text)
         if number != int(number):
             raise ValueError(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import shlex
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from agents.commands import command_line
 from textrl_env.printable import printable
 
 #: Fewer optimiser steps than this teach little: Adam's averages have hardly settled.
@@ -81,8 +83,8 @@ _PANELS = {
     "report_to": _RUN,
     "log_dir": _RUN,
 }
-#: The command line logs without being asked.
-_REPORT_TO = "csv,tensorboard"
+#: The command line logs and saves without being asked.
+_DEFAULTS = {"report_to": "csv,tensorboard", "save_every": "15m"}
 
 
 def with_trainer_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -109,19 +111,37 @@ def with_trainer_options(command: Callable[..., None]) -> Callable[..., None]:
         if targets != "all-linear":
             options["lora_targets"] = [name.strip() for name in targets.split(",")]
         with warnings.catch_warnings():
+            from agents.runs.saving import TrainingInterrupted
             from reward_models.data.lengths import DataWarning
 
             warnings.simplefilter("ignore", DataWarning)  # the last page tells what was left out
-            command(**values, options={"report_to": _REPORT_TO} | options)
+            try:
+                command(**values, options=_DEFAULTS | options)
+            except TrainingInterrupted as error:
+                print(f"stopped, and saved in {values['output']}; go on with: {_resume_command()}")
+                raise typer.Exit(error.exit_code) from None
 
     parameters = [p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
     panels = {name: _PANELS.get(name, _MODEL) for name in shared}
     run.__signature__ = inspect.Signature(
-        [*parameters, *flags.as_typer_parameters(list(shared.values()), panels, {"report_to": _REPORT_TO})]
+        [*parameters, *flags.as_typer_parameters(list(shared.values()), panels, _DEFAULTS)]
     )
     run.__annotations__ = {}
     del run.__wrapped__  # its annotations would be read instead
     return run
+
+
+def _resume_command() -> str:
+    """What to type to go on with the run of this command."""
+    typed = [word for word in command_line.get() if word not in ("--overwrite", "--resume")]
+    return printable(shlex.join(["textrl", *typed, "--resume"]))
+
+
+def say_what_a_kill_loses(folder: Path, options: dict[str, Any]) -> None:
+    """Before training begins."""
+    from agents.runs.saving import what_a_kill_loses
+
+    print(f"{folder}: {what_a_kill_loses(options.get('save_every'), 'steps')}")
 
 
 # -- files --------------------------------------------------------------------------------------------------

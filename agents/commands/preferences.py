@@ -103,13 +103,13 @@ def preferences(
 
     Each line of the output is one comparison: prompt, chosen, rejected. A judge that scores can be asked through
     simulated raters, who err by Bradley-Terry; a language model is asked about every pair in both orders, and a verdict
-    that changes with the order is a tie. What has been judged is written at once.
+    that changes with the order is a tie. What has been judged is written at once, into OUTPUT.part.jsonl until all are.
     """
     from agents.callbacks.progress import ProgressBar
     from agents.commands import offline
     from agents.commands.flags import parse_assignments, parse_object
     from agents.commands.terminal import quiet_transformers
-    from agents.preferences.collection import collect_preferences
+    from agents.preferences.collection import collect_preferences, part_of
     from agents.preferences.judges import RUBRIC, load_judge
     from textrl_env import embedded
     from textrl_env.data.prompts import load_prompts
@@ -117,6 +117,11 @@ def preferences(
     quiet_transformers()
     template = parse_object("--chat-template-kwargs", chat_template_kwargs)
     path = offline.check_output(output, overwrite)
+    if part_of(path).exists() and not overwrite:
+        raise FileExistsError(
+            f"{part_of(path)} holds the comparisons of a run that ended early; give it another name to keep them, or "
+            "--overwrite"
+        )
     spec: Any = judge
     if judge.startswith(("http://", "https://")):
         rubric = RUBRIC if judge_rubric is None else Path(judge_rubric).read_text(encoding="utf-8")

@@ -68,6 +68,7 @@ def reward(
     from agents.callbacks.progress import ProgressCallback
     from agents.commands.flags import parse_object
     from agents.commands.terminal import quiet_transformers
+    from agents.offline.callbacks import StopOnSignals
     from agents.offline.reward_model import train_reward_model
     from textrl_env import embedded
 
@@ -75,6 +76,7 @@ def reward(
     options = options or {}
     template = parse_object("--chat-template-kwargs", chat_template_kwargs)
     folder = offline.check_output(output, overwrite, options)
+    offline.say_what_a_kill_loses(folder, options)
     source = offline.check_data(data, "preferences.jsonl", "textrl preferences writes it")
     start = str(embedded.path("sft") if model is None else model)
     rows, skipped = comparisons(source, skip_bad_rows)
@@ -100,7 +102,7 @@ def reward(
             centering=centering,
             seed=seed,
             device=device,
-            callback=progress,
+            callback=[progress, StopOnSignals()],
             **options,
         )
     finally:

@@ -64,6 +64,7 @@ def sft(
     from agents.commands.flags import parse_object
     from agents.commands.terminal import quiet_transformers
     from agents.evaluation.token_page import TokenPage
+    from agents.offline.callbacks import StopOnSignals
     from agents.offline.demonstration_data import load_demonstrations
     from agents.offline.sft import sft as train
     from textrl_env import embedded
@@ -72,6 +73,7 @@ def sft(
     options = options or {}
     template = parse_object("--chat-template-kwargs", chat_template_kwargs)
     folder = offline.check_output(output, overwrite, options)
+    offline.say_what_a_kill_loses(folder, options)
     rows, skipped = load_demonstrations(data, skip_bad_rows)
     held_out = None if eval_data is None else load_demonstrations(eval_data, skip_bad_rows)[0]
     if learning_rate is None:
@@ -96,7 +98,7 @@ def sft(
             max_grad_norm=max_grad_norm,
             seed=seed,
             device=device,
-            callback=[progress, page],
+            callback=[progress, page, StopOnSignals()],
             **options,
         )
     finally:

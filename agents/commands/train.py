@@ -383,9 +383,10 @@ def _run(
 ) -> None:
     from agents.runs import run_directory as runs
     from agents.runs.lock import locked
+    from agents.runs.saving import parse_save_every
 
     if values["save_every"] is not None:
-        runs.parse_save_every(values["save_every"])
+        parse_save_every(values["save_every"])
     _eval_every(values)  # before anything is read or made
     if values["resume"] is not None:
         folder = Path(values["resume"])
@@ -462,32 +463,21 @@ def _resume(folder: Path, values: dict[str, Any], given: set[str]) -> tuple[dict
 def _learn(agent: Any, folder: Path, config: dict[str, Any], progress: bool) -> None:
     from agents.callbacks.progress import ProgressCallback
     from agents.runs import run_directory as runs
+    from agents.runs.saving import TrainingInterrupted, what_a_kill_loses
 
     bar = ProgressCallback()
-    print(f"{folder}: {_risk(config['save_every'])}")
+    print(f"{folder}: {what_a_kill_loses(config['save_every'], 'timesteps')}")
     try:
         runs.train(agent, folder, config, [bar] if progress else [])
-    except runs.TrainingInterrupted:
+    except TrainingInterrupted as error:
         bar.close()
         print(
             f"stopped at {agent.num_timesteps:,} timesteps; go on with: {runs.resume_command(folder, config)}"
         )
-        raise typer.Exit(130) from None
+        raise typer.Exit(error.exit_code) from None
     finally:
         bar.close()
     _summarise(agent, folder, config)
-
-
-def _risk(save_every: int | str) -> str:
-    """What a kill may cost."""
-    from agents.runs.run_directory import parse_save_every
-
-    steps, seconds = parse_save_every(save_every)
-    between = [] if steps is None else [f"{steps:,} timesteps"]
-    between += (
-        [] if seconds is None else [f"{seconds / 60:g} minutes" if seconds >= 60 else f"{seconds:g} seconds"]
-    )
-    return f"a checkpoint every {' or '.join(between)}; a kill loses what came after the last, and nothing before"
 
 
 def _summarise(agent: Any, folder: Path, config: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ Left out: callbacks that need an environment (EvalCallback).
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
@@ -14,6 +14,33 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import configure_logger
 
 from agents.offline.learner import Learner
+from agents.runs.saving import StopRequest, stop_on_signals
+
+
+class StopOnSignals(BaseCallback):
+    """The first SIGINT or SIGTERM ends training after the step under way, with a checkpoint; the second at once.
+
+    A trainer with an output folder then raises :class:`~agents.runs.saving.TrainingInterrupted`. The command line
+    has it; a program of one's own gets its KeyboardInterrupt where it is, unless it asks for this.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.request = StopRequest()
+        self._handlers: AbstractContextManager[None] = nullcontext()
+
+    def _on_training_start(self) -> None:
+        self._handlers = stop_on_signals(
+            self.request, "the step under way", lambda: self.model.at_stake(self.num_timesteps)
+        )
+        self._handlers.__enter__()
+
+    def _on_step(self) -> bool:
+        return not self.request
+
+    def _on_training_end(self) -> None:
+        self._handlers.__exit__(None, None, None)
+
 
 #: What a trainer takes: stable-baselines3 callbacks, or a function of the step's number and its metrics.
 StepCallback = BaseCallback | list[BaseCallback] | Callable[[int, dict[str, float]], Any]
@@ -25,8 +52,11 @@ class _Learner:
     #: What a timestep is.
     unit = "steps"
 
-    def __init__(self, learner: Learner, logger: Logger | None, total: int, first: int) -> None:
+    def __init__(
+        self, learner: Learner, logger: Logger | None, total: int, first: int, at_stake: Callable[[int], str]
+    ) -> None:
         self.policy, self.tokenizer, self.save = learner.model, learner.tokenizer, learner.save
+        self.at_stake = at_stake
         self.logger = logger or configure_logger(0, None, "", True)
         self.num_timesteps, self.total_timesteps = first, total
         self.latest: dict[str, float] = {}
@@ -47,6 +77,7 @@ class StepCallbacks(AbstractContextManager):
         logger: The run's logger, which callbacks may record to.
         total: Steps in all.
         first: Steps that a run that goes on has taken already.
+        at_stake: Says what is lost if the process ends after so many steps.
     """
 
     def __init__(
@@ -55,13 +86,20 @@ class StepCallbacks(AbstractContextManager):
         learner: Learner,
         logger: Logger | None,
         total: int,
-        first: int = 0,
+        first: int,
+        at_stake: Callable[[int], str],
     ) -> None:
         self.function = None if callback is None or isinstance(callback, (BaseCallback, list)) else callback
         listed = callback if isinstance(callback, list) else [callback] if self.function is None else []
         self.callbacks = CallbackList([each for each in listed if each is not None])
-        self.learner = _Learner(learner, logger, total, first)
+        self.learner = _Learner(learner, logger, total, first, at_stake)
         self.callbacks.init_callback(self.learner)
+
+    @property
+    def stopped_by(self) -> int | None:
+        """The signal that asked for a stop, if one did."""
+        requests = [each.request for each in self.callbacks.callbacks if isinstance(each, StopOnSignals)]
+        return next((request.number for request in requests if request), None)
 
     def __enter__(self) -> StepCallbacks:
         self.callbacks.on_training_start({"self": self.learner}, {})

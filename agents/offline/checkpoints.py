@@ -70,7 +70,7 @@ class Checkpoints:
             shutil.rmtree(old)
 
     def _write(self, folder: Path, history: list[dict[str, float]]) -> None:
-        self.learner.save(folder)
+        self.learner.write_files(folder)
         trained = {name: p.detach().cpu().contiguous() for name, p in self.learner.parameters()}
         save_file(trained, folder / _TRAINED)
         state = self.optimizer.state_dict()["state"]
@@ -82,6 +82,18 @@ class Checkpoints:
         save_file(random, folder / _RANDOM)
         document = {"identity": self.identity, "history": history}
         (folder / _STATE).write_text(json.dumps(document), encoding="utf-8")
+
+    def discard(self) -> None:
+        """Delete the checkpoints of an earlier run in the same folder: nobody may go on from them by mistake."""
+        for _, old in self.listed():
+            shutil.rmtree(old)
+
+    def at_stake(self, step: int) -> str:
+        """What is lost if the process ends now, ``step`` steps being done."""
+        found = self.listed()
+        if not found:
+            return f"{step:,} steps since the start are lost: there was no checkpoint yet"
+        return f"{step - found[-1][0]:,} steps since {found[-1][1]} are lost"
 
     def resume(self) -> list[dict[str, float]]:
         """Put model and optimiser where the latest checkpoint has them; the metrics of its steps, none without one.

@@ -21,6 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from agents.offline.options import TrainerOptions
 from agents.policies.lora import adapted_weights, add_adapter, save_adapter
+from agents.runs.whole import write_folder
 from reward_models.loading import LoadOptions, adapter_base, load_causal_lm, load_tokenizer, place
 from textrl_env.lm.causal_lm import choose_device
 from textrl_env.lm.precision import bfloat16_products
@@ -120,29 +121,36 @@ class Learner:
             for layer in layers if self.checkpointing else ():
                 del layer.forward
 
-    @torch.no_grad()
     def save(self, folder: str | Path) -> None:
         """Write an ordinary Hugging Face folder in the precision that the model came in, adapters merged.
 
         The adapter alone goes into ``adapter/``; over weights of four bits, which it cannot be merged into, the
-        folder is the adapter's.
+        folder is the adapter's. Files are put into their places when all are written.
+
+        Raises:
+            OSError: They cannot be written; what was there before is whole.
         """
+        write_folder(Path(folder), self.write_files)
+
+    @torch.no_grad()
+    def write_files(self, folder: Path) -> None:
+        """:meth:`save` into an empty folder."""
         if self.is_quantized:
-            save_adapter(self.model, Path(folder))
+            save_adapter(self.model, folder)
         else:
             self._save_whole(folder, self.saved_dtype)
             if self.has_adapter:
-                save_adapter(self.model, Path(folder) / "adapter")
+                save_adapter(self.model, folder / "adapter")
         self.tokenizer.save_pretrained(str(folder))
 
-    def _save_whole(self, folder: str | Path, dtype: torch.dtype) -> None:
+    def _save_whole(self, folder: Path, dtype: torch.dtype) -> None:
         weights: dict[str, Tensor] = self.plain.state_dict()
         if self.has_adapter:
             weights |= {name: weight.cpu() for name, weight in adapted_weights(self.model)}
             weights |= {name: p.detach() for name, p in self.parameters() if name in weights}
         weights = {n: w.to(dtype) if w.is_floating_point() else w for n, w in weights.items()}
         self.plain.save_pretrained(str(folder), state_dict=weights)
-        file = Path(folder) / "config.json"  # names the precision of the live model, not that of the file
+        file = folder / "config.json"  # names the precision of the live model, not that of the file
         config = json.loads(file.read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
         file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from agents.runs.saving import parse_save_every
 from reward_models.loading import LoadOptions
 from textrl_env.errors import check_choice, check_keywords
 
@@ -31,8 +32,8 @@ class TrainerOptions:
         autocast: Matrix products in bfloat16; None is where CUDA is, or where the weights came in half precision.
         gradient_checkpointing: Compute a layer's activations again in the backward pass instead of keeping them.
         eval_every: Optimiser steps between two looks at the held-out records; None looks at the end only.
-        save_every: Optimiser steps between checkpoints in the output folder, from which a run can go on; None saves
-            none.
+        save_every: Optimiser steps (500), a time (90s, 15m, 2h) or both (500,15m) between checkpoints in the output
+            folder, from which a run can go on; None saves none.
         keep: Checkpoints to keep, the latest ones.
         resume: Go on from the latest checkpoint in the output folder, if there is one.
         report_to: Where the log goes: csv, tensorboard, wandb, or none.
@@ -54,7 +55,7 @@ class TrainerOptions:
     autocast: bool | None = None
     gradient_checkpointing: bool = False
     eval_every: int | None = None
-    save_every: int | None = None
+    save_every: int | str | None = None
     keep: int = 2
     resume: bool = False
     report_to: str | Sequence[str] = "none"
@@ -67,7 +68,9 @@ class TrainerOptions:
     load_in_4bit: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("lora_rank", "eval_every", "save_every", "keep"):
+        if self.save_every is not None:
+            parse_save_every(self.save_every)
+        for name in ("lora_rank", "eval_every", "keep"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")

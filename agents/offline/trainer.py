@@ -9,6 +9,7 @@ A run that was stopped and goes on with ``resume=True`` ends with bitwise the we
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import random
@@ -25,6 +26,7 @@ from agents.offline.learner import Learner
 from agents.offline.options import TrainerOptions
 from agents.process import tuned_for
 from agents.runs.logs import open_logger
+from agents.runs.saving import SaveSchedule, TrainingInterrupted
 
 
 class Task(NamedTuple):
@@ -91,6 +93,8 @@ def optimise(
     Raises:
         ValueError: A setting out of range, or a checkpoint of another run.
         FloatingPointError: The gradient is no number any more.
+        TrainingInterrupted: A signal came, ``callback`` holds a
+            :class:`~agents.offline.callbacks.StopOnSignals`, and there is an output folder: a checkpoint is in it.
     """
     if batch_size < 1 or not epochs > 0:
         raise ValueError(f"batch_size must be at least 1 and epochs > 0, got {batch_size} and {epochs}")
@@ -114,16 +118,18 @@ def optimise(
     }
     checkpoints = Checkpoints(learner, optimizer, output, options.keep, identity)
     history: list[dict[str, float]] = checkpoints.resume() if options.resume else []
+    if not options.resume:
+        checkpoints.discard()
     first = len(history)
     held_out: dict[str, float] = {}
-    own_logger = logger is None and options.reports != ["none"]
-    if own_logger:
-        logger = open_logger(_log_folder(options, output), first, options.reports)
+    schedule = SaveSchedule(options.save_every)
+    schedule.start(first)
     with (
+        _log_of(logger, options, output, first) as logger,
         tuned_for(learner.model, large_tensors=True),
         torch.random.fork_rng(enabled=dropout),
         learner.saving_memory(),
-        StepCallbacks(callback, learner, logger, total_steps, first) as on_step,
+        StepCallbacks(callback, learner, logger, total_steps, first, checkpoints.at_stake) as on_step,
     ):
         if dropout:
             torch.manual_seed(seed)
@@ -142,17 +148,34 @@ def optimise(
             if task.evaluate is not None and (ends or _is_due(step, options.eval_every)):
                 held_out = _look(learner, task.evaluate, dropout)
                 metrics |= {f"eval/{name}": value for name, value in held_out.items()}
-            if _is_due(step, options.save_every):
+            saves = schedule.is_due(step)
+            if saves:
                 checkpoints.save(history)
+                schedule.saved()
             _log(logger, metrics, step, step == 1 or ends or step % log_interval == 0)
             if not on_step(step, metrics):
+                if on_step.stopped_by is not None and output is not None and not ends:
+                    if not saves:
+                        checkpoints.save(history)
+                    raise TrainingInterrupted(on_step.stopped_by)
                 break
         if task.evaluate is not None and not held_out:  # stopped early, or resumed at the end
             held_out = _look(learner, task.evaluate, dropout)
-    if own_logger:
-        logger.close()
     learner.finish()
     return Trained(history, held_out)
+
+
+@contextlib.contextmanager
+def _log_of(given: Any, options: TrainerOptions, output: str | Path | None, first: int) -> Iterator[Any]:
+    """The logger that was given, or the one that ``options.report_to`` asks for, which is closed at the end."""
+    if given is not None or options.reports == ["none"]:
+        yield given
+        return
+    logger = open_logger(_log_folder(options, output), first, options.reports)
+    try:
+        yield logger
+    finally:
+        logger.close()
 
 
 def _one_step(

@@ -20,6 +20,7 @@ import contextlib
 import itertools
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -82,7 +83,8 @@ def collect_preferences(
         prompts: A file, a list, or a ``datasets.Dataset``.
         judge: "gold" or "reward" of the embedded world, a reward of any form, an
             :class:`~agents.preferences.judges.OpenAIJudge`, or any object with its ``compare``.
-        output: A ``.jsonl`` file, written while collecting, so that what was judged is not lost; None writes none.
+        output: A ``.jsonl`` file; None writes none. While collecting it is called ``*.part.jsonl`` (:func:`part_of`),
+            which keeps what was judged if the collecting ends early; an error says so in a note.
         answers_per_prompt: Answers to sample for each prompt; all pairs of different ones are compared.
         pairs_per_prompt: At most so many pairs of each prompt, drawn at random; None takes all.
         raters: Raters for each pair; each gives a record of its own.
@@ -296,22 +298,40 @@ def _record(questions: PromptSet, row: int, rater: int, chosen: Answer, rejected
     return record
 
 
+def part_of(output: str | Path) -> Path:
+    """What the file of comparisons is called until all are collected."""
+    return Path(output).with_suffix(".part.jsonl")
+
+
 @contextlib.contextmanager
 def _writer(path: str | Path | None) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
-    """A function that appends records to a new ``.jsonl`` file, or to nothing."""
+    """A function that writes records to a new ``.jsonl`` file, which gets its name at the end; or to nothing."""
     if path is None:
         yield lambda records: None
         return
     if Path(path).suffix != ".jsonl":
         raise ValueError(f"output={str(path)!r} must end in .jsonl: a comparison is a line")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
+    part, count = part_of(path), 0
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "w", encoding="utf-8") as file:
 
-        def write(records: list[dict[str, Any]]) -> None:
-            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-            file.flush()
+            def write(records: list[dict[str, Any]]) -> None:
+                nonlocal count
+                try:
+                    file.write("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records))
+                    file.flush()
+                except OSError as error:
+                    raise OSError(error.errno, f"cannot write {part}: {error.strerror}") from error
+                count += len(records)
 
-        yield write
+            yield write
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException as error:
+        if count:
+            error.add_note(f"the {count:,} comparisons until then are in {part}")
+        raise
 
 
 def _statistics(tally: Counter[str], panel: Panel, records: list[dict[str, Any]]) -> dict[str, float]:

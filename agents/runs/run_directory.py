@@ -19,16 +19,11 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import platform
-import re
 import shlex
 import shutil
-import signal
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -49,6 +44,12 @@ from agents.runs.checkpoint import save as save_checkpoint
 from agents.runs.lock import HOLDER, LOCK
 from agents.runs.logs import EVENTS, PROGRESS, open_logger, read_progress
 from agents.runs.registry import find_agent, find_policy
+from agents.runs.saving import (
+    SaveSchedule,
+    StopRequest,
+    TrainingInterrupted,
+    stop_on_signals,
+)
 from agents.runs.whole import (
     MANIFEST,
     TornCheckpointError,
@@ -74,10 +75,6 @@ _TYPES: dict[str, tuple[type, ...]] = {
 CONFIG, FINAL, CHECKPOINT = "config.json", "final", "checkpoint-"
 EVALUATION, REPORT = "evaluation.json", "report.html"
 _PACKAGES = ("textrl-env", "torch", "transformers", "gymnasium", "stable-baselines3", "numpy")
-
-
-class TrainingInterrupted(Exception):
-    """Training stopped between two updates because it was asked to; a checkpoint has been written."""
 
 
 # -- the directory ----------------------------------------------------------------------------------------
@@ -181,8 +178,8 @@ def new_config(
         env_kwargs: For ``gym.make_vec``.
         n_envs: Slots of the vector env.
         device: "auto" or a torch device.
-        save_every: When to write checkpoints, as :func:`parse_save_every` reads it; None is each tenth of
-            ``total_timesteps`` and every 15 minutes.
+        save_every: When to write checkpoints, as :func:`~agents.runs.saving.parse_save_every` reads it; None is each
+            tenth of ``total_timesteps`` and every 15 minutes.
         keep: Checkpoints to keep.
         log_interval: Updates between two lines of the log.
         adaptive_kl: Arguments of :class:`~agents.callbacks.kl_control.AdaptiveKL`; None leaves the coefficient alone.
@@ -319,30 +316,6 @@ def _age(path: Path) -> float:
         return -math.inf
 
 
-def parse_save_every(given: int | str) -> tuple[int | None, float | None]:
-    """When to write checkpoints: timesteps and seconds between them, None where one is not given.
-
-    Args:
-        given: Timesteps, a time ("90s", "15m", "2h"), or both with a comma between: whichever comes first.
-
-    Raises:
-        ValueError: It is none of these.
-    """
-    steps: int | None = None
-    seconds: float | None = None
-    for part in str(given).replace("_", "").split(","):
-        found = re.fullmatch(r"\s*([1-9]\d*)\s*([smh]?)\s*", part)
-        if found is None:
-            raise ValueError(
-                f"save_every={given!r} must be timesteps (5000), a time (90s, 15m, 2h), or both (5000,15m)"
-            )
-        if found[2]:
-            seconds = int(found[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[found[2]]
-        else:
-            steps = int(found[1])
-    return steps, seconds
-
-
 # -- agents from configurations -----------------------------------------------------------------------------
 
 
@@ -408,42 +381,33 @@ class SaveRunCallback(BaseCallback):
 
     Args:
         folder: The run directory.
-        save_every: As :func:`parse_save_every` reads it.
+        save_every: As :func:`~agents.runs.saving.parse_save_every` reads it.
         keep: Checkpoints to keep, the latest ones.
     """
 
     def __init__(self, folder: Path, save_every: int | str, keep: int = 2) -> None:
         super().__init__()
         self.folder, self.keep = folder, keep
-        self.every_steps, self.every_seconds = parse_save_every(save_every)
-        self.stop_requested = False
+        self.schedule, self.stop_request = SaveSchedule(save_every), StopRequest()
         self._position: Position | None = None
 
     def _on_training_start(self) -> None:
-        self._next = self._following_multiple()
-        self._saved_at = time.monotonic()
+        self.schedule.start(self.model.num_timesteps)
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_start(self) -> None:
         self._position = None
-        if self.stop_requested:
+        if self.stop_request:
             self.save()
-            raise TrainingInterrupted
-        seconds = time.monotonic() - self._saved_at
-        if self.model.num_timesteps >= self._next or (self.every_seconds and seconds >= self.every_seconds):
+            raise TrainingInterrupted(self.stop_request.number)
+        if self.schedule.is_due(self.model.num_timesteps):
             self.save()
-            self._next = self._following_multiple()
         self._position = take_position(self.model)
 
     def _on_rollout_end(self) -> None:
         self._position = None
-
-    def _following_multiple(self) -> float:
-        if self.every_steps is None:
-            return math.inf
-        return (self.model.num_timesteps // self.every_steps + 1) * self.every_steps
 
     def save(self, position: Position | None = None) -> Path:
         """Write ``checkpoint-<timesteps>``, whole or not at all, and delete those too many.
@@ -457,7 +421,7 @@ class SaveRunCallback(BaseCallback):
         numbered = [path for _, path in checkpoints(self.folder) if path.name.startswith(CHECKPOINT)]
         for old in numbered[: -self.keep]:
             shutil.rmtree(old)
-        self._saved_at = time.monotonic()
+        self.schedule.saved()
         return path
 
     def save_best(self, score: float) -> bool:
@@ -522,7 +486,7 @@ def train(
     logger = open_logger(folder, agent.num_timesteps)
     agent.set_logger(logger)
     try:
-        with _stop_on_signals(saver):
+        with stop_on_signals(saver.stop_request, "the update under way", saver.at_stake):
             agent.learn(
                 config["total_timesteps"] - agent.num_timesteps,
                 [*(callbacks or []), *control, *measured, saver],
@@ -575,31 +539,3 @@ def _what_stands(saver: SaveRunCallback, folder: Path, config: dict[str, Any]) -
     if not found:
         return "there was no checkpoint yet"
     return f"the last checkpoint is {found[-1][1]}; go on with: {resume_command(folder, config)}"
-
-
-@contextmanager
-def _stop_on_signals(saver: SaveRunCallback) -> Iterator[None]:
-    """The first SIGINT or SIGTERM asks for a stop between updates, the second interrupts at once; both say so."""
-
-    def handle(number: int, frame: Any) -> None:
-        if saver.stop_requested:
-            _tell(f"leaving at once; {saver.at_stake()}")
-            raise KeyboardInterrupt
-        saver.stop_requested = True
-        _tell("waiting for the update under way, then a checkpoint is written; once more leaves at once")
-
-    if threading.current_thread() is not threading.main_thread():  # no other may set handlers
-        yield
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _tell(text: str) -> None:
-    """A line on standard error from a signal handler, where buffered streams may not be used."""
-    with contextlib.suppress(OSError):
-        os.write(2, f"\ntextrl: {text}\n".encode())
