@@ -46,6 +46,7 @@ from agents.rollouts.vector_envs import (
     has_fused_way,
     kl_envs,
     make_envs,
+    seed_action_spaces,
 )
 from textrl_env.errors import did_you_mean
 from textrl_env.lm.causal_lm import choose_device
@@ -97,6 +98,8 @@ class Agent(LearningLoop):
         verbose: 1 prints the log.
         seed: One seed for the environment, the sampling, the weights and the data order.
         device: "auto", or any torch device.
+        use_sde: Noise of continuous actions that is a function of the state (gSDE), for policies that are networks.
+        sde_sample_freq: Steps after which that noise is drawn anew; -1 is once in a rollout.
         max_skipped_updates: A gradient step whose gradient is not finite is skipped and counted; so many in a row stop
             learning.
     """
@@ -152,6 +155,8 @@ class Agent(LearningLoop):
         weight_decay: float = 0.0,
         max_skipped_updates: int = 3,
         critic_learning_rate: Schedule | None = None,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
     ) -> None:
         _check_positive(max_skipped_updates=max_skipped_updates)
         _check_positive(n_steps=n_steps, n_episodes=n_episodes, batch_size=batch_size, n_epochs=n_epochs)
@@ -195,6 +200,7 @@ class Agent(LearningLoop):
         self.group_size = group_size
         self.micro_batch_size = micro_batch_size
         self.policy_kwargs = dict(policy_kwargs or {})
+        self.use_sde, self.sde_sample_freq = use_sde, sde_sample_freq
         self.env_kwargs = dict(env_kwargs or {})
         self.tensorboard_log = None if tensorboard_log is None else str(tensorboard_log)
         self.verbose = verbose
@@ -219,6 +225,7 @@ class Agent(LearningLoop):
         env_seed, weight_seed, action_seed, order_seed = np.random.SeedSequence(self.seed).generate_state(4)
         self._seed_of_env = int(env_seed) % 2**31
         self._env_seed: int | None = self._seed_of_env  # None once the environment has been seeded
+        self._seeds_spaces = seed is not None
         self._vec_env: VecEnv | None = None
         self.rng = np.random.default_rng(order_seed)
         torch.manual_seed(int(weight_seed))
@@ -250,6 +257,8 @@ class Agent(LearningLoop):
         self.autoreset_mode = mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)
         self.waiting = np.zeros(self.num_envs, dtype=bool)
         check_time_limits(self.env)
+        if self._seeds_spaces:
+            seed_action_spaces(self.env, self._seed_of_env)
 
     def _check_id_arguments(self, env: Any) -> None:
         """Warn of arguments that say how to make an env from its id, beside an env that is made already."""
@@ -270,11 +279,12 @@ class Agent(LearningLoop):
 
     def set_up_policy(self, spaces: Any = None) -> None:
         """Make the policy and its optimiser from the env, or from spaces alone to predict only."""
-        policy_kwargs = dict(self.policy_kwargs)
+        policy_kwargs = ({"use_sde": True} if self.use_sde else {}) | self.policy_kwargs
         self._optimizer = [policy_kwargs.pop(name, None) for name in ("optimizer_class", "optimizer_kwargs")]
         self.policy = make_policy(self.policy_name, spaces or self.env, self._critic, policy_kwargs)
         self.policy.to(self._policy_device())
         self.device = self.policy.device
+        self._maybe_recommend_cpu()
         self.policy.generator = torch.Generator(self.device).manual_seed(self._action_seed)
         self.collects_episodes = (
             self.whole_episodes or self.policy.whole_episodes or self.n_episodes is not None
@@ -306,10 +316,23 @@ class Agent(LearningLoop):
     def _policy_device(self) -> torch.device:
         """Small networks are fastest on the CPU; a language model goes where the env's is, or to what there is."""
         if self._device_choice != "auto":
-            return choose_device(self._device_choice)
+            device = choose_device(self._device_choice)
+            if device.type == "cuda" and not torch.cuda.is_available() and not self.policy.whole_episodes:
+                logger.warn(f"device={str(device)!r}, but there is no GPU here: the CPU is used")
+                return torch.device("cpu")
+            return device
         if not self.policy.whole_episodes:
             return torch.device("cpu")
         return self.text_env.lm.device if self.text_env is not None else choose_device()
+
+    def _maybe_recommend_cpu(self) -> None:
+        """Warn of a GPU under a network that is too small for one; by the name that it has in stable-baselines3."""
+        if self.device.type != "cpu" and self.policy.flat:
+            name = type(self).__name__
+            logger.warn(
+                f"You are trying to run {name} on the GPU with a network so small that its steps are faster on the "
+                'CPU: leave device="auto"'
+            )
 
     @property
     def kl_coef(self) -> float | None:
@@ -544,8 +567,6 @@ class Agent(LearningLoop):
 
 #: Arguments of stable-baselines3's agents that have no counterpart, and why.
 _OF_SB3 = {
-    "use_sde": "state-dependent exploration (gSDE) is left out",
-    "sde_sample_freq": "state-dependent exploration (gSDE) is left out",
     "rollout_buffer_class": "a rollout is agents.Rollout, whatever collects it",
     "rollout_buffer_kwargs": "a rollout is agents.Rollout, whatever collects it",
 }

@@ -33,6 +33,8 @@ class LearningLoop(StableBaselines3Surface):
     iterations: int = 0
     #: When the present call of :meth:`learn` ends, in timesteps; None before the first.
     total_timesteps: int | None = None
+    #: Quantities that the logger still shows although a line with them has been written.
+    _written: list[str] = []  # noqa: RUF012, replaced and never changed
 
     @property
     def _total_timesteps(self) -> int | None:
@@ -89,6 +91,7 @@ class LearningLoop(StableBaselines3Surface):
             self._progress_remaining = max(1.0 - self.num_timesteps / self.total_timesteps, 0.0)
             if not self.stopped:
                 started = time.perf_counter()
+                self._forget_written()
                 self.train(rollout)
                 self.logger.record("time/update_seconds", time.perf_counter() - started)
             self.iterations += 1
@@ -170,6 +173,7 @@ class LearningLoop(StableBaselines3Surface):
             iteration: Number of the rollout; 0 leaves it out.
             rollout: What to log sums of; None where one is still being collected.
         """
+        self._forget_written()
         seconds = max(time.perf_counter() - self._time_at_start, 1e-9)
         record = self.logger.record
         self.episodes.log(record, rollout, self.policy.whole_episodes)
@@ -184,8 +188,21 @@ class LearningLoop(StableBaselines3Surface):
             record("memory/peak_mb", _peak_memory_mb(self.device))
             if self.kl_coef is not None:
                 record("objective/kl_coef", self.kl_coef)
-        self.latest = dict(self.logger.name_to_value)
+        values, excluded = dict(self.logger.name_to_value), dict(self.logger.name_to_excluded)
+        self.latest = values
         self.logger.dump(self.num_timesteps)
+        # Callbacks read the last update from the logger while the next rollout is collected, as they can in
+        # stable-baselines3, which writes its line before it learns.
+        self._written = [name for name in values if name.startswith("train/")]
+        for name in self._written:
+            self.logger.name_to_value[name], self.logger.name_to_excluded[name] = values[name], excluded[name]
+
+    def _forget_written(self) -> None:
+        """Take what has been written off the logger, so that it is not written again."""
+        for name in self._written:
+            self.logger.name_to_value.pop(name, None)
+            self.logger.name_to_excluded.pop(name, None)
+        self._written = []
 
 
 def update_ended(callback: BaseCallback) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import tempfile
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -14,15 +13,22 @@ import numpy as np
 import torch
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import configure_logger, get_system_info
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeImage, is_vecenv_wrapped
 
 from agents.algorithms.schedules import Schedule, schedule_value
 from agents.policies.base import Policy
 from agents.rollouts.episode_log import EpisodeLog
-from agents.rollouts.sb3_envs import TrainingVecEnv, VecEnvAsVectorEnv, layers_of
-from agents.rollouts.vector_envs import bind_policy
+from agents.rollouts.sb3_envs import (
+    ChannelsFirstVecEnv,
+    TrainingVecEnv,
+    VecEnvAsVectorEnv,
+    layers_of,
+    without_disguise,
+)
+from agents.rollouts.vector_envs import bind_policy, seed_action_spaces
 from agents.runs import checkpoint
 from agents.runs.archive import unpacked, write_archive
+from textrl_env.errors import ArgumentError
 
 
 class StableBaselines3Surface:
@@ -44,6 +50,9 @@ class StableBaselines3Surface:
     _vec_env: VecEnv | None
     _env_seed: int | None
     _seed_of_env: int
+    _seeds_spaces: bool
+    n_envs: int
+    collects_episodes: bool
     _progress_remaining: float
     _logger: Logger | None
     _custom_logger: bool
@@ -101,13 +110,16 @@ class StableBaselines3Surface:
     def get_env(self) -> VecEnv | None:
         """The vector env that the agent learns in, as stable-baselines3 has it: ``reset()`` returns observations alone.
 
-        A ``VecEnv`` that was given comes back as it is; Gymnasium's own vector env is ``agent.env``.
+        A ``VecEnv`` that was given comes back as it is; Gymnasium's own vector env is ``agent.env``. Where the policy
+        reads images channels first, that is how this one shows them, as stable-baselines3's does.
         """
         if self.env is None:
             return None
         if self._vec_env is None:
             given = isinstance(self.env, VecEnvAsVectorEnv)
-            self._vec_env = self.env.vec_env if given else TrainingVecEnv(self.env, self._forget_observation)
+            vec_env = self.env.vec_env if given else TrainingVecEnv(self.env, self._forget_observation)
+            turned = self.policy.turns_images and not is_vecenv_wrapped(vec_env, VecTransposeImage)
+            self._vec_env = ChannelsFirstVecEnv(vec_env) if turned else vec_env
         return self._vec_env
 
     def _forget_observation(self) -> None:
@@ -120,8 +132,19 @@ class StableBaselines3Surface:
         Args:
             env: An id, an env or a vector env, stable-baselines3's included.
             force_reset: False goes on from the last observation, where ``env`` is the one that gave it.
+
+        Raises:
+            ValueError: Other spaces, or where a rollout is ``n_steps`` of each slot another number of slots (an
+                AssertionError too, as in stable-baselines3).
         """
         old, last = self.env, self.last_obs
+        env = without_disguise(env)
+        slots = env.num_envs if isinstance(env, (gym.vector.VectorEnv, VecEnv)) else self.n_envs
+        if old is not None and not self.collects_episodes and slots != self.n_envs:
+            raise ArgumentError(
+                f"the new env has num_envs={slots}, expected {self.n_envs}, since a rollout is n_steps of each slot; "
+                f"{type(self).__name__}.load(path, env=...) takes any number"
+            )
         if isinstance(env, TrainingVecEnv):
             env = env.envs
         elif old is not None and isinstance(old, VecEnvAsVectorEnv) and old.vec_env is env:
@@ -160,6 +183,9 @@ class StableBaselines3Surface:
         env_seed, weight_seed, action_seed, order_seed = np.random.SeedSequence(self.seed).generate_state(4)
         self._seed_of_env = self._env_seed = int(env_seed) % 2**31
         self.rng = np.random.default_rng(order_seed)
+        self._seeds_spaces = True
+        if self.env is not None:
+            seed_action_spaces(self.env, self._seed_of_env)
         torch.manual_seed(int(weight_seed))
         self.policy.generator.manual_seed(int(action_seed))
         self.last_obs = None
@@ -216,20 +242,31 @@ class StableBaselines3Surface:
         """
         return self.policy.predict(observation, state, episode_start, deterministic)
 
-    def save(self, path: str | Path | IO[bytes]) -> None:
+    def save(
+        self,
+        path: str | Path | IO[bytes],
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
         """Write a folder: a Hugging Face folder for a language model, safetensors and JSON for the rest.
 
         A small network under a name that ends in ".zip", or into an open file, is written as one file instead, the
         same folder in an archive.
+
+        Args:
+            path: Where.
+            exclude: Constructor arguments to leave out; a name that is none is left out anyway.
+            include: Constructor arguments to write all the same, also those that say what to log ("verbose").
         """
+        chosen = {"exclude": tuple(exclude or ()), "include": tuple(include or ())}
         stream = hasattr(path, "write")
         if not stream and (Path(path).suffix != ".zip" or hasattr(self.policy, "save_pretrained")):
-            checkpoint.save(self, Path(path))
+            checkpoint.save(self, Path(path), **chosen)
             return
         if stream and hasattr(self.policy, "save_pretrained"):
             raise TypeError("a language model is saved as a folder: give save() a path, not an open file")
         with tempfile.TemporaryDirectory() as folder:
-            checkpoint.save(self, Path(folder))
+            checkpoint.save(self, Path(folder), **chosen)
             write_archive(Path(folder), path if stream else Path(path))
 
     @classmethod
@@ -261,11 +298,11 @@ class StableBaselines3Surface:
             FileNotFoundError: There is no checkpoint.
             UntrustedNameError: It names code outside this project that ``trust_modules`` does not (an ImportError).
         """
-        constructors = [vars(base)["__init__"] for base in cls.__mro__[:-1] if "__init__" in vars(base)]
-        known = {name for each in constructors for name in inspect.signature(each).parameters}
+        known = checkpoint.argument_names(cls)
         kwargs = {n: v for n, v in (custom_objects or {}).items() if n in known} | kwargs
         if print_system_info:
             get_system_info()
+        env = without_disguise(env)
         if isinstance(env, TrainingVecEnv):
             env = env.envs
         with unpacked(path) as folder:

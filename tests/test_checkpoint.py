@@ -183,6 +183,7 @@ def test_schedules_are_saved_by_name_and_what_has_none_is_warned_about(tmp_path)
     with pytest.warns(UserWarning, match=r"learning_rate=.*pass it again to load"):
         nameless.save(tmp_path / "nameless")
     assert PPO.load(tmp_path / "nameless", env="ToyBandit-v0", learning_rate=halving).learning_rate is halving
+    assert PPO.load(tmp_path / "nameless", env="ToyBandit-v0").learning_rate(0.3) == 1e-3
 
 
 def test_constructor_arguments_come_back_and_can_be_replaced(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -15,15 +17,29 @@ from stable_baselines3.common.callbacks import (
     LogEveryNTimesteps,
     StopTrainingOnMaxEpisodes,
 )
+from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import FakeImageEnv, IdentityEnv
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
+from stable_baselines3.common.vec_env import (
+    SubprocVecEnv,
+    VecEnv,
+    VecNormalize,
+    VecTransposeImage,
+    is_vecenv_wrapped,
+)
 
 from agents import GRPO, PPO, REINFORCE
+from agents.algorithms.schedules import schedule_value
+from agents.policies.base import Policy
+from agents.policies.factory import CausalLMPolicy, MlpPolicy
 from agents.runs.checkpoint import decode_argument
 from tests.tiny import make_env
+from textrl_env.errors import ArgumentError
 
 SMALL = {"n_steps": 16, "batch_size": 16, "n_epochs": 1, "seed": 0}
 
@@ -127,7 +143,196 @@ def test_a_strangers_script_runs_by_changing_the_import(algorithm, tmp_path):
     assert all(r == int(r) and r >= 5 for r in log.returns)
 
 
+# What it is made of, read and written
+
+
+@pytest.mark.filterwarnings("ignore:.*has no name that a checkpoint")
+def test_a_schedule_without_a_name_comes_back_as_a_table_of_it(tmp_path):
+    curved = PPO("MlpPolicy", "CartPole-v1", learning_rate=lambda done: 1e-3 * done**2, **SMALL)
+    curved.save(tmp_path / "agent.zip")
+    loaded = PPO.load(tmp_path / "agent.zip")
+    assert loaded.learning_rate.__name__ == "<lambda>"
+    for progress in (0.0, 0.123456, 0.5, 1.0):
+        assert loaded.lr_schedule(progress) == pytest.approx(curved.lr_schedule(progress), abs=1e-9)
+    loaded.save(tmp_path / "again")  # a table of a table is the same one
+    again = PPO.load(tmp_path / "again")
+    assert (again.learning_rate.values == loaded.learning_rate.values).all()
+
+
+def test_its_schedules_come_back_as_what_they_are(tmp_path):
+    agent = PPO("MlpPolicy", "CartPole-v1", learning_rate=LinearSchedule(1e-3, 1e-4, 0.5), **SMALL)
+    agent.save(tmp_path / "agent")
+    schedule = PPO.load(tmp_path / "agent").learning_rate
+    assert isinstance(schedule, LinearSchedule) and vars(schedule) == vars(agent.learning_rate)
+
+
+@pytest.mark.parametrize("given", [0.1, "linear:0.2", lambda done: 0.3 * done])
+def test_the_clip_range_is_a_function_and_equals_what_was_given(given):
+    agent = PPO("MlpPolicy", "CartPole-v1", clip_range=given, clip_range_vf=given, **SMALL)
+    for clip in (agent.clip_range, agent.clip_range_vf):
+        assert isinstance(clip, FloatSchedule) and clip == given and clip != 0.7
+        assert clip(0.5) == schedule_value(given, 0.5) and type(clip(0.5)) is float
+    agent.clip_range = 0.25  # what a callback may do
+    agent.learn(16)
+    assert agent.latest["train/clip_range"] == 0.25
+
+
+def test_callbacks_read_the_last_update_and_nothing_is_written_twice(tmp_path):
+    class Read(BaseCallback):
+        def _on_step(self):
+            self.seen = [*getattr(self, "seen", []), self.logger.name_to_value.get("train/loss")]
+            return True
+
+    agent, read = PPO("MlpPolicy", "CartPole-v1", **SMALL), Read()
+    agent.set_logger(configure(str(tmp_path), ["csv"]))
+    agent.learn(48, callback=[read, LogEveryNTimesteps(8)], log_interval=1)
+    assert read.seen[15] is None and len({*read.seen[16:23]}) == 1 and read.seen[16] is not None
+    with open(tmp_path / "progress.csv") as file:
+        losses = [row["train/loss"] for row in csv.DictReader(file)]
+    written = [loss for loss in losses if loss]
+    assert (
+        len(written) == 3 and len(losses) > 6
+    )  # one update for each rollout, whoever asks for lines in between
+    assert agent.logger.name_to_value["train/loss"] == pytest.approx(float(written[-1]))
+
+
+def test_a_checkpoint_leaves_out_and_takes_in_what_it_is_told_to(tmp_path):
+    agent = PPO("MlpPolicy", "CartPole-v1", gamma=0.9, verbose=0, **SMALL)
+    agent.save(tmp_path / "without", exclude=["gamma", "a_name_of_nothing"])
+    assert PPO.load(tmp_path / "without").gamma == 0.99
+    agent.verbose = 2
+    agent.save(tmp_path / "with", exclude=["verbose"], include=["verbose"])
+    assert PPO.load(tmp_path / "with").verbose == 2
+    with pytest.raises(ArgumentError, match=r"include=\['thoughts'\].*names no argument of PPO"):
+        agent.save(tmp_path / "with", include=["thoughts"])
+
+
+# Its networks
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy"])
+def test_a_policy_is_saved_and_loaded_without_its_agent(policy, tmp_path):
+    env = FakeImageEnv(screen_height=36, screen_width=36) if policy == "CnnPolicy" else "CartPole-v1"
+    kwargs = {"net_arch": [8], "activation_fn": torch.nn.ELU}
+    agent = PPO(policy, env, policy_kwargs=kwargs, **SMALL)
+    agent.policy.save(tmp_path / "policy.pkl")
+    loaded = type(agent.policy).load(tmp_path / "policy.pkl")
+    observation = agent.env.single_observation_space.sample()
+    batch = np.stack([observation] * 3)
+    assert all(torch.equal(w, loaded.state_dict()[name]) for name, w in agent.policy.state_dict().items())
+    assert loaded.predict(batch, deterministic=True)[0].tolist() == (
+        agent.policy.predict(batch, deterministic=True)[0].tolist()
+    )
+    assert isinstance(Policy.load(tmp_path / "policy.pkl"), type(agent.policy))
+    with pytest.raises(ValueError, match="not a CausalLMPolicy"):
+        CausalLMPolicy.load(tmp_path / "policy.pkl")
+    assert (tmp_path / "policy.pkl").read_bytes()[8:9] == b"{"  # safetensors, whatever the name ends in
+
+
+def test_a_policy_s_file_names_no_code_that_is_not_trusted(tmp_path):
+    class Mine(MlpPolicy):
+        pass
+
+    Mine.__qualname__, Mine.__module__ = "Mine", "somebody_else"
+    Mine(gym.spaces.Box(-1, 1, (2,)), gym.spaces.Discrete(2)).save(tmp_path / "policy.safetensors")
+    with pytest.raises(ImportError, match="somebody_else"):
+        Policy.load(tmp_path / "policy.safetensors")
+    assert isinstance(Mine.load(tmp_path / "policy.safetensors"), Mine)  # the caller has it in hand
+    with pytest.raises(TypeError, match=r"policy\.save_pretrained"):
+        PPO("CausalLMPolicy", make_env()).policy.save(tmp_path / "lm")
+
+
+def test_one_discrete_action_is_an_array_that_a_dict_can_be_asked_for():
+    agent = PPO("MlpPolicy", "FrozenLake-v1", **SMALL)
+    action, _ = agent.predict(0)
+    assert isinstance(action, np.ndarray) and action.shape == () and agent.action_space.contains(action)
+    assert {0: "a", 1: "b", 2: "c", 3: "d"}[action] == "abcd"[int(action)]
+    env = gym.make("FrozenLake-v1")
+    env.reset(seed=0)
+    env.step(action)  # which looks it up in a dict
+
+
+def test_noise_that_is_a_function_of_the_state_is_learned_as_there(tmp_path):
+    kwargs = {
+        "use_sde": True,
+        "sde_sample_freq": 4,
+        "n_steps": 16,
+        "batch_size": 16,
+        "n_epochs": 1,
+        "seed": 0,
+    }
+    agent = PPO("MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [8], "log_std_init": -1.0}, **kwargs)
+    theirs = StateDependentNoiseDistribution(1)
+    theirs.proba_distribution_net(8, log_std_init=-1.0)
+    out = np.random.default_rng(0).normal(size=(5, 9)).astype(np.float32)
+    actions = np.linspace(-1, 1, 5, dtype=np.float32)[:, None]
+    mean, hidden = torch.from_numpy(out[:, :1]), torch.from_numpy(out[:, 1:])
+    theirs.proba_distribution(mean, agent.policy.log_std.detach(), hidden)
+    mine = agent.policy.distribution
+    expected = theirs.log_prob(torch.from_numpy(actions)).numpy()
+    assert mine.log_prob(out, actions) == pytest.approx(expected, abs=1e-5)
+    log_probs, entropy = mine.evaluate(torch.from_numpy(out), torch.from_numpy(actions))
+    assert log_probs.detach().numpy() == pytest.approx(expected, abs=1e-5)
+    assert entropy.detach().numpy() == pytest.approx(theirs.entropy().numpy(), abs=1e-5)
+    # Between two draws the noise is one function: the same state, the same action.
+    agent.policy.reset_noise(5)
+    first = mine.draw(out, agent.policy.generator)
+    assert (mine.draw(out, agent.policy.generator) == first).all()
+    agent.policy.reset_noise(5)
+    assert (mine.draw(out, agent.policy.generator) != first).all()
+    agent.learn(64)
+    agent.save(tmp_path / "agent")
+    assert PPO.load(tmp_path / "agent", env="Pendulum-v1").learn(32).policy.distribution.reads_hidden
+    with pytest.raises(ValueError, match="use_sde=True explores with continuous actions"):
+        PPO("MlpPolicy", "CartPole-v1", use_sde=True)
+    with pytest.raises(AssertionError, match="squash_output is left out"):
+        PPO("MlpPolicy", "Pendulum-v1", policy_kwargs={"squash_output": True})
+
+
+def test_images_are_shown_as_the_policy_reads_them_and_taken_either_way():
+    agent = PPO("CnnPolicy", FakeImageEnv(screen_height=36, screen_width=40, n_channels=1), **SMALL)
+    envs = agent.get_env()
+    assert is_vecenv_wrapped(envs, VecTransposeImage) and envs.observation_space.shape == (1, 36, 40)
+    shown = envs.reset()
+    as_given = np.moveaxis(shown, 1, -1)
+    for pair in ((shown, as_given), (shown[0], as_given[0])):
+        first, second = (agent.predict(each, deterministic=True)[0] for each in pair)
+        assert (first == second).all()
+    agent.set_env(envs)  # the one that it has
+    agent.learn(16)
+    assert evaluate_policy(agent, envs, n_eval_episodes=1)[0] == 0.0
+
+
+def test_a_gpu_that_is_not_there_is_the_cpu_and_that_is_said():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.warns(UserWarning, match="there is no GPU here: the CPU is used"):
+        agent = PPO("MlpPolicy", "CartPole-v1", device="cuda", **SMALL)
+    assert agent.device.type == agent.policy.device.type == "cpu"
+
+
+def test_a_compiled_policy_is_saved_as_the_policy_that_it_is(tmp_path):
+    agent = PPO("MlpPolicy", "CartPole-v1", **SMALL)
+    agent.policy = torch.compile(agent.policy)
+    agent.save(tmp_path / "agent")
+    assert torch.equal(weights(PPO.load(tmp_path / "agent")), weights(agent))
+
+
 # Its environments
+
+
+def test_an_env_that_draws_from_its_action_space_is_seeded_too():
+    starts = []
+    for _ in range(2):
+        agent = PPO("MlpPolicy", IdentityEnv(1000), **SMALL)
+        starts.append(agent.get_env().reset().tolist())
+    assert starts[0] == starts[1]
+
+
+def test_another_number_of_slots_is_refused_with_the_next_step():
+    agent = PPO("MlpPolicy", make_vec_env("CartPole-v1", 2), **SMALL)
+    with pytest.raises(AssertionError, match=r"num_envs=3, expected 2.*load\(path, env="):
+        agent.set_env(make_vec_env("CartPole-v1", 3))
 
 
 def test_its_vector_envs_give_the_rollouts_that_gymnasiums_do():
@@ -337,8 +542,8 @@ def test_old_habits_are_understood_or_named():
     with pytest.raises(AssertionError, match="clip_range"):  # a ValueError, too
         PPO("MlpPolicy", "CartPole-v1", clip_range=-0.2)
 
-    with pytest.raises(TypeError, match=r"takes no use_sde: .*gSDE"):
-        PPO("MlpPolicy", "CartPole-v1", use_sde=True)
+    with pytest.raises(TypeError, match=r"takes no rollout_buffer_class: .*agents\.Rollout"):
+        PPO("MlpPolicy", "CartPole-v1", rollout_buffer_class=dict)
 
     class Old(gym.Env):
         observation_space, action_space = gym.spaces.Box(-1, 1, (1,)), gym.spaces.Discrete(2)

@@ -15,7 +15,7 @@ from gymnasium import logger
 from torch import Tensor
 
 from agents.algorithms import maths
-from agents.algorithms.schedules import Schedule, check_schedule, schedule_value
+from agents.algorithms.schedules import Schedule, ScheduleFunction, check_schedule, schedule_value
 from agents.base import Agent
 from agents.policies.base import Evaluation, Policy
 from agents.rollouts.rollout import Rollout
@@ -85,8 +85,9 @@ class PPO(Agent):
         if critic_warmup is not None and critic_warmup < 0:
             raise ValueError(f"critic_warmup must be at least 0, got {critic_warmup}")
         self.critic_gae_lambda, self.critic_warmup = critic_gae_lambda, critic_warmup
-        self.clip_range = clip_range
-        self.clip_range_vf = clip_range_vf
+        # Functions, as stable-baselines3 keeps them; a number that is set later is one too.
+        self.clip_range = ScheduleFunction(clip_range)
+        self.clip_range_vf = None if clip_range_vf is None else ScheduleFunction(clip_range_vf)
         self.normalize_advantage = normalize_advantage
         self.target_kl = target_kl
         super().__init__(
@@ -123,8 +124,8 @@ class PPO(Agent):
                 )
         if self.batch_size is not None and rows % self.batch_size == 1 and rows > 1:
             logger.warn(
-                f"n_steps * n_envs = {rows} in minibatches of batch_size={self.batch_size} leaves a last one of a "
-                "single step, whose advantage cannot be normalised and counts as 0; take another batch_size"
+                f"n_steps * n_envs = {rows} in minibatches of batch_size={self.batch_size}: there will be a truncated "
+                "mini-batch of size 1, whose advantage cannot be normalised and counts as 0; take another batch_size"
             )
 
     @property

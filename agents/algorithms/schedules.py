@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
+from stable_baselines3.common.utils import FloatSchedule
 
 from textrl_env.errors import ArgumentError, check_choice
 
@@ -36,6 +40,58 @@ def _schedule_value(schedule: Schedule, progress_remaining: float) -> float:
             raise ValueError(f'a schedule is a number, "linear:3e-4" or a function, got {schedule!r}')
         return float(initial) * progress_remaining
     return float(schedule)
+
+
+class ScheduleFunction(FloatSchedule):
+    """A schedule as stable-baselines3's PPO keeps it: a function of the remaining progress, ``clip_range(1.0)``.
+
+    It equals what it was made of, so that ``agent.clip_range == 0.2`` stays true.
+
+    Args:
+        given: A number, "linear:0.2" or a function.
+    """
+
+    def __init__(self, given: Schedule) -> None:
+        self.given = given.given if isinstance(given, ScheduleFunction) else given
+        super().__init__(functools.partial(_schedule_value, given) if isinstance(given, str) else given)
+
+    def __eq__(self, other: object) -> bool:
+        return self.given == (other.given if isinstance(other, ScheduleFunction) else other)
+
+    def __hash__(self) -> int:
+        return hash(self.given)
+
+    def __repr__(self) -> str:
+        return repr(self.given)
+
+
+class TabulatedSchedule:
+    """A function of the remaining progress by its values at equal distances, with straight lines between them.
+
+    What a checkpoint makes of a function that no name leads to.
+
+    Args:
+        values: From a remaining progress of 0 to one of 1.
+        name: Of the function that it stands for.
+    """
+
+    #: How many values :meth:`of` takes; a power of two and one, so that halves, quarters, ... are among the places.
+    PLACES = 1025
+
+    def __init__(self, values: Sequence[float], name: str) -> None:
+        self.values = np.asarray(values, dtype=np.float64)
+        self.__name__ = name
+
+    @classmethod
+    def of(cls, function: Callable[[float], float]) -> TabulatedSchedule:
+        """The table of a function."""
+        places = np.linspace(0.0, 1.0, cls.PLACES).tolist()
+        name = getattr(function, "__name__", type(function).__name__)
+        return cls([float(function(place)) for place in places], name)
+
+    def __call__(self, progress_remaining: float) -> float:
+        places = np.linspace(0.0, 1.0, len(self.values))
+        return float(np.interp(progress_remaining, places, self.values))
 
 
 #: What ``lr_scheduler_type`` may be: transformers' names, without those that read the loss.

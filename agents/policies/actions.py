@@ -26,6 +26,8 @@ class ActionDistribution(ABC):
     """
 
     outputs: int
+    #: Whether ``out`` is ``[N, outputs + H]``: the head's outputs and the hidden units that they were made of.
+    reads_hidden = False
 
     @abstractmethod
     def draw(self, out: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
@@ -161,9 +163,69 @@ class DiagonalGaussian(ActionDistribution):
         return log_density.sum(-1), entropy.expand(len(out))
 
 
+class StateDependentGaussian(ActionDistribution):
+    """Real numbers with noise that is a function of the state (gSDE; Raffin, Kober and Stulp 2021, arXiv 2005.05719).
+
+        a = mu(s) + z(s) @ (E * std)    with E ~ N(0, 1) drawn now and then, so that an episode is explored smoothly
+        a ~ N(mu(s), z(s)^2 @ std^2)    over the draws, which is what log-probabilities are of
+
+    ``z(s)`` are the hidden units of the actor, which do not learn from the noise. As in stable-baselines3, but for its
+    ``full_std=False``, ``use_expln`` and ``squash_output``, which are left out.
+
+    Attributes:
+        log_std: ``[H, outputs]``, a parameter for the policy to own.
+    """
+
+    reads_hidden = True
+    #: Keeps a variance off 0 where all hidden units are 0.
+    _SMALLEST = 1e-6
+
+    def __init__(self, space: spaces.Box, hidden: int, log_std_init: float = 0.0) -> None:
+        self.outputs, self.shape = int(np.prod(space.shape)), space.shape
+        self.log_std = nn.Parameter(torch.full((hidden, self.outputs), log_std_init))
+        self._noise: np.ndarray | None = None  # E, [slots, H, outputs]
+
+    def reset_noise(self, slots: int, generator: torch.Generator | None) -> None:
+        """Draw ``E`` anew for each of so many slots."""
+        shape = (slots, *self.log_std.shape)
+        self._noise = _room(shape, generator).normal_(generator=generator).cpu().numpy()
+
+    def _std(self) -> np.ndarray:
+        return np.exp(self.log_std.detach().cpu().numpy())
+
+    def draw(self, out: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
+        mean, hidden = np.split(out, [self.outputs], axis=-1)
+        if self._noise is None:
+            self.reset_noise(len(out), generator)
+        # One observation, or any other number than there are slots, is explored as the first slot is.
+        noise = self._noise if len(out) == len(self._noise) else self._noise[:1]
+        shift = np.matmul(hidden[:, None], noise * self._std())[:, 0]
+        return (mean + shift).reshape(-1, *self.shape)
+
+    def mode(self, out: np.ndarray) -> np.ndarray:
+        return out[:, : self.outputs].reshape(-1, *self.shape)
+
+    def log_prob(self, out: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        mean, hidden = np.split(out.astype(np.float64), [self.outputs], axis=-1)
+        variance = hidden**2 @ self._std().astype(np.float64) ** 2 + self._SMALLEST
+        squares = (actions.reshape(mean.shape) - mean) ** 2 / variance
+        return (-0.5 * squares - 0.5 * np.log(variance) - _HALF_LOG_TAU).sum(-1)
+
+    def evaluate(self, out: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        mean, hidden = out[:, : self.outputs], out[:, self.outputs :].detach()
+        variance = hidden**2 @ self.log_std.exp() ** 2 + self._SMALLEST
+        half_log = 0.5 * variance.log()
+        log_density = -0.5 * (actions.view(mean.shape) - mean) ** 2 / variance - half_log - _HALF_LOG_TAU
+        return log_density.sum(-1), (half_log + 0.5 + _HALF_LOG_TAU).sum(-1)
+
+
 def _noise(out: np.ndarray, generator: torch.Generator | None) -> Tensor:
     """Room for one random number beside each output, on the generator's device."""
-    return torch.empty(out.shape, device="cpu" if generator is None else generator.device)
+    return _room(out.shape, generator)
+
+
+def _room(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    return torch.empty(shape, device="cpu" if generator is None else generator.device)
 
 
 _DISTRIBUTIONS = {
@@ -174,12 +236,23 @@ _DISTRIBUTIONS = {
 }
 
 
-def make_distribution(space: spaces.Space, log_std_init: float = 0.0) -> ActionDistribution:
+def make_distribution(
+    space: spaces.Space, log_std_init: float = 0.0, sde_hidden: int | None = None
+) -> ActionDistribution:
     """The distribution over the actions of a space.
 
+    Args:
+        space: Of the actions.
+        log_std_init: Initial log standard deviation of continuous actions.
+        sde_hidden: Hidden units that the noise of continuous actions is a function of; None for noise that is not.
+
     Raises:
-        ValueError: A space that none is made for.
+        ValueError: A space that none is made for, or state-dependent noise where actions are not continuous.
     """
+    if sde_hidden is not None:
+        if not isinstance(space, spaces.Box):
+            raise ValueError(f"use_sde=True explores with continuous actions, got the action space {space}")
+        return StateDependentGaussian(space, sde_hidden, log_std_init)
     for kind, distribution in _DISTRIBUTIONS.items():
         if isinstance(space, kind):
             return distribution(space, *([log_std_init] if kind is spaces.Box else []))

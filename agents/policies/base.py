@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import inspect
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from agents.policies.actions import to_space
 from agents.rollouts.observations import add_batch, copied, equal, is_single, row_of
 from agents.rollouts.rollout import Rollout
+from agents.runs.encoding import UNNAMED, decode_argument, decode_space, encode_argument, encode_space
+from agents.runs.names import import_name, resolve_class
+from reward_models import trust
+
+#: Where the metadata of a policy's file says what it holds.
+_METADATA = "policy"
 
 
 class Evaluation(NamedTuple):
@@ -22,6 +34,22 @@ class Evaluation(NamedTuple):
     entropy: Tensor
 
 
+class DiscreteAction(np.ndarray):
+    """One discrete action: an array without dimensions, which can be looked up in a dict.
+
+    stable-baselines3's ``predict`` returns such an array, and environments that keep their transitions in a dict
+    (Gymnasium's FrozenLake, ``self.P[state][action]``) need one that has a hash.
+    """
+
+    def __hash__(self) -> int:
+        return hash(self.item())
+
+
+def plain(policy: Any) -> Any:
+    """The policy itself, where ``torch.compile`` has wrapped it."""
+    return getattr(policy, "_orig_mod", policy)
+
+
 class Policy(nn.Module):
     """The interface of a policy; subclass it to plug in another architecture.
 
@@ -29,12 +57,25 @@ class Policy(nn.Module):
         whole_episodes: Whether it can only evaluate whole episodes (sequence models).
         has_critic: Whether ``values`` mean anything.
         autocast: Whether evaluation runs in bfloat16.
+        turns_images: Whether it turns images channels first, and so takes them either way.
         flat: Whether the parameters are few and of one kind, so that the optimiser may keep them as one vector.
+        init_kwargs: The constructor arguments that were given, the spaces included.
     """
 
     whole_episodes = False
     autocast = False
+    turns_images = False
     flat = False
+
+    init_kwargs: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        # Remember the arguments as they were given, so that save() can write them, of classes of one's own too.
+        policy = super().__new__(cls)
+        bound = inspect.signature(cls.__init__).bind_partial(policy, *args, **kwargs).arguments
+        bound.pop("self", None)
+        object.__setattr__(policy, "init_kwargs", bound | bound.pop("kwargs", {}))
+        return policy
 
     def __init__(
         self, observation_space: spaces.Space, action_space: spaces.Space, critic: str | None
@@ -62,6 +103,9 @@ class Policy(nn.Module):
             values float64 ``[N]``.
         """
         raise NotImplementedError
+
+    def reset_noise(self, slots: int) -> None:
+        """Called when state-dependent exploration is to be drawn anew; nothing for policies without."""
 
     def prepare(self, rollout: Rollout) -> None:
         """Called before the update that evaluates these rows: what evaluation needs is moved to the device now."""
@@ -111,6 +155,8 @@ class Policy(nn.Module):
         # The caller may write into what it has handed over; what a policy remembers must not change with it.
         observation = add_batch(copied(observation)) if single else copied(observation)
         actions = self.to_env(self.act(observation, deterministic)[0])
+        if single and actions.ndim == 1:
+            return actions.view(DiscreteAction).reshape(()), state
         return (actions[0] if single else actions), state
 
     def to_env(self, actions: np.ndarray) -> np.ndarray:
@@ -120,6 +166,62 @@ class Policy(nn.Module):
     def weights_changed(self) -> None:
         """Called after every update; forget what was computed with the old weights."""
         self._last = None
+
+    def save(self, path: str | Path) -> None:
+        """Write the policy alone, without its agent: one file of safetensors, whatever its name ends in.
+
+        Raises:
+            TypeError: An argument of its constructor has no name to be found by, or it is a language model, which
+                ``save_pretrained(folder)`` writes.
+        """
+        if hasattr(self, "save_pretrained"):
+            raise TypeError("a language model is a folder: policy.save_pretrained(folder), or save the agent")
+        given = {n: v for n, v in self.init_kwargs.items() if n not in ("observation_space", "action_space")}
+        kwargs = {name: encode_argument(value) for name, value in given.items()}
+        nameless = [name for name, value in kwargs.items() if value is UNNAMED]
+        if nameless:
+            raise TypeError(
+                f"{type(self).__name__} was made with {nameless[0]}={given[nameless[0]]!r}, which no file can name; "
+                "put it into a module, as a function or class of its own"
+            )
+        spaces_of = {n: encode_space(getattr(self, n)) for n in ("observation_space", "action_space")}
+        document = {"class": import_name(type(self)), "kwargs": kwargs} | spaces_of
+        weights = {n: w.detach().cpu().clone().contiguous() for n, w in self.state_dict().items()}
+        save_file(weights, path, metadata={_METADATA: json.dumps(document)})
+
+    @classmethod
+    def load(
+        cls, path: str | Path, device: str | torch.device = "auto", trust_modules: Sequence[str] = ()
+    ) -> Self:
+        """Read what :meth:`save` wrote.
+
+        Args:
+            path: The file.
+            device: Where to put the weights; "auto" is the CPU.
+            trust_modules: Modules outside this project whose classes and functions the file may name.
+
+        Raises:
+            ValueError: It holds no policy, or one of another class.
+            UntrustedNameError: It names code outside this project that ``trust_modules`` does not (an ImportError).
+        """
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_METADATA)
+            if text is None:
+                raise ValueError(f"{path} holds no policy that Policy.save wrote")
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+        document = json.loads(text)
+        with trust.names_from(Path(path), trust_modules):
+            kwargs = dict(document["kwargs"])
+            own = document["class"] == import_name(cls)  # then the caller has named it
+            trust.check_values("" if own else document["class"], kwargs)
+            found = cls if own else resolve_class(document["class"], Policy)
+            if not issubclass(found, cls):
+                raise ValueError(f"{path} holds a {found.__name__}, not a {cls.__name__}")
+            kwargs = {name: decode_argument(value) for name, value in kwargs.items()}
+        made_for = [decode_space(document[name]) for name in ("observation_space", "action_space")]
+        policy = found(*made_for, **kwargs)
+        policy.load_state_dict(weights)
+        return policy.to("cpu" if device == "auto" else device)
 
 
 def make_linear(inputs: int, outputs: int, gain: float) -> nn.Linear:

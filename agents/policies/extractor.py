@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from agents.policies.features import check_finite, encode_observation
 from agents.policies.mlp import MlpPolicy
-from agents.rollouts.observations import named_arrays, named_spaces, stack_steps
+from agents.rollouts.observations import from_named_arrays, named_arrays, named_spaces, stack_steps
 from agents.rollouts.rollout import Rollout
 from textrl_env.errors import ArgumentError
 
@@ -47,6 +47,7 @@ class ExtractorPolicy(MlpPolicy):
         activation_fn: Any torch activation class, in place of ``activation``.
         ortho_init: Orthogonal initial weights; False leaves torch's own.
         log_std_init: Initial log standard deviation of continuous actions.
+        use_sde: Noise of continuous actions that is a function of the state (gSDE).
     """
 
     flat = False
@@ -65,6 +66,7 @@ class ExtractorPolicy(MlpPolicy):
         activation_fn: type[nn.Module] | None = None,
         ortho_init: bool = True,
         log_std_init: float = 0.0,
+        use_sde: bool = False,
     ) -> None:
         kwargs = dict(features_extractor_kwargs or {})
         if not normalize_images and issubclass(features_extractor_class, (NatureCNN, CombinedExtractor)):
@@ -76,6 +78,7 @@ class ExtractorPolicy(MlpPolicy):
         self._shared = share_features_extractor or critic != "separate"
         self.normalize_images = normalize_images
         self.leaves = named_spaces(observation_space)
+        self.turns_images = any(_channels_first(leaf) is not leaf for leaf in self.leaves.values())
         super().__init__(
             observation_space,
             action_space,
@@ -85,6 +88,7 @@ class ExtractorPolicy(MlpPolicy):
             activation_fn,
             ortho_init,
             log_std_init,
+            use_sde,
         )
         if ortho_init:
             for layer in self.features_extractor.modules():
@@ -110,6 +114,21 @@ class ExtractorPolicy(MlpPolicy):
         if self.value_features_extractor is not None:
             self.value_features_extractor.eval()
         return self
+
+    def predict(
+        self,
+        observation: Any,
+        state: tuple | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple | None]:
+        """Actions for one observation or a batch of them, their images in either layout."""
+        if self.turns_images:
+            arrays = named_arrays(observation)
+            turned = {n: _as_space(self.leaves[n], a) if n in self.leaves else a for n, a in arrays.items()}
+            if any(turned[name] is not arrays[name] for name in arrays):
+                observation = from_named_arrays(self.observation_space, turned)
+        return super().predict(observation, state, episode_start, deterministic)
 
     def _arrays_of(self, observation: Any) -> dict[str, np.ndarray]:
         """Boxes as they are (a byte of an image stays a byte), everything else encoded; by name."""
@@ -175,6 +194,7 @@ class CnnPolicy(ExtractorPolicy):
         activation_fn: type[nn.Module] | None = None,
         ortho_init: bool = True,
         log_std_init: float = 0.0,
+        use_sde: bool = False,
     ) -> None:
         if features_extractor_class is NatureCNN and not is_image_space(
             observation_space, normalized_image=not normalize_images
@@ -198,6 +218,7 @@ class CnnPolicy(ExtractorPolicy):
             activation_fn,
             ortho_init,
             log_std_init,
+            use_sde,
         )
 
 
@@ -210,6 +231,14 @@ def has_image(space: spaces.Space) -> bool:
 
 def _short_side(space: spaces.Box) -> int:
     return min(_channels_first(space).shape[1:])
+
+
+def _as_space(space: spaces.Space, array: Any) -> Any:
+    """An image, or a batch of them, with its channels where the space has them; anything else as it is."""
+    first = _channels_first(space)
+    if first is space or np.shape(array)[-3:] == space.shape or np.shape(array)[-3:] != first.shape:
+        return array
+    return np.moveaxis(np.asarray(array), -3, -1)
 
 
 def _channels_first(space: spaces.Space) -> spaces.Space:

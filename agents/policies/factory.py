@@ -20,7 +20,7 @@ from agents.policies.causal_lm import CausalLMPolicy
 from agents.policies.extractor import CnnPolicy, ExtractorPolicy, has_image
 from agents.policies.features import feature_size
 from agents.policies.mlp import MlpPolicy
-from textrl_env.errors import check_keywords, did_you_mean
+from textrl_env.errors import ArgumentError, check_keywords, did_you_mean
 from textrl_env.lm.causal_lm import CausalLM
 
 __all__ = [
@@ -39,6 +39,10 @@ POLICIES: dict[str, type[Policy]] = {
     "MultiInputPolicy": ExtractorPolicy,
     "CausalLMPolicy": CausalLMPolicy,
 }
+
+
+#: Arguments of stable-baselines3's policies that are left out, with the values that ask for nothing.
+_LEFT_OUT = {"squash_output": False, "use_expln": False, "full_std": True}
 
 
 #: stable-baselines3's own classes by the names of ours that do the same.
@@ -76,6 +80,12 @@ def make_policy(
         kwargs.setdefault("critic", critic)
     if issubclass(policy, CausalLMPolicy) and lm is not None:
         kwargs.setdefault("model", lm)
+    for name, nothing in _LEFT_OUT.items():
+        if kwargs.pop(name, nothing) is not nothing:
+            raise ArgumentError(
+                f"policy_kwargs: {name} is left out here; of stable-baselines3's state-dependent exploration there is "
+                "use_sde=True with a standard deviation of its own for each hidden unit and action"
+            )
     check_keywords(policy.__name__, policy.__init__, kwargs)
     return policy(env.single_observation_space, env.single_action_space, **kwargs)
 

@@ -42,6 +42,7 @@ class MlpPolicy(Policy):
         activation_fn: Any torch activation class, in place of ``activation``.
         ortho_init: Orthogonal initial weights; False leaves torch's own.
         log_std_init: Initial log standard deviation of continuous actions.
+        use_sde: Noise of continuous actions that is a function of the state (gSDE).
     """
 
     flat = True
@@ -56,18 +57,20 @@ class MlpPolicy(Policy):
         activation_fn: type[nn.Module] | None = None,
         ortho_init: bool = True,
         log_std_init: float = 0.0,
+        use_sde: bool = False,
     ) -> None:
         super().__init__(observation_space, action_space, critic)
         check_choice("critic", critic, ("separate", "shared", None))
         check_choice("activation", activation, _ACTIVATIONS)
         self.activation_fn = activation_fn or _ACTIVATIONS[activation]
-        self.distribution = make_distribution(action_space, log_std_init)
         features = self._num_features()
         actor, value = _hidden_sizes(net_arch, critic)
+        width = [features, *actor][-1]
+        self.distribution = make_distribution(action_space, log_std_init, width if use_sde else None)
         #: Hidden sizes in force.
         self.net_arch = {"pi": actor, "vf": value}
         self.trunk = self._mlp([features, *actor])
-        self.action_head = make_linear([features, *actor][-1], self.distribution.outputs, 0.01)
+        self.action_head = make_linear(width, self.distribution.outputs, 0.01)
         self.value_trunk = self._mlp([features, *value]) if critic == "separate" else None
         self.value_head = None if critic is None else make_linear([features, *value][-1], 1, 0.0)
         self.log_std = getattr(self.distribution, "log_std", None)
@@ -121,6 +124,8 @@ class MlpPolicy(Policy):
             hidden = self._hidden(features, 0)
         if actor:
             out = _affine(hidden, *action_head[0])
+            if self.distribution.reads_hidden:
+                out = np.concatenate([out, hidden], axis=-1)
         if critic and value_head:
             hidden = hidden if value_trunk is None else self._hidden(for_critic, 2)
             values = _affine(hidden, *value_head[0])[:, 0].astype(np.float64)
@@ -145,6 +150,10 @@ class MlpPolicy(Policy):
         self._last = (observation, actions, log_probs)
         return actions, log_probs, np.zeros(len(out)) if values is None else values
 
+    def reset_noise(self, slots: int) -> None:
+        if self.distribution.reads_hidden:
+            self.distribution.reset_noise(slots, self.generator)
+
     def predict_values(self, observation: Any) -> np.ndarray:
         return self._outputs(observation, actor=False)[1]
 
@@ -167,6 +176,8 @@ class MlpPolicy(Policy):
         rows, for_critic = self._features_of(rollout)
         hidden = self._forward(self.trunk, rows)
         out = self.action_head.forward(hidden)
+        if self.distribution.reads_hidden:
+            out = torch.cat([out, hidden], dim=-1)
         log_probs, entropy = self.distribution.evaluate(out, rollout.actions.flatten(0, 1))
         values = None
         if self.value_head is not None:

@@ -7,6 +7,7 @@ Segments of ``n_steps`` (:func:`collect_steps`), whole episodes stepped through 
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -40,6 +41,7 @@ class Collecting(Protocol):
         waiting: bool ``[N]``, slots whose next step is a reset (NEXT_STEP autoreset).
         episodes: The log of finished episodes.
         rng: Draws the starts of groups.
+        sde_sample_freq: Steps after which state-dependent exploration is drawn anew; -1 is once in a rollout.
         group_size: Episodes that share a start.
         batch_size: Rows of a minibatch, or None.
         micro_batch_size: Rows evaluated at once, or None.
@@ -59,6 +61,7 @@ class Collecting(Protocol):
     waiting: np.ndarray
     episodes: EpisodeLog
     rng: np.random.Generator
+    sde_sample_freq: int
     group_size: int
     batch_size: int | None
     micro_batch_size: int | None
@@ -205,11 +208,18 @@ def _assemble(agent: Collecting, buffer: _StepBuffer, last_values: np.ndarray) -
     )
 
 
+def _explore_anew(agent: Collecting, step: int) -> None:
+    """Draw state-dependent exploration anew where it is time, ``step`` steps into a rollout."""
+    if step == 0 or (agent.sde_sample_freq > 0 and step % agent.sde_sample_freq == 0):
+        agent.policy.reset_noise(agent.num_envs)
+
+
 def collect_steps(agent: Collecting, n_steps: int) -> Rollout:
     """Step every slot ``n_steps`` times, going on where the last rollout stopped."""
     buffer = _StepBuffer(bool(kl_envs(agent.env)))
     observation, waiting = agent.last_obs, agent.waiting
-    for _ in range(n_steps):
+    for number in range(n_steps):
+        _explore_anew(agent, number)
         # Under NEXT_STEP autoreset the step after an end is a reset in disguise: action ignored, reward 0.
         alive = ~waiting
         observation, done, step = _step(agent, observation, alive, buffer)
@@ -307,7 +317,10 @@ def _run_wave(agent: Collecting, starts: list[Any]) -> Rollout:
     alive = np.arange(agent.num_envs) < len(starts)
     buffer = _StepBuffer(bool(kl_envs(agent.env)))
     patience = _Patience(agent)
-    while alive.any():
+    for number in itertools.count():
+        if not alive.any():
+            break
+        _explore_anew(agent, number)
         observation, done, step = _step(agent, observation, alive, buffer)
         patience.step(int(alive.sum()), bool((done & alive).any()))
         if not agent.count_steps(int(alive.sum()), done & alive, **step):

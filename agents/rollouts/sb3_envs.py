@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecTransposeImage
 
 from textrl_env.sb3.vec_env import GymVecEnv
 
@@ -122,6 +122,15 @@ class TrainingVecEnv(GymVecEnv):
     def step_wait(self):
         self._forget()
         return super().step_wait()
+
+
+class ChannelsFirstVecEnv(VecTransposeImage):
+    """The env that an agent learns in with its images as the policy reads them, channels first."""
+
+
+def without_disguise(env: Any) -> Any:
+    """What :class:`ChannelsFirstVecEnv` was put around, which is what the agent learns in; anything else as it is."""
+    return env.venv if isinstance(env, ChannelsFirstVecEnv) else env
 
 
 _OF_SB3 = ("terminal_observation", "TimeLimit.truncated")

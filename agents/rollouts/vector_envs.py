@@ -15,7 +15,7 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics as VectorEpisodeSt
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.rollouts.observations import add_batch
-from agents.rollouts.sb3_envs import VecEnvAsVectorEnv
+from agents.rollouts.sb3_envs import VecEnvAsVectorEnv, without_disguise
 from reward_models import trust
 from textrl_env.acting_policy import VectorActingPolicy
 from textrl_env.protocols import BindsPolicy, ChargesKL, TextEnv
@@ -28,6 +28,7 @@ def make_envs(env: Any, num_envs: int, env_kwargs: dict[str, Any] | None = None)
     Ids of ours have a native vector env; other ids and single envs are stepped one after another under SAME_STEP
     autoreset, so that an id means what ``gym.make`` makes of it and every step counts.
     """
+    env = without_disguise(env)
     if isinstance(env, gym.vector.VectorEnv):
         return env
     if isinstance(env, GymVecEnv):
@@ -135,6 +136,13 @@ def bind_policy(
     for slot, inner in enumerate(getattr(base, "envs", [])):
         if isinstance(inner.unwrapped, BindsPolicy):
             inner.unwrapped.bind_policy(partial(single, slot))
+
+
+def seed_action_spaces(env: gym.vector.VectorEnv, seed: int) -> None:
+    """Seed the action spaces too: there are environments that draw from ``action_space.sample()`` themselves."""
+    found = [env.single_action_space, *(inner.action_space for inner in getattr(env.unwrapped, "envs", []))]
+    for slot, space in enumerate({id(space): space for space in found}.values()):
+        space.seed(seed + slot)
 
 
 def start_option(env: gym.vector.VectorEnv) -> str | None:

@@ -8,8 +8,9 @@ it names is imported only as :mod:`reward_models.trust` allows.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,16 +21,24 @@ from gymnasium import logger
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
-from stable_baselines3.common import torch_layers
 from torch import Tensor
 
 from agents import presets
-from agents.policies.base import Policy
+from agents.policies.base import Policy, plain
 from agents.policies.lora import LoraLM
 from agents.rollouts.observations import from_named_arrays, named_arrays
 from agents.rollouts.vector_envs import kl_envs
 from agents.runs import env_state
-from agents.runs.names import import_name, resolve_class, resolve_function
+from agents.runs.encoding import (
+    UNNAMED,
+    Unread,
+    decode_argument,
+    decode_space,
+    encode_argument,
+    encode_space,
+    tabulated,
+)
+from agents.runs.names import import_name, resolve_class
 from agents.runs.whole import (
     MANIFEST,
     TornCheckpointError,
@@ -39,6 +48,7 @@ from agents.runs.whole import (
     write_folder,
 )
 from reward_models import trust
+from textrl_env.errors import ArgumentError
 from textrl_env.lm.causal_lm import CausalLM
 
 
@@ -93,6 +103,8 @@ _NEEDED = {
 }
 #: Arguments that say where to run and what to log, not what is learned.
 _LOCAL = ("env", "policy", "device", "verbose", "tensorboard_log")
+#: Arguments that may be functions of the remaining progress.
+_SCHEDULES = ("learning_rate", "critic_learning_rate", "clip_range", "clip_range_vf")
 
 
 @dataclasses.dataclass
@@ -141,7 +153,12 @@ def take_position(agent: Checkpointed) -> Position:
 
 
 def save(
-    agent: Checkpointed, path: Path, position: Position | None = None, note: dict[str, Any] | None = None
+    agent: Checkpointed,
+    path: Path,
+    position: Position | None = None,
+    note: dict[str, Any] | None = None,
+    exclude: Collection[str] = (),
+    include: Collection[str] = (),
 ) -> None:
     """Write ``agent`` into the folder ``path``: the whole new one, or the one that was there stays.
 
@@ -150,18 +167,21 @@ def save(
         path: Where.
         position: Where it stood before the rollout under way; None is where it stands now.
         note: More to remember in ``agent.json``.
+        exclude: Constructor arguments to leave out.
+        include: Those to write all the same, also such as say what to log ("verbose").
 
     Raises:
         ValueError: A weight is not finite; nothing was written.
         OSError: The folder cannot be written; the one before is whole.
     """
-    _check_finite(agent.policy)
+    policy = plain(agent.policy)
+    _check_finite(policy)
     position = position or take_position(agent)
 
     def write(folder: Path) -> None:
-        if hasattr(agent.policy, "save_pretrained"):
-            agent.policy.save_pretrained(folder)
-        tensors = {f"policy.{name}": w for name, w in _own_weights(agent.policy).items()}
+        if hasattr(policy, "save_pretrained"):
+            policy.save_pretrained(folder)
+        tensors = {f"policy.{name}": w for name, w in _own_weights(policy).items()}
         tensors |= _optimizer_tensors(agent.optimizer) | position.streams
         # Shared and strided tensors are written as copies of their own.
         own = {n: t.detach().cpu().clone().contiguous() for n, t in tensors.items()}
@@ -169,7 +189,7 @@ def save(
         # safetensors wants contiguous arrays of at least one dimension; scalars are restored by env_state.
         shaped = {name: np.ascontiguousarray(array) for name, array in position.arrays.items()}
         save_arrays(shaped, folder / "env.safetensors")
-        document = _document(agent) | position.document | (note or {})
+        document = _document(agent, exclude, include) | position.document | (note or {})
         (folder / DOCUMENT).write_text(_as_json(document, agent), encoding="utf-8")
 
     write_folder(path, write)
@@ -218,19 +238,44 @@ def _has_adapter(policy: Any) -> bool:
     return isinstance(getattr(policy, "lm", None), LoraLM)
 
 
-def _document(agent: Checkpointed) -> dict[str, Any]:
+def _arguments(agent: Checkpointed, exclude: Collection[str], include: Collection[str]) -> dict[str, Any]:
+    """The constructor arguments to write."""
+    given = {name: v for name, v in agent.init_kwargs.items() if name not in {*_LOCAL, *exclude}}
+    for name in include:
+        if name not in argument_names(type(agent)) or not hasattr(agent, name):
+            raise ArgumentError(
+                f"save(include=[{name!r}]) names no argument of {type(agent).__name__}; a checkpoint holds those, the "
+                "weights and what is needed to go on, so keep anything else in a file of your own"
+            )
+        given[name] = agent.init_kwargs[name] if name in given else getattr(agent, name)
+    return given
+
+
+def argument_names(cls: type) -> set[str]:
+    """The arguments of all constructors from ``cls`` up."""
+    constructors = [vars(base)["__init__"] for base in cls.__mro__[:-1] if "__init__" in vars(base)]
+    return {name for each in constructors for name in inspect.signature(each).parameters}
+
+
+def _document(
+    agent: Checkpointed, exclude: Collection[str] = (), include: Collection[str] = ()
+) -> dict[str, Any]:
     cls = type(agent)
     spaces = agent.policy.observation_space, agent.policy.action_space
     kwargs = {}
-    for name, value in agent.init_kwargs.items():
-        if name in _LOCAL:
-            continue
+    for name, value in _arguments(agent, exclude, include).items():
         if name == "policy_kwargs" and value:
             # Full weights are in the checkpoint; an adapter comes back to the model that it belongs to.
             named = _has_adapter(agent.policy) and isinstance(value.get("model"), (str, Path))
             value = {k: v for k, v in value.items() if k != "model" or named}
         encoded = encode_argument(value)
-        if encoded is _UNNAMED:
+        if encoded is UNNAMED and name in _SCHEDULES and callable(value):
+            kwargs[name] = encode_argument(tabulated(value))
+            logger.warn(
+                f"{name}={value!r} has no name that a checkpoint could find it by: its values are written as a table, "
+                f"with straight lines between them. For the function itself, pass it again to load(..., {name}=...)"
+            )
+        elif encoded is UNNAMED:
             logger.warn(
                 f"{name}={value!r} cannot be written to {FORMAT=}; pass it again to load(..., {name}=...)"
             )
@@ -492,122 +537,3 @@ class _Spaces:
     @property
     def unwrapped(self) -> _Spaces:
         return self
-
-
-# -- arguments and spaces as JSON ---------------------------------------------------------------------------
-
-_UNNAMED = object()
-
-
-class Unread(dict):
-    """Encoded arguments that loading had no use for; they are saved again as they were."""
-
-
-def encode_argument(value: Any) -> Any:
-    """A constructor argument as JSON; functions by name; ``_UNNAMED`` where it cannot be."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Unread):
-        return dict(value)
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, (list, tuple)):
-        items = [encode_argument(item) for item in value]
-        return _UNNAMED if any(item is _UNNAMED for item in items) else items
-    if isinstance(value, dict):
-        items = {str(key): encode_argument(item) for key, item in value.items()}
-        return _UNNAMED if any(item is _UNNAMED for item in items.values()) else items
-    if (name := _part_name(value)) is not None:
-        return {"__part__": name}
-    if callable(value) and "<" not in getattr(value, "__qualname__", "<"):
-        return {"__function__": import_name(value)}
-    return _UNNAMED
-
-
-def decode_argument(value: Any) -> Any:
-    """The inverse of :func:`encode_argument`."""
-    if isinstance(value, dict):
-        if "__part__" in value:
-            return _part(value["__part__"])
-        if "__function__" in value:
-            return resolve_function(value["__function__"])
-        return {key: decode_argument(item) for key, item in value.items()}
-    return [decode_argument(item) for item in value] if isinstance(value, list) else value
-
-
-#: Classes of libraries that build a network and do nothing else; a checkpoint may name these without being trusted.
-_PARTS: dict[str, tuple[Any, type]] = {
-    "torch.nn": (torch.nn, torch.nn.Module),
-    "torch.optim": (torch.optim, torch.optim.Optimizer),
-    "stable_baselines3": (torch_layers, torch_layers.BaseFeaturesExtractor),
-}
-
-
-def _part_name(value: Any) -> list[str] | None:
-    """The library and the name of one of :data:`_PARTS`, or None for anything else."""
-    if not isinstance(value, type):
-        return None
-    for library, (module, base) in _PARTS.items():
-        if issubclass(value, base) and getattr(module, value.__name__, None) is value:
-            return [library, value.__name__]
-    return None
-
-
-def _part(name: Any) -> type:
-    """The inverse of :func:`_part_name`."""
-    library, attribute = name if isinstance(name, list) and len(name) == 2 else (None, None)
-    module, base = _PARTS.get(library, (None, type(None)))
-    found = getattr(module, str(attribute), None)
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise ValueError(
-            f"a checkpoint names {name!r} as a part of a network; expected a class of {list(_PARTS)}"
-        )
-    return found
-
-
-_SPACES = ("Dict", "Tuple", "Discrete", "MultiDiscrete", "MultiBinary", "Box")
-
-
-def encode_space(space: gym.Space) -> dict[str, Any]:
-    """A Gymnasium space as JSON."""
-    spaces = gym.spaces
-    if isinstance(space, spaces.Dict):
-        return {"Dict": {name: encode_space(child) for name, child in space.spaces.items()}}
-    if isinstance(space, spaces.Tuple):
-        return {"Tuple": [encode_space(child) for child in space.spaces]}
-    if isinstance(space, spaces.Discrete):
-        own = {"n": int(space.n), "start": int(space.start)}
-        return {"Discrete": own if space.dtype == np.int64 else own | {"dtype": space.dtype.name}}
-    if isinstance(space, spaces.MultiDiscrete):
-        own = {"nvec": space.nvec.tolist(), "dtype": space.dtype.name}
-        return {"MultiDiscrete": own | ({"start": space.start.tolist()} if space.start.any() else {})}
-    if isinstance(space, spaces.MultiBinary):
-        n = space.n
-        return {"MultiBinary": {"n": int(n) if isinstance(n, (int, np.integer)) else [int(k) for k in n]}}
-    if isinstance(space, spaces.Box):
-        bounds = {"low": space.low.tolist(), "high": space.high.tolist()}
-        if (
-            space.low.size
-            and (space.low == space.low.flat[0]).all()
-            and (space.high == space.high.flat[0]).all()
-        ):
-            bounds = {"low": space.low.flat[0].item(), "high": space.high.flat[0].item()}
-        return {"Box": bounds | {"shape": list(space.shape), "dtype": space.dtype.name}}
-    raise ValueError(f"cannot write the space {space} to a checkpoint")
-
-
-def decode_space(document: dict[str, Any]) -> gym.Space:
-    """The inverse of :func:`encode_space`."""
-    (kind, value), *_ = document.items()
-    if kind not in _SPACES:
-        raise ValueError(f"a checkpoint names the space {kind!r}; expected one of {sorted(_SPACES)}")
-    if kind == "Dict":
-        return gym.spaces.Dict({name: decode_space(child) for name, child in value.items()})
-    if kind == "Tuple":
-        return gym.spaces.Tuple([decode_space(child) for child in value])
-    if kind == "Box":
-        dtype = np.dtype(value["dtype"])
-        low, high = (np.asarray(value[name], dtype=dtype) for name in ("low", "high"))
-        shape = tuple(value["shape"])
-        return gym.spaces.Box(np.broadcast_to(low, shape), np.broadcast_to(high, shape), dtype=dtype.type)
-    return getattr(gym.spaces, kind)(**value)

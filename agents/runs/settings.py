@@ -9,6 +9,7 @@ import inspect
 from typing import Any
 
 from agents import presets
+from agents.algorithms.schedules import ScheduleFunction
 from agents.base import Agent
 
 #: Constructor arguments that are no hyper-parameters.
@@ -52,7 +53,7 @@ def in_force(agent: Agent) -> dict[str, dict[str, Any]]:
     }
     means_nothing = _without_meaning(agent)
     names = [name for name in _names(type(agent)) if name not in means_nothing]
-    values = {name: getattr(agent, name) for name in names if hasattr(agent, name)}
+    values = {name: _as_given(getattr(agent, name)) for name in names if hasattr(agent, name)}
     return {
         "trained": trained,
         "agent": {name: value for name, value in values.items() if _is_plain(value)},
@@ -72,9 +73,15 @@ def _without_meaning(agent: Agent) -> set[str]:
     names = set(agent.takes_no) | {"n_steps" if agent.collects_episodes else "n_episodes"}
     if not agent.policy.has_critic:
         names |= {"gae_lambda", "vf_coef", "critic", "critic_learning_rate"}
+    if not agent.use_sde:
+        names |= {"use_sde", "sde_sample_freq"}
     if agent.text_env is not None:
         names.add("n_envs")
     return names
+
+
+def _as_given(value: Any) -> Any:
+    return value.given if isinstance(value, ScheduleFunction) else value
 
 
 def _is_plain(value: Any) -> bool:
