@@ -56,6 +56,7 @@ class HFRewardModel(Reward):
         dtype: Of the weights, when they are loaded here.
         name: What logs call it; the name of the folder by default.
         chat_template_kwargs: Variables of its chat template.
+        allow_control_tokens: Whether text in messages may be control tokens; it stays text otherwise.
 
     Raises:
         ValueError: The folder holds no trained score head, or a label is needed or unknown.
@@ -75,6 +76,7 @@ class HFRewardModel(Reward):
         dtype: str = "float32",
         name: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        allow_control_tokens: bool = False,
     ) -> None:
         if batch_size < 1 or (max_length is not None and max_length < 1):
             raise ValueError(f"batch_size and max_length must be at least 1, got {batch_size}, {max_length}")
@@ -90,7 +92,7 @@ class HFRewardModel(Reward):
         self.label = _label_index(self.model.config, label)
         self.output = output
         self.template = _check_template(template, self.tokenizer)
-        self.encoder = TextEncoder(self.tokenizer, chat_template_kwargs)
+        self.encoder = TextEncoder(self.tokenizer, chat_template_kwargs, allow_control_tokens)
         self.end_token = end_token
         source = str(path_or_model) if is_path else self.model.config._name_or_path
         self.name = name or Path(source).name or "reward_model"

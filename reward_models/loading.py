@@ -11,7 +11,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,10 @@ _DTYPES = ("auto", "float32", "bfloat16", "float16")
 class LoadOptions:
     """How ``from_pretrained`` loads a model.
 
-    Attributes:
-        dtype: Of the weights: "float32", "bfloat16", "float16", a torch dtype, or "auto" for what the folder holds.
-        attn_implementation: "eager", "sdpa", "flash_attention_2", ...; None is transformers' choice.
-        device_map: As transformers has it ("auto" spreads a model over several devices); None puts the model on one.
+    Args:
+        dtype: Of the weights: float32, bfloat16, float16, or auto for what the folder holds.
+        attn_implementation: eager, sdpa, flash_attention_2, ...; None is transformers' choice.
+        device_map: As transformers has it (auto spreads a model over several devices); None puts the model on one.
         trust_remote_code: Whether code that comes with the model may run.
         revision: Branch, tag or commit of a hub id.
         load_in_4bit: Frozen weights in four bits, to train adapters over (QLoRA); needs bitsandbytes or torchao.
@@ -53,6 +53,19 @@ class LoadOptions:
         """The options that say where from, which tokenizers and configurations take too."""
         revision = {} if self.revision is None else {"revision": self.revision}
         return {"trust_remote_code": self.trust_remote_code} | revision
+
+    def check_live(self) -> None:
+        """Raise a ValueError for options beside a live model, which has been loaded already."""
+        given = [f"{x.name}={getattr(self, x.name)!r}" for x in fields(LoadOptions) if self._asks(x)]
+        if given:
+            raise ValueError(
+                f"{', '.join(given)} says how a model is loaded from a folder or the hub, but a live model was given; "
+                "load it that way"
+            )
+
+    def _asks(self, option: Field) -> bool:
+        value = getattr(self, option.name)
+        return value != option.default and (option.name, value) != ("dtype", "auto")
 
     def keywords(self) -> dict[str, Any]:
         """What ``from_pretrained`` of a model is called with."""

@@ -228,6 +228,8 @@ _RULES = frozenset(
     )
 )
 
+#: The package that transformers imports the code of a model as.
+REMOTE_CODE = "transformers_modules"
 #: Arguments that hold texts to learn from.
 _DATA = ("prompts", "ptx_data")
 
@@ -235,7 +237,8 @@ _DATA = ("prompts", "ptx_data")
 def named_modules(value: Any) -> Iterator[str]:
     """The modules that texts anywhere in a JSON-like value name, as ``"module:name"``.
 
-    Prompts and demonstrations are data and are left out.
+    Prompts and demonstrations are data and are left out. Code that comes with a model (``trust_remote_code``) runs as
+    a part of :data:`REMOTE_CODE`.
     """
     if isinstance(value, str):
         spec = split_spec(value)
@@ -245,6 +248,8 @@ def named_modules(value: Any) -> Iterator[str]:
                 yield from named_modules(literal_arguments(spec.arguments, value))
     elif isinstance(value, Mapping):
         for key, item in value.items():
+            if key == "trust_remote_code" and item:
+                yield REMOTE_CODE
             if key not in _DATA:
                 yield from named_modules(item)
     elif isinstance(value, list | tuple):

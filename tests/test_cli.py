@@ -346,3 +346,79 @@ def test_evaluate_on_prompts_of_ones_own_asks_for_a_reward(here, capsys):
     (here / "prompts.txt").write_text("a b\n")
     assert main(["evaluate", "--model", str(embedded.path("sft")), "--prompts", "prompts.txt"]) == 2
     assert "--reward" in capsys.readouterr().err
+
+
+# -- loading, precision and memory --------------------------------------------------------------------------
+
+
+def test_every_verb_that_loads_a_model_has_the_flags_of_loading(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setenv("TERMINAL_WIDTH", "250")
+    for verb in ("train", "sft", "reward", "dpo", "preferences", "evaluate"):
+        assert run(verb, "--help") == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        for flag in flags.loading_flags():
+            assert flag.help and flag.option in shown, (verb, flag.name)
+        assert "--chat-template-kwargs" in shown and "--allow-control-tokens" in shown, verb
+        if verb in ("train", "sft", "reward", "dpo"):
+            for flag in flags.trainer_flags():
+                own = {"eval_every", "resume", "keep", "log_dir"} if verb == "train" else set()
+                assert flag.option in shown or flag.name in own, (verb, flag.name)
+
+
+def test_flags_of_loading_and_of_the_policy_reach_the_model_and_stay_when_resumed(text, here):
+    given = [
+        "--attn-implementation",
+        "eager",
+        "--dtype",
+        "bfloat16",
+        "--autocast",
+        "false",
+        "--lora-rank",
+        "2",
+    ]
+    given += ["--lora-alpha", "3", "--lora-targets", "q_proj,v_proj", "--gradient-checkpointing"]
+    given += ["--allow-control-tokens", "--chat-template-kwargs", '{"enable_thinking": false}']
+    given += ["--report-to", "csv"]
+    assert train(*text, *given, "--total-timesteps", 40, "--run-dir", "run") == 0
+    config = json.loads((here / "run" / "config.json").read_text())
+    assert config["policy_kwargs"] == {
+        "lora_rank": 2,
+        "lora_alpha": 3.0,
+        "lora_targets": ["q_proj", "v_proj"],
+        "gradient_checkpointing": True,
+    }
+    assert (
+        not list((here / "run").glob("events.out.tfevents.*")) and (here / "run" / "progress.csv").is_file()
+    )
+    resume = ["--resume", "run", "--allow-module", "tiny_reward.py", "--total-timesteps", 80]
+    assert train(*resume, "--report-to", "tensorboard") == 0
+    assert list((here / "run").glob("events.out.tfevents.*"))
+    agent = runs.load_agent(config, here / "run" / "final", ["tiny_reward.py"])
+    model = agent.policy.model
+    assert model.config._attn_implementation == "eager" and model.dtype.itemsize == 2
+    assert not agent.policy.autocast and agent.policy.lm.reference.model.dtype.itemsize == 2
+    adapted = {name.split(".")[-4] for name, p in model.named_parameters() if p.requires_grad}
+    assert adapted == {"q_proj", "v_proj"}
+    assert all(layer.gradient_checkpointing for layer in agent.policy.lm.body.layers)
+    encoder = agent.env.unwrapped.encoder
+    assert encoder.template.allow_control_tokens and encoder.template.kwargs == {"enable_thinking": False}
+
+
+def test_a_tracker_that_is_not_installed_is_named_before_anything_is_written(text, here, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    line = error_of(capsys, "train", *text, "--report-to", "csv,trackio", "--run-dir", "run")
+    assert "pip install trackio" in line and not (here / "run").exists()
+    line = error_of(capsys, "train", *text, "--report-to", "tensorbord", "--run-dir", "run")
+    assert "Did you mean 'tensorboard'" in line
+    line = error_of(capsys, "sft", "--data", "prompts.txt", "--report-to", "trackio")
+    assert "pip install trackio" in line
+
+
+def test_a_resumed_run_runs_the_code_of_a_model_only_if_that_is_said_again(text, here, capsys):
+    assert train(*text, "--trust-remote-code", "--total-timesteps", 20, "--run-dir", "run") == 0
+    resume = ["train", "--resume", "run", "--total-timesteps", 40, "--allow-module", "tiny_reward.py"]
+    line = error_of(capsys, *resume)
+    assert "names code of the module 'transformers_modules'" in line
+    assert "--allow-module transformers_modules" in line
+    assert run(*resume, "--no-progress", "--allow-module", "transformers_modules") == 0

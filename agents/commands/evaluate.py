@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from agents.commands import offline
 
+
+@offline.with_loading_options
 def evaluate(
     model: Annotated[str, typer.Option(help="Folder or hub id of the model to judge.")],
     against: Annotated[
@@ -22,13 +25,16 @@ def evaluate(
         typer.Option(help="Scores the answers: folder, hub id or module:function.", show_default="embedded"),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Answers to each prompt.")] = 4,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Budget of an answer, in tokens.")] = 24,
+    max_new_tokens: offline.MaxNewTokens = None,
     temperature: Annotated[float, typer.Option(help="Divides the logits.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
     output: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write the figures there, as JSON.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    chat_template_kwargs: offline.ChatTemplateKwargs = None,
+    allow_control_tokens: offline.AllowControlTokens = False,
+    device: offline.Device = "auto",
+    options: dict[str, Any] | None = None,
 ) -> None:
     """Score a model's answers and compare them with another model's.
 
@@ -39,6 +45,7 @@ def evaluate(
 
     from rich.console import Console
 
+    from agents.commands.flags import parse_object
     from agents.commands.terminal import means_table, quiet_transformers
     from agents.evaluation.evaluation import evaluate_policy, heldout_env, win_rate
     from agents.rollouts.episode_log import distinct_n
@@ -52,9 +59,11 @@ def evaluate(
             "--prompts of your own need --reward, and --against a model that speaks their language"
         )
     arguments = {"model": against, "reward": reward, "max_new_tokens": max_new_tokens}
-    arguments |= {"temperature": temperature, "device": device}
+    loading = {"temperature": temperature, "device": device} | (options or {})
+    arguments |= loading | {"allow_control_tokens": allow_control_tokens}
+    arguments["chat_template_kwargs"] = parse_object("--chat-template-kwargs", chat_template_kwargs)
     env = heldout_env(**arguments) if prompts is None else TextRLHFEnv(prompts=prompts, **arguments)
-    judged = CausalLM.load(model, temperature=temperature, device=device)
+    judged = CausalLM.load(model, **loading)
     sides = {
         "against": evaluate_policy(env.lm, env, samples, seed),
         "model": evaluate_policy(judged, env, samples, seed + 1),

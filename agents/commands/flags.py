@@ -40,11 +40,14 @@ _NOT_HYPER = frozenset(
 )
 _METAVARS = {
     "bool": "true|false",
+    "dtype": "TEXT",
     "int": "INT",
     "float": "FLOAT",
     "str": "TEXT",
     "Schedule": "FLOAT|linear:FLOAT",
 }
+#: The command line logs without being asked.
+REPORT_TO = "csv,tensorboard"
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def _by_model(flag: Flag, cls: type) -> presets.ByModel | None:
 def dataclass_flags(module: str, name: str) -> list[Flag]:
     """The flags of a dataclass whose docstring has an ``Args:`` section, read without importing its module.
 
-    Help shall answer at once, and what trains a model imports torch.
+    Help shall answer at once, and what trains a model imports torch. What it has from a base is left out.
 
     Args:
         module: Dotted name of the module.
@@ -138,6 +141,16 @@ def dataclass_flags(module: str, name: str) -> list[Flag]:
         for field in found.body
         if isinstance(field, ast.AnnAssign)
     ]
+
+
+def loading_flags() -> list[Flag]:
+    """How a model is loaded, for every verb that loads one."""
+    return dataclass_flags("reward_models.loading", "LoadOptions")
+
+
+def trainer_flags() -> list[Flag]:
+    """What every trainer on files can do; ``textrl train`` takes those of them that are not an agent's already."""
+    return [*dataclass_flags("agents.offline.options", "TrainerOptions"), *loading_flags()]
 
 
 def docstring_arguments(owner: type) -> dict[str, str]:
@@ -208,6 +221,20 @@ def _parse(types: tuple[str, ...], text: str) -> Any:
     if "bool" in types and text.lower() in ("true", "false"):
         return text.lower() == "true"
     return text if "str" in types else parse_json(text)
+
+
+def parse_values(flags: Iterable[Flag], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of those flags that were given (are not None), by name."""
+    own = {flag.name: flag for flag in flags}
+    found = {}
+    for name, value in given.items():
+        if name in own and value is not None:
+            found[name] = value if isinstance(value, bool) else parse_value(own[name], value)
+    # The only list that is easier typed with commas than as JSON.
+    targets = found.get("lora_targets", "all-linear")
+    if isinstance(targets, str) and targets != "all-linear":
+        found["lora_targets"] = [name.strip() for name in targets.split(",")]
+    return found
 
 
 def parse_json(text: str) -> Any:

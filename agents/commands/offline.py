@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from agents.commands import command_line
+from agents.commands import command_line, flags
 from textrl_env.printable import printable
 
 #: Fewer optimiser steps than this teach little: Adam's averages have hardly settled.
@@ -37,6 +37,20 @@ TooLong = Annotated[
     str,
     typer.Option(
         help="What becomes of longer records: cut (tokens off the prompt's beginning), skip or error.",
+        rich_help_panel=_DATA,
+    ),
+]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Budget of an answer in tokens.", show_default="256; 24 with the embedded models"
+    ),
+]
+AllowControlTokens = Annotated[
+    bool,
+    typer.Option(
+        "--allow-control-tokens",
+        help="Let text in messages be control tokens of the chat template; it stays plain text otherwise.",
         rich_help_panel=_DATA,
     ),
 ]
@@ -84,7 +98,7 @@ _PANELS = {
     "log_dir": _RUN,
 }
 #: The command line logs and saves without being asked.
-_DEFAULTS = {"report_to": "csv,tensorboard", "save_every": "15m"}
+_DEFAULTS = {"report_to": flags.REPORT_TO, "save_every": "15m"}
 
 
 def with_trainer_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -93,23 +107,8 @@ def with_trainer_options(command: Callable[..., None]) -> Callable[..., None]:
     Args:
         command: A typer command with a last parameter ``options``, which receives those that were given, as a dict.
     """
-    from agents.commands import flags
 
-    own = list(inspect.signature(command).parameters.values())[:-1]
-    hints = get_type_hints(command, include_extras=True)
-    shared = {flag.name: flag for flag in flags.dataclass_flags("agents.offline.options", "TrainerOptions")}
-
-    @functools.wraps(command)
-    def run(**values: Any) -> None:
-        given = {name: values.pop(name) for name in shared}
-        given = {name: value for name, value in given.items() if value is not None}
-        options = {
-            name: value if isinstance(value, bool) else flags.parse_value(shared[name], value)
-            for name, value in given.items()
-        }
-        targets = options.get("lora_targets", "all-linear")
-        if targets != "all-linear":
-            options["lora_targets"] = [name.strip() for name in targets.split(",")]
+    def run(values: dict[str, Any], options: dict[str, Any]) -> None:
         with warnings.catch_warnings():
             from agents.runs.saving import TrainingInterrupted
             from reward_models.data.lengths import DataWarning
@@ -121,14 +120,40 @@ def with_trainer_options(command: Callable[..., None]) -> Callable[..., None]:
                 print(f"stopped, and saved in {values['output']}; go on with: {_resume_command()}")
                 raise typer.Exit(error.exit_code) from None
 
+    return _with_flags(command, flags.trainer_flags(), run)
+
+
+def with_loading_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with a flag for every field of :class:`~reward_models.loading.LoadOptions`; see above."""
+
+    def run(values: dict[str, Any], options: dict[str, Any]) -> None:
+        command(**values, options=options)
+
+    return _with_flags(command, flags.loading_flags(), run)
+
+
+def _with_flags(
+    command: Callable[..., None],
+    shared: list[flags.Flag],
+    run: Callable[[dict[str, Any], dict[str, Any]], None],
+) -> Callable[..., None]:
+    """``run(values, options)`` as a typer command: ``values`` for the arguments of ``command``, options for flags."""
+    own = list(inspect.signature(command).parameters.values())[:-1]
+    hints = get_type_hints(command, include_extras=True)
+
+    @functools.wraps(command)
+    def with_flags(**values: Any) -> None:
+        given = {flag.name: values.pop(flag.name) for flag in shared}
+        run(values, flags.parse_values(shared, given))
+
     parameters = [p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-    panels = {name: _PANELS.get(name, _MODEL) for name in shared}
-    run.__signature__ = inspect.Signature(
-        [*parameters, *flags.as_typer_parameters(list(shared.values()), panels, _DEFAULTS)]
+    panels = {flag.name: _PANELS.get(flag.name, _MODEL) for flag in shared}
+    with_flags.__signature__ = inspect.Signature(
+        [*parameters, *flags.as_typer_parameters(shared, panels, _DEFAULTS)]
     )
-    run.__annotations__ = {}
-    del run.__wrapped__  # its annotations would be read instead
-    return run
+    with_flags.__annotations__ = {}
+    del with_flags.__wrapped__  # its annotations would be read instead
+    return with_flags
 
 
 def _resume_command() -> str:

@@ -7,9 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
+from agents.commands import offline
+
 _JUDGE, _RATERS = "Judge", "Simulated raters"
 
 
+@offline.with_loading_options
 def preferences(
     model: Annotated[
         str | None,
@@ -40,7 +43,7 @@ def preferences(
         int | None, typer.Option(min=1, help="At most so many pairs of each prompt.", show_default="all")
     ] = None,
     temperature: Annotated[float, typer.Option(help="Of sampling.")] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Budget of an answer in tokens.")] = 24,
+    max_new_tokens: offline.MaxNewTokens = None,
     ties: Annotated[
         str, typer.Option(help="Pairs the judge cannot tell apart: skip, or coin.", rich_help_panel=_JUDGE)
     ] = "skip",
@@ -86,18 +89,13 @@ def preferences(
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered together.")] = 64,
-    chat_template_kwargs: Annotated[
-        str | None,
-        typer.Option(
-            metavar="JSON", help="Variables of the chat template, such as '{\"enable_thinking\": false}'."
-        ),
-    ] = None,
-    skip_bad_rows: Annotated[
-        bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be read; stop otherwise.")
-    ] = False,
+    chat_template_kwargs: offline.ChatTemplateKwargs = None,
+    allow_control_tokens: offline.AllowControlTokens = False,
+    skip_bad_rows: offline.SkipBadRows = False,
     seed: Annotated[int, typer.Option(min=0, help="Of answers, pairs and raters.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    device: offline.Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over an earlier output.")] = False,
+    options: dict[str, Any] | None = None,
 ) -> None:
     """Sample answers to prompts and have a judge compare them.
 
@@ -106,7 +104,6 @@ def preferences(
     that changes with the order is a tie. What has been judged is written at once, into OUTPUT.part.jsonl until all are.
     """
     from agents.callbacks.progress import ProgressBar
-    from agents.commands import offline
     from agents.commands.flags import parse_assignments, parse_object
     from agents.commands.terminal import quiet_transformers
     from agents.preferences.collection import collect_preferences, part_of
@@ -149,6 +146,8 @@ def preferences(
             seed=seed,
             device=device,
             chat_template_kwargs=template,
+            allow_control_tokens=allow_control_tokens,
+            **(options or {}),
             callback=lambda done, total: progress.show(done),
         )
         progress.finish()

@@ -50,6 +50,7 @@ def sft(
     too_long: offline.TooLong = "cut",
     skip_bad_rows: offline.SkipBadRows = False,
     chat_template_kwargs: offline.ChatTemplateKwargs = None,
+    allow_control_tokens: offline.AllowControlTokens = False,
     seed: offline.Seed = 0,
     device: offline.Device = "auto",
     overwrite: offline.Overwrite = False,
@@ -78,7 +79,8 @@ def sft(
     held_out = None if eval_data is None else load_demonstrations(eval_data, skip_bad_rows)[0]
     if learning_rate is None:
         learning_rate = offline.default_rate(model, options, embedded=2e-3, full=2e-5, lora=2e-4)
-    page = TokenPage(folder / PAGE, _some(rows if held_out is None else held_out), max_length, template)
+    shown = _some(rows if held_out is None else held_out)
+    page = TokenPage(folder / PAGE, shown, max_length, template, allow_control_tokens)
     progress = ProgressCallback(title="sft")
     try:
         result = train(
@@ -93,6 +95,7 @@ def sft(
             max_length=max_length,
             too_long=too_long,
             chat_template_kwargs=template,
+            allow_control_tokens=allow_control_tokens,
             warmup_ratio=warmup_ratio,
             weight_decay=weight_decay,
             max_grad_norm=max_grad_norm,

@@ -14,15 +14,29 @@ from typing import Annotated, Any
 import typer
 
 from agents.commands import flags as hyper
+from agents.commands import offline
 
 SETTINGS = {
     "context_settings": {"ignore_unknown_options": True, "allow_extra_args": True},
     "add_help_option": False,
 }
 #: What may be given beside --resume; everything else is in the run's config.json.
-_WITH_RESUME = ("resume", "allow_module", "total_timesteps", "save_every", "keep", "progress", "device")
+_WITH_RESUME = (
+    "resume",
+    "allow_module",
+    "total_timesteps",
+    "save_every",
+    "keep",
+    "progress",
+    "device",
+    "report_to",
+)
 _RUN, _ENV, _TEXT, _SAVING = "Run", "Environment and policy", "TextRLHF-v0", "Saving and resuming"
 _EVALUATION = "Evaluation on the way"
+_LOADING, _WEIGHTS = "Loading of --model", "What is trained of --model, and how"
+#: Flags that the trainers on files have too: what the policy takes, what the environment takes, and the rest.
+_POLICY_OPTIONS = ("lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing")
+_SHARED = dict.fromkeys((*_POLICY_OPTIONS, "autocast"), _WEIGHTS) | {"report_to": _SAVING}
 
 
 def train(ctx: typer.Context) -> None:
@@ -138,15 +152,6 @@ def _train(
             rich_help_panel=_TEXT,
         ),
     ] = None,
-    lora_rank: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Train LoRA adapters of this rank over --model, which stays the reference at no cost of its own.",
-            show_default="every weight",
-            rich_help_panel=_TEXT,
-        ),
-    ] = None,
     reward: Annotated[
         list[str] | None,
         typer.Option(
@@ -175,6 +180,8 @@ def _train(
             rich_help_panel=_TEXT,
         ),
     ] = None,
+    chat_template_kwargs: offline.ChatTemplateKwargs = None,
+    allow_control_tokens: offline.AllowControlTokens = False,
     kl_coef: Annotated[
         float | None,
         typer.Option(help="Weight of the KL in the reward.", show_default="0.05", rich_help_panel=_TEXT),
@@ -287,7 +294,10 @@ def _train(
 
 
 def _with_flags(flags: list[hyper.Flag], args: list[str]) -> Any:
-    """The command for typer: the general flags and those of one agent."""
+    """The command for typer: the general flags, those that trainers on files have too, and those of one agent."""
+    loading = hyper.loading_flags()
+    panels = _SHARED | {flag.name: _LOADING for flag in loading}
+    shared = [flag for flag in hyper.trainer_flags() if flag.name in panels]
 
     def command(ctx: typer.Context, **values: Any) -> None:
         # Typer's contexts know where a value came from; its enum is not public, its names are click's.
@@ -295,11 +305,14 @@ def _with_flags(flags: list[hyper.Flag], args: list[str]) -> Any:
         own = {flag.name: flag for flag in flags}
         chosen = {n: _hyper_value(own[n], values[n]) for n in own if n in given}
         general = {n: value for n, value in values.items() if n not in own}
+        general |= hyper.parse_values(shared, {n: general[n] for n in given if n in panels})
         _run(general, given, chosen, flags, shlex.join(["textrl", "train", *args]))
 
     general = list(inspect.signature(_train).parameters.values())
+    general += hyper.as_typer_parameters(shared, panels, {"report_to": hyper.REPORT_TO})
     taken = {parameter.name for parameter in general}
-    options = hyper.as_typer_parameters([f for f in flags if f.name not in taken])
+    flags = [flag for flag in flags if flag.name not in taken]
+    options = hyper.as_typer_parameters(flags)
     context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
     general = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in general]
     command.__signature__ = inspect.Signature([context, *general, *options])
@@ -525,6 +538,7 @@ def _config(
     from agents.runs import run_directory as runs
 
     env_kwargs = _env_kwargs(values)
+    report_to = values["report_to"] or hyper.REPORT_TO
     names = (
         "total_timesteps",
         "seed",
@@ -542,6 +556,7 @@ def _config(
     return runs.new_config(
         **{name: values[name] for name in names},
         agent=_absolute(values["agent"]),
+        report_to=report_to,
         agent_kwargs=chosen,
         policy_kwargs=_policy_kwargs(values),
         env_kwargs=env_kwargs,
@@ -622,7 +637,7 @@ def _is_plain(default: Any) -> bool:
 
 
 def _policy_kwargs(values: dict[str, Any]) -> dict[str, Any]:
-    given = _without_none({"lora_rank": values["lora_rank"]})
+    given = _without_none({name: values[name] for name in _POLICY_OPTIONS})
     extra = hyper.parse_assignments("--policy-arg", values["policy_arg"] or ())
     for name in extra.keys() & given.keys():
         raise ValueError(f"{name} was given twice, as a flag and with --policy-arg")
@@ -638,11 +653,18 @@ def _env_kwargs(values: dict[str, Any]) -> dict[str, Any]:
         "too_long",
         "temperature",
         "missing_eos_penalty",
+        "autocast",
+        *(flag.name for flag in hyper.loading_flags()),
     )
     given = {name: values[name] for name in names if values[name] is not None}
     given |= {
         name: _absolute(values[name]) for name in ("model", "prompts", "gold") if values[name] is not None
     }
+    template = hyper.parse_object("--chat-template-kwargs", values["chat_template_kwargs"])
+    if template is not None:
+        given["chat_template_kwargs"] = template
+    if values["allow_control_tokens"]:
+        given["allow_control_tokens"] = True
     rewards, weights = [_absolute(spec) for spec in values["reward"] or ()], values["reward_weight"] or []
     if weights and len(weights) != len(rewards):
         raise ValueError(

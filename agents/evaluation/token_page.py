@@ -24,6 +24,7 @@ class TokenPage(BaseCallback):
         records: Of any form that :func:`agents.offline.sft.encode_demonstration` takes.
         max_length: As in training.
         chat_template_kwargs: As in training.
+        allow_control_tokens: As in training.
 
     Attributes:
         written: Whether there was something to show.
@@ -35,14 +36,15 @@ class TokenPage(BaseCallback):
         records: Sequence[dict[str, Any]],
         max_length: int | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        allow_control_tokens: bool = False,
     ) -> None:
         super().__init__()
-        self.chat_template_kwargs = chat_template_kwargs
+        self.template_settings = (chat_template_kwargs, allow_control_tokens)
         self.file, self.records, self.max_length = file, records, max_length
         self.written = False
 
     def _score(self) -> Any:
-        encoder = TextEncoder(self.model.tokenizer, self.chat_template_kwargs)
+        encoder = TextEncoder(self.model.tokenizer, *self.template_settings)
         return score_tokens(self.model.policy, encoder, self.records, self.max_length)
 
     def _on_training_start(self) -> None:

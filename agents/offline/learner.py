@@ -6,23 +6,20 @@ saved in bfloat16 again. Under an adapter the weights stay as they were loaded, 
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from agents.offline.options import TrainerOptions
 from agents.policies.lora import adapted_weights, add_adapter, save_adapter
 from agents.runs.whole import write_folder
 from reward_models.loading import LoadOptions, adapter_base, load_causal_lm, load_tokenizer, place
+from textrl_env.lm import checkpointing
 from textrl_env.lm.causal_lm import choose_device
 from textrl_env.lm.precision import bfloat16_products
 
@@ -64,6 +61,7 @@ class Learner:
             saved = _dtype_in_folder(model, loading)
             model = load(model, loading, choose_device(device))
         else:
+            loading.check_live()
             saved = model.dtype
             model = place(model, choose_device(device), loading)
         if tokenizer is None:
@@ -102,24 +100,9 @@ class Learner:
         """The context in which the model computes."""
         return bfloat16_products(self.model.device, self.autocast)
 
-    @contextlib.contextmanager
-    def saving_memory(self) -> Iterator[None]:
-        """Layers that forget their activations, where gradient checkpointing is on.
-
-        transformers' own switch works in training mode only, in which dropout is on.
-        """
-        layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
-        if self.checkpointing and not layers:
-            raise ValueError(
-                f"{type(self.model).__name__} has no layers that gradient_checkpointing could act on"
-            )
-        for layer in layers if self.checkpointing else ():
-            layer.forward = _forgetful(layer.forward)
-        try:
-            yield
-        finally:
-            for layer in layers if self.checkpointing else ():
-                del layer.forward
+    def saving_memory(self) -> AbstractContextManager[None]:
+        """The context in which layers forget their activations, where gradient checkpointing is on."""
+        return checkpointing.recomputed(self.model, self.checkpointing)
 
     def save(self, folder: str | Path) -> None:
         """Write an ordinary Hugging Face folder in the precision that the model came in, adapters merged.
@@ -169,15 +152,6 @@ class Learner:
                     own[name].copy_(parameter)
         if self.plain.dtype != self.saved_dtype and not self.is_quantized:
             self.plain.to(self.saved_dtype)
-
-
-def _forgetful(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def checkpointed(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*args, **kwargs)
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-    return checkpointed
 
 
 def _dtype_in_folder(path: str | Path, loading: LoadOptions) -> torch.dtype:

@@ -11,17 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from agents.runs.logs import check_reports, report_names
 from agents.runs.saving import parse_save_every
 from reward_models.loading import LoadOptions
-from textrl_env.errors import check_choice, check_keywords
-
-#: Where ``report_to`` can write.
-REPORTS = ("csv", "tensorboard", "wandb", "none")
+from textrl_env.errors import check_keywords
 
 
 @dataclass(frozen=True)
-class TrainerOptions:
-    """Options that all trainers on files share.
+class TrainerOptions(LoadOptions):
+    """Options that all trainers on files share, beside those of loading: :class:`reward_models.loading.LoadOptions`.
+
+    What is trained is kept in float32, whatever ``dtype`` it is loaded in.
 
     Args:
         lr_scheduler_type: How the learning rate goes, by transformers' names: cosine, linear, constant, ...
@@ -36,15 +36,8 @@ class TrainerOptions:
             folder, from which a run can go on; None saves none.
         keep: Checkpoints to keep, the latest ones.
         resume: Go on from the latest checkpoint in the output folder, if there is one.
-        report_to: Where the log goes: csv, tensorboard, wandb, or none.
+        report_to: Where the log goes: csv, tensorboard, wandb, trackio, several with commas between, or none.
         log_dir: Folder of the log; None is logs/ in the output folder.
-        dtype: Of the weights that are loaded; "auto" is what the folder holds. What is trained is kept in float32.
-        attn_implementation: eager, sdpa, flash_attention_2, ...; None is transformers' choice.
-        device_map: As transformers has it ("auto" spreads a model over several devices).
-        trust_remote_code: Whether code that comes with a model may run.
-        revision: Branch, tag or commit of a hub id.
-        load_in_4bit: Frozen weights in four bits under the adapters (QLoRA); needs lora_rank, and bitsandbytes or
-            torchao.
     """
 
     lr_scheduler_type: str = "cosine"
@@ -60,22 +53,16 @@ class TrainerOptions:
     resume: bool = False
     report_to: str | Sequence[str] = "none"
     log_dir: str | None = None
-    dtype: str = "float32"
-    attn_implementation: str | None = None
-    device_map: str | None = None
-    trust_remote_code: bool = False
-    revision: str | None = None
-    load_in_4bit: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.save_every is not None:
             parse_save_every(self.save_every)
         for name in ("lora_rank", "eval_every", "keep"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        for report in self.reports:
-            check_choice("report_to", report, REPORTS)
+        check_reports(self.reports)
         if self.lora_rank is None:
             alone = [
                 name
@@ -98,8 +85,7 @@ class TrainerOptions:
     @property
     def reports(self) -> list[str]:
         """The names in ``report_to``."""
-        listed = self.report_to.split(",") if isinstance(self.report_to, str) else self.report_to
-        return [name.strip() for name in listed]
+        return report_names(self.report_to)
 
     @property
     def loading(self) -> LoadOptions:

@@ -41,6 +41,7 @@ def train_reward_model(
     too_long: str = "cut",
     skip_bad_rows: bool = False,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    allow_control_tokens: bool = False,
     warmup_ratio: float = 0.05,
     weight_decay: float = 0.0,
     max_grad_norm: float = 1.0,
@@ -73,6 +74,7 @@ def train_reward_model(
             comparison out; "error" refuses the data.
         skip_bad_rows: Leave rows out that cannot be read, instead of stopping at the first.
         chat_template_kwargs: Variables of the chat template, for example ``{"enable_thinking": False}``.
+        allow_control_tokens: Whether text in messages may be control tokens; it stays text otherwise.
         warmup_ratio: Share of the steps spent warming up.
         weight_decay: Decoupled weight decay, on matrices only.
         max_grad_norm: The gradient's norm is clipped here.
@@ -101,7 +103,7 @@ def train_reward_model(
     learner = Learner(model, None, device, settings, load, find_head, seed)
     scorer, tokenizer = learner.model, learner.tokenizer
     lengths = Lengths.of(max_length, scorer.config, tokenizer, too_long)
-    encoder = TextEncoder(tokenizer, chat_template_kwargs)
+    encoder = TextEncoder(tokenizer, chat_template_kwargs, allow_control_tokens)
     comparisons, encoded = encode_sides(read, encoder, lengths)
     for k, ids in enumerate(encoded.values()):
         check_ids(ids, scorer.get_input_embeddings().weight.shape[0], f"completion {k}")

@@ -324,7 +324,8 @@ def load_model(
     loading: LoadOptions | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model to read from, on its device, and its tokenizer; either may come as a path or live."""
-    lm = CausalLM.load(model, tokenizer, device=device, **vars(loading or LoadOptions()))
+    options = vars(loading) if loading is not None and isinstance(model, (str, Path)) else {}
+    lm = CausalLM.load(model, tokenizer, device=device, **options)
     return lm.model, lm.tokenizer
 
 

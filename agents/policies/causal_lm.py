@@ -17,6 +17,7 @@ from agents.policies.base import Evaluation, Policy, make_linear
 from agents.policies.lora import LoraLM, check_no_adapter
 from agents.rollouts.rollout import Rollout
 from textrl_env.errors import check_choice
+from textrl_env.lm import checkpointing
 from textrl_env.lm.causal_lm import CausalLM
 from textrl_env.lm.decoding import SlotDecoder, gather_log_probs, sample_actions
 from textrl_env.lm.decoding import generate as generate_sequences
@@ -34,6 +35,7 @@ class CausalLMPolicy(Policy):
             the policy), "separate" (a copy of the body with a head; with LoRA an adapter of its own over the same
             weights), or None. Heads start at zero output.
         value_hidden: Units of the value head's hidden layer; 0 is a linear head.
+        gradient_checkpointing: Compute a layer's activations again in the backward pass instead of keeping them.
         model: A :class:`~textrl_env.lm.causal_lm.CausalLM`, a folder or a hub id.
         autocast: Matrix products in bfloat16; None does as the model says (by default, where CUDA is).
         lora_rank: Train adapters of this rank and leave the weights alone: the policy shares them with
@@ -55,6 +57,7 @@ class CausalLMPolicy(Policy):
         lora_alpha: float | None = None,
         lora_targets: str | Sequence[str] = "all-linear",
         value_hidden: int = 64,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__(observation_space, action_space, critic)
         check_choice("critic", critic, ("head", "shared", "separate", None))
@@ -86,6 +89,10 @@ class CausalLMPolicy(Policy):
             )
         self.model = self.lm.model  # registers the weights
         self.body = self._own_body() if critic == "separate" else None
+        if gradient_checkpointing:
+            for body in (self.lm.body, self.body):
+                if body is not None:
+                    checkpointing.switch_on(body)
         self.critic, self.value_hidden = critic, value_hidden
         self.detach_critic = critic == "head"
         width = self.model.config.get_text_config().hidden_size

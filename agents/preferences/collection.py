@@ -34,6 +34,7 @@ from reward_models import Reward
 from reward_models.data.encoding import TEMPLATE_COLUMNS, TextEncoder
 from textrl_env import embedded
 from textrl_env.data.prompts import PromptSet, load_prompts
+from textrl_env.envs.text_rlhf import default_budget
 from textrl_env.errors import check_choice
 from textrl_env.lm.causal_lm import CausalLM
 from textrl_env.lm.decoding import generate
@@ -67,7 +68,7 @@ def collect_preferences(
     rater_scale: float | None = None,
     ties: str = "skip",
     temperature: float = 1.0,
-    max_new_tokens: int = embedded.MAX_NEW_TOKENS,
+    max_new_tokens: int | None = None,
     tokenizer: Any = None,
     batch_size: int = 64,
     skip_bad_rows: bool = False,
@@ -75,6 +76,8 @@ def collect_preferences(
     device: str | torch.device = "auto",
     callback: Callable[[int, int], None] | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    allow_control_tokens: bool = False,
+    **loading: Any,
 ) -> Collected:
     """Sample answers, have them compared, and write the comparisons.
 
@@ -92,7 +95,8 @@ def collect_preferences(
             any other judge; ``math.inf`` is no noise.
         ties: What becomes of a pair that the judge cannot tell apart: "skip" it, or flip a "coin".
         temperature: Of sampling.
-        max_new_tokens: Budget of an answer.
+        max_new_tokens: Budget of an answer; None is 256 or what the model's context leaves, 24 with the embedded
+            models.
         tokenizer: None takes the one that lies beside the model.
         batch_size: Prompts that are answered and judged together.
         skip_bad_rows: Leave prompts out that cannot be read, instead of stopping at the first.
@@ -100,6 +104,8 @@ def collect_preferences(
         device: ``"auto"`` or any torch device.
         callback: Called after each batch with the prompts done and the number of all.
         chat_template_kwargs: Variables of the model's chat template, for prompts that are messages.
+        allow_control_tokens: Whether text in messages may be control tokens; it stays text otherwise.
+        **loading: How the model is loaded, see :class:`reward_models.loading.LoadOptions`.
 
     Returns:
         The records, and statistics: ``prompts``, ``answers``, ``pairs`` that were judged, ``records``, ``identical``
@@ -125,8 +131,11 @@ def collect_preferences(
             "simulated raters need a judge that scores; one that compares is asked once for each pair"
         )
     questions = load_prompts(prompts, skip_bad_rows=skip_bad_rows)
-    lm = CausalLM.load(model, tokenizer, temperature, device)
-    encoder = TextEncoder(lm.tokenizer, chat_template_kwargs)
+    lm = CausalLM.load(model, tokenizer, temperature, device, **loading)
+    encoder = TextEncoder(lm.tokenizer, chat_template_kwargs, allow_control_tokens)
+    if max_new_tokens is None:
+        longest = max(len(_prompt_ids(encoder, questions, row)) for row in range(len(questions)))
+        max_new_tokens = default_budget(lm, longest)
     if scores:
         judge.use_ids(lm.tokenizer)
     panel = Panel(raters, rater_scale, ties, seed)

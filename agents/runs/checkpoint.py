@@ -472,7 +472,8 @@ def _agree_with_env(agent: Checkpointed, document: dict[str, Any]) -> None:
         own.temperature = lm.temperature
     if "autocast" not in (agent.init_kwargs.get("policy_kwargs") or {}):
         # What a policy that starts from the env's model does.
-        autocast = lm.autocast or lm.model.dtype in (torch.bfloat16, torch.float16)
+        half = lm.model.dtype in (torch.bfloat16, torch.float16)
+        autocast = lm.autocast or (half and not _has_adapter(agent.policy))
         if document.get("autocast") not in (None, autocast):
             logger.warn(
                 f"the precision differs: autocast was {document['autocast']} and is {autocast} with this env; its "

@@ -1,4 +1,4 @@
-"""The log of a run: a row for every line, as CSV, TensorBoard events, or to Weights & Biases.
+"""The log of a run: a row for every line, as CSV, TensorBoard events, or to Weights & Biases or Trackio.
 
 A run that goes on from a checkpoint drops the rows that were logged after it; Weights & Biases keeps them.
 """
@@ -6,8 +6,10 @@ A run that goes on from a checkpoint drops the rows that were logged after it; W
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -177,17 +179,10 @@ def _forget_events(file: Path, timesteps: int) -> None:
     os.replace(scratch, file)
 
 
-class _WandB(KVWriter):
-    """Rows to Weights & Biases, which keeps its settings in the environment (WANDB_PROJECT, WANDB_MODE, ...)."""
+class _Tracker(KVWriter):
+    """The numbers of every row to a tracker that has runs with ``log`` and ``finish``."""
 
-    def __init__(self, folder: Path, resume_at: int) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise ImportError("report_to='wandb' needs wandb: pip install wandb") from error
-        self.run = wandb.init(
-            dir=str(folder), name=folder.resolve().name, resume="allow" if resume_at else None
-        )
+    run: Any
 
     def write(
         self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
@@ -201,12 +196,66 @@ class _WandB(KVWriter):
         self.run.finish()
 
 
+class _WandB(_Tracker):
+    """Weights & Biases, which keeps its settings in the environment (WANDB_PROJECT, WANDB_MODE, ...)."""
+
+    def __init__(self, folder: Path, resume_at: int) -> None:
+        import wandb
+
+        self.run = wandb.init(
+            dir=str(folder), name=folder.resolve().name, resume="allow" if resume_at else None
+        )
+
+
+class _Trackio(_Tracker):
+    """Trackio, into the project that TRACKIO_PROJECT names; other settings are in the environment too."""
+
+    def __init__(self, folder: Path, resume_at: int) -> None:
+        import trackio
+
+        self.run = trackio.init(
+            project=os.environ.get("TRACKIO_PROJECT", "textrl"),
+            name=folder.resolve().name,
+            resume="allow" if resume_at else "never",
+        )
+
+
 #: Where a log can go, by the names of ``report_to``.
 _OUTPUTS: dict[str, Callable[[Path, int], KVWriter]] = {
     "csv": lambda folder, resume_at: _CSV(folder / PROGRESS, resume_at),
     "tensorboard": _TensorBoard,
     "wandb": _WandB,
+    "trackio": _Trackio,
 }
+#: Those that are packages of their own.
+_TRACKERS = ("wandb", "trackio")
+
+
+def report_names(report_to: str | Sequence[str]) -> list[str]:
+    """The names in ``report_to``, a list or a text with commas between them."""
+    listed = report_to.split(",") if isinstance(report_to, str) else report_to
+    return [name.strip() for name in listed]
+
+
+def check_reports(names: Sequence[str]) -> None:
+    """Raise for a place that a log cannot go to, before anything is done.
+
+    Raises:
+        ValueError: An unknown name, or "none" beside others.
+        ImportError: A tracker that is not installed.
+    """
+    for name in names:
+        check_choice("report_to", name, [*_OUTPUTS, "none"])
+        if name in _TRACKERS and not _is_installed(name):
+            raise ImportError(f"report_to={name!r} needs the package {name}: pip install {name}")
+    if "none" in names and len(names) > 1:
+        raise ValueError(f"report_to={','.join(names)!r} says none and more; give one or the other")
+
+
+def _is_installed(package: str) -> bool:
+    if package in sys.modules:
+        return sys.modules[package] is not None
+    return importlib.util.find_spec(package) is not None
 
 
 def open_logger(
@@ -217,13 +266,13 @@ def open_logger(
     Args:
         folder: The run directory.
         resume_at: Timesteps of the checkpoint that the run goes on from; later rows are dropped.
-        report_to: Any of "csv", "tensorboard" and "wandb"; "none" is nowhere.
+        report_to: Any of "csv", "tensorboard", "wandb" and "trackio"; "none" is nowhere.
 
     Raises:
         ValueError: An unknown name.
+        ImportError: A tracker that is not installed.
     """
-    for name in report_to:
-        check_choice("report_to", name, [*_OUTPUTS, "none"])
+    check_reports(report_to)
     folder.mkdir(parents=True, exist_ok=True)
     return Logger(str(folder), [_OUTPUTS[name](folder, resume_at) for name in report_to if name != "none"])
 

@@ -42,7 +42,7 @@ from agents.runs.best import BEST
 from agents.runs.checkpoint import DOCUMENT, Position, read_document, take_position
 from agents.runs.checkpoint import save as save_checkpoint
 from agents.runs.lock import HOLDER, LOCK
-from agents.runs.logs import EVENTS, PROGRESS, open_logger, read_progress
+from agents.runs.logs import EVENTS, PROGRESS, check_reports, open_logger, read_progress, report_names
 from agents.runs.registry import find_agent, find_policy
 from agents.runs.saving import (
     SaveSchedule,
@@ -162,6 +162,7 @@ def new_config(
     eval_prompts: str | None = None,
     eval_episodes: int = 256,
     kl_budget: float | None = None,
+    report_to: str = "csv,tensorboard",
     command: str = "",
     defaults: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -190,9 +191,15 @@ def new_config(
         eval_prompts: File of the prompts that are evaluated on; None is what ``EvalCallback`` takes by itself.
         eval_episodes: Sampled answers of an evaluation.
         kl_budget: Nats from the reference at which learning stops, and which the best model may have; None for none.
+        report_to: Where the log goes, see :mod:`agents.runs.logs`; progress.csv is written in any case.
         command: The command line that says the same.
         defaults: The hyper-parameters left alone, for the reader.
+
+    Raises:
+        ValueError: There is no such place for a log.
+        ImportError: A package for one is not installed.
     """
+    check_reports(report_names(report_to))
     return {
         "format": FORMAT,
         "command": command,
@@ -217,6 +224,7 @@ def new_config(
         "eval_prompts": eval_prompts,
         "eval_episodes": eval_episodes,
         "kl_budget": kl_budget,
+        "report_to": report_to,
         "working_directory": str(Path.cwd()),
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in _PACKAGES},
@@ -483,7 +491,9 @@ def train(
     budget = config.get("kl_budget")
     stop = None if budget is None else StopAtKL(budget)
     measured += [] if stop is None else [stop]
-    logger = open_logger(folder, agent.num_timesteps)
+    asked = report_names(config.get("report_to", "tensorboard"))
+    others = [name for name in asked if name not in ("csv", "none")]
+    logger = open_logger(folder, agent.num_timesteps, ["csv", *others])
     agent.set_logger(logger)
     try:
         with stop_on_signals(saver.stop_request, "the update under way", saver.at_stake):

@@ -36,6 +36,25 @@ Generate = Callable[[Sequence[np.ndarray]], Any]
 MAX_NEW_TOKENS = 256
 
 
+def default_budget(lm: CausalLM, longest_prompt: int) -> int:
+    """The response budget where none was asked for: what is usual for the model, as far as its context goes.
+
+    Args:
+        lm: The model that answers.
+        longest_prompt: In tokens.
+    """
+    if embedded.is_embedded_tokenizer(lm.tokenizer):
+        return embedded.MAX_NEW_TOKENS
+    room = MAX_NEW_TOKENS if lm.max_length is None else lm.max_length - longest_prompt
+    if 1 <= room < MAX_NEW_TOKENS:
+        logger.warn(
+            f"max_new_tokens is {room} and not {MAX_NEW_TOKENS}: that is what the model's context of "
+            f"{lm.max_length} tokens leaves beside prompts of {longest_prompt}"
+        )
+        return room
+    return MAX_NEW_TOKENS
+
+
 @dataclasses.dataclass
 class Episodes:
     """Whole episodes; ``B`` of them, and as arrays ``[B, T]`` with ``T`` the most tokens that the policy wrote.
@@ -131,6 +150,11 @@ class TextRLHFDynamics(KLDynamics):
         too_long: str = "error",
         chat_template_kwargs: Mapping[str, Any] | None = None,
         allow_control_tokens: bool = False,
+        attn_implementation: str | None = None,
+        device_map: str | Mapping[str, Any] | None = None,
+        trust_remote_code: bool = False,
+        revision: str | None = None,
+        load_in_4bit: bool = False,
     ) -> None:
         super().__init__(num_slots, kl_coef, kl_estimator)
         for name, value in (("max_new_tokens", max_new_tokens), ("max_prompt_length", max_prompt_length)):
@@ -145,7 +169,17 @@ class TextRLHFDynamics(KLDynamics):
                 f"model={model!r} came without {' and '.join(missing)}: the embedded world's are used"
             )
         self.lm = CausalLM.load(
-            embedded.path("sft") if model is None else model, tokenizer, temperature, device, dtype, autocast
+            embedded.path("sft") if model is None else model,
+            tokenizer,
+            temperature,
+            device,
+            dtype,
+            autocast,
+            attn_implementation=attn_implementation,
+            device_map=device_map,
+            trust_remote_code=trust_remote_code,
+            revision=revision,
+            load_in_4bit=load_in_4bit,
         )
         self.encoder = TextEncoder(self.lm.tokenizer, chat_template_kwargs, allow_control_tokens)
         #: How far training is, for rewards that ask for ``trainer_state``; a trainer sets it.
@@ -164,7 +198,8 @@ class TextRLHFDynamics(KLDynamics):
         self.max_prompt_length = longest if max_prompt_length is None else max_prompt_length
         for k, tokens in enumerate(self.prompt_tokens):
             self._check_prompt_length(tokens, f"prompt {k}")
-        self.max_new_tokens = self._default_budget() if max_new_tokens is None else max_new_tokens
+        budget = default_budget(self.lm, self.max_prompt_length) if max_new_tokens is None else max_new_tokens
+        self.max_new_tokens = budget
         self._check_context()
         self.lm.check()
         self.max_length = self.max_prompt_length + self.max_new_tokens
@@ -400,19 +435,6 @@ class TextRLHFDynamics(KLDynamics):
             raise ValueError(f"prompt_id must be an integer in [0, {count - 1}], got {prompt_id!r}")
         return int(prompt_id)
 
-    def _default_budget(self) -> int:
-        """The response budget where none was asked for: what is usual for the model, as far as its context goes."""
-        if embedded.is_embedded_tokenizer(self.lm.tokenizer):
-            return embedded.MAX_NEW_TOKENS
-        room = MAX_NEW_TOKENS if self.lm.max_length is None else self.lm.max_length - self.max_prompt_length
-        if 1 <= room < MAX_NEW_TOKENS:
-            logger.warn(
-                f"max_new_tokens is {room} and not {MAX_NEW_TOKENS}: that is what the model's context of "
-                f"{self.lm.max_length} tokens leaves beside prompts of {self.max_prompt_length}"
-            )
-            return room
-        return MAX_NEW_TOKENS
-
     def _prompt_limit(self, max_prompt_length: int | None, max_new_tokens: int | None) -> int:
         """Tokens that a prompt may have, where longer ones are to be skipped or cut."""
         if max_prompt_length is not None:
@@ -615,6 +637,8 @@ class TextRLHFEnv(_TextRLHF, KLEnv):
     - ``gold`` (embedded rubric on the embedded prompts): a second reward that is logged and never trained on.
     - ``tokenizer`` (the model's), ``device`` ("auto"), ``dtype`` ("float32") of the reference; ``autocast``
       (where CUDA is): bfloat16 matrix products in the reference and in policies that start from it.
+    - ``attn_implementation``, ``device_map``, ``trust_remote_code`` (False), ``revision``, ``load_in_4bit`` (False):
+      how the model is loaded, see :class:`reward_models.loading.LoadOptions`.
     - ``chat_template_kwargs`` (None): variables of the chat template, as ``{"enable_thinking": False}``, for prompts
       that are messages; ``allow_control_tokens`` (False): whether messages may hold control tokens, not only text.
     - ``render_mode``: the prompt and what has been written, as text ("ansi") or as a picture ("rgb_array").

@@ -29,6 +29,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from reward_models.data.encoding import TextEncoder
 from reward_models.loading import LoadOptions, check_decoder, load_causal_lm, load_tokenizer
 from textrl_env.errors import check_keywords, did_you_mean
+from textrl_env.lm import checkpointing
 from textrl_env.lm.attention_masks import ONE, AttentionMasks
 from textrl_env.lm.fused_llama import FusedLlama, is_watched
 from textrl_env.lm.precision import bfloat16_products
@@ -166,8 +167,10 @@ class CausalLM:
         if isinstance(model, (str, Path)):
             tokenizer = model if tokenizer is None else tokenizer
             model = load_causal_lm(model, loading, choose_device(device))
-        elif not getattr(model, "is_quantized", False) and getattr(model, "hf_device_map", None) is None:
-            model = model.to(choose_device(device))
+        else:
+            loading.check_live()
+            if not getattr(model, "is_quantized", False) and getattr(model, "hf_device_map", None) is None:
+                model = model.to(choose_device(device))
         if tokenizer is None:
             raise ValueError("a live model needs its tokenizer: pass tokenizer=...")
         if isinstance(tokenizer, (str, Path)):
@@ -246,7 +249,7 @@ class CausalLM:
         """
         if self.teacher_forcing_works(int(sequences.lengths.max())):
             # Layers that are computed again in the backward pass cannot read prompts from a cache.
-            again = torch.is_grad_enabled() and _checkpoints(self.body)
+            again = torch.is_grad_enabled() and checkpointing.is_on(self.body)
             return sequences.to(self.device).derived(ApartLayout if again else PackedLayout)
         alike = bool((sequences.lengths == sequences.lengths[0]).all())
         return sequences.to(self.device).derived(PaddedLayout) if self.padding_works or alike else None
@@ -265,17 +268,17 @@ class CausalLM:
         with self.precision():
             if isinstance(layout, PackedLayout):
                 return self._packed_states(layout, body)
-            return layout.take(body(input_ids=layout.ids, use_cache=False).last_hidden_state)
+            with _recomputed(body):
+                return layout.take(body(input_ids=layout.ids, use_cache=False).last_hidden_state)
 
     def _packed_states(self, layout: PackedLayout, body: PreTrainedModel) -> Tensor:
         stand_in = self.fused_body(body, layout.longest)
-        if stand_in is None and torch.is_grad_enabled() and _checkpoints(body):
-            logger.warn(
-                f"gradient checkpointing does nothing for {type(body).__name__}: its modules do it in training mode "
-                "only, which would turn dropout on"
-            )
         masks = AttentionMasks(self.model.config, self.ways.packing)
-        return layout.states(stand_in or body, masks, self.model.dtype, "shared_prompts" not in self.disable)
+        shares = "shared_prompts" not in self.disable
+        if stand_in is not None:  # which looks at the marks of the layers itself
+            return layout.states(stand_in, masks, self.model.dtype, shares)
+        with _recomputed(body):
+            return layout.states(body, masks, self.model.dtype, shares)
 
     def evaluate(
         self, sequences: Sequences, with_states: bool = False
@@ -300,7 +303,7 @@ class CausalLM:
                 scaled = states if self.temperature == 1.0 else states / self.temperature
                 log_probs, entropies = linear_log_probs(scaled, self.head, layout.actions, self.vocab_size)
             return log_probs, entropies, states if with_states else None
-        with self.precision():
+        with self.precision(), _recomputed(self.body):
             out = self.model(
                 input_ids=layout.ids,
                 logits_to_keep=layout.keep,
@@ -490,5 +493,6 @@ class CausalLM:
         return windows or not AttentionMasks(config).limited(length)
 
 
-def _checkpoints(body: torch.nn.Module) -> bool:
-    return any(getattr(module, "gradient_checkpointing", False) for module in body.modules())
+def _recomputed(body: PreTrainedModel) -> AbstractContextManager[None]:
+    """A pass through ``body`` that keeps no activations, where gradient checkpointing is on."""
+    return checkpointing.recomputed(body, torch.is_grad_enabled() and checkpointing.is_on(body))

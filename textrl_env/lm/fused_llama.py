@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from textrl_env.lm.precision import for_both_passes
 from textrl_env.lm.shared_prompts import SharedPrompts, added_to_scores
 
 #: What a module may consist of. Anything else (a multiplier, a switch for rotation) is a part that is not known here.
@@ -129,7 +130,10 @@ class FusedLlama:
         again = self.checkpoints and torch.is_grad_enabled() and past_key_values is None
         for index, layer in enumerate(self.layers):
             arguments = (hidden, rotation, attention, index, low)
-            hidden = checkpoint(layer, *arguments, use_reentrant=False) if again else layer(*arguments)
+            if again:
+                hidden = checkpoint(layer, *arguments, use_reentrant=False, context_fn=for_both_passes)
+            else:
+                hidden = layer(*arguments)
         return BodyOutput(_normalised(hidden, self.norm, hidden.dtype))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -23,10 +23,15 @@ class _Float32Attention(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not functional.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        query, key, value = args[:3]
         with torch.autocast("cpu", enabled=False):
-            out = func(query.float(), key.float(), value.float(), *args[3:], **kwargs)
-        return out.to(query.dtype)
+            out = func(*map(_wide, args), **{name: _wide(value) for name, value in kwargs.items()})
+        return out.to(args[0].dtype)
+
+
+def _wide(value: Any) -> Any:
+    """A tensor of low precision (a mask that is added may be one) in float32; anything else as it is."""
+    is_low = isinstance(value, torch.Tensor) and value.dtype in (torch.bfloat16, torch.float16)
+    return value.float() if is_low else value
 
 
 @contextmanager
@@ -43,3 +48,12 @@ def bfloat16_products(device: torch.device, enabled: bool) -> Iterator[None]:
                 yield
         else:
             yield
+
+
+def for_both_passes() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Contexts for :func:`torch.utils.checkpoint.checkpoint`: of a pass now, and of the same pass done again later.
+
+    The second takes place outside of :func:`bfloat16_products`, of which torch restores the autocast only.
+    """
+    again = _Float32Attention() if torch.is_autocast_enabled("cpu") else nullcontext()
+    return nullcontext(), again
