@@ -154,6 +154,33 @@ def own_memory(model: PreTrainedModel) -> None:
             tensor.data = tensor.data.clone()
 
 
+@torch.no_grad()
+def save_model(
+    model: PreTrainedModel,
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+    weights: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Write a model as an ordinary Hugging Face folder.
+
+    Args:
+        model: The model; it stays as it is.
+        folder: Where.
+        dtype: What its numbers are written in; None is what they are.
+        weights: By name, in place of its own.
+    """
+    if weights is None and dtype in (None, model.dtype):
+        model.save_pretrained(str(folder))
+        return
+    weights = model.state_dict() if weights is None else weights
+    dtype = model.dtype if dtype is None else dtype
+    weights = {n: w.to(dtype) if w.is_floating_point() else w for n, w in weights.items()}
+    model.save_pretrained(str(folder), state_dict=weights)
+    file = Path(folder) / "config.json"  # names the precision of the live model, not that of the file
+    config = json.loads(file.read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
 def load_tokenizer(path: str | Path, options: LoadOptions | None = None) -> Any:
     """The tokenizer beside a model; that of the model under it where an adapter's folder holds none."""
     base = adapter_base(path)

@@ -270,3 +270,44 @@ def test_paths_may_be_strings_and_a_folder_may_be_written_again(tmp_path):
 )
 def test_spaces_survive_json(space):
     assert decode_space(json.loads(json.dumps(encode_space(space)))) == space
+
+
+# -- precision ------------------------------------------------------------------------------------------------
+
+
+def half_world(dtype: torch.dtype):
+    lm = make_lm("gpt2").clone()  # with tied weights
+    lm.model.to(dtype)
+    return make_env(lm=lm, kl_coef=0.1, reward=id_sum)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("agent", ["GRPO", "PPO"])
+def test_a_half_precision_model_is_saved_in_what_it_came_in_and_resumes_bitwise(agent, dtype, tmp_path):
+    def learner(env):
+        extra = {"critic": "separate", "batch_size": 4} if agent == "PPO" else {"group_size": 4}
+        return AGENTS[agent]("CausalLMPolicy", env, n_episodes=8, seed=0, learning_rate=1e-6, **extra)
+
+    one = learner(half_world(dtype)).learn(60)
+    folder = tmp_path / "checkpoint"
+    one.save(folder)
+    written = AutoModelForCausalLM.from_pretrained(folder)
+    assert written.dtype == dtype and json.loads((folder / "config.json").read_text())["dtype"] in str(dtype)
+    exact = one.policy.model.state_dict()
+    assert all(w.dtype == torch.float32 for w in exact.values())
+    for name, weight in written.state_dict().items():
+        assert torch.equal(weight, exact[name].to(dtype)), name
+    small = [name for name, w in written.state_dict().items() if not torch.equal(w.float(), exact[name])]
+    assert small, (
+        "steps of 1e-6 are finer than what is written, so the folder alone could not be gone on from"
+    )
+    torch.manual_seed(1)
+    resumed = AGENTS[agent].load(folder, env=half_world(dtype))
+    assert_bitwise(one, resumed)
+    one.learn(60, reset_num_timesteps=False)
+    resumed.learn(60, reset_num_timesteps=False)
+    assert_bitwise(one, resumed)
+    resumed.save(folder)
+    assert AutoModelForCausalLM.from_pretrained(folder).dtype == dtype
+    alone = AGENTS[agent].load(folder)
+    assert torch.equal(alone.policy.model.lm_head.weight, resumed.policy.model.lm_head.weight)

@@ -417,7 +417,7 @@ def test_a_tracker_that_is_not_installed_is_named_before_anything_is_written(tex
 
 def test_a_resumed_run_runs_the_code_of_a_model_only_if_that_is_said_again(text, here, capsys):
     assert train(*text, "--trust-remote-code", "--total-timesteps", 20, "--run-dir", "run") == 0
-    resume = ["train", "--resume", "run", "--total-timesteps", 40, "--allow-module", "tiny_reward.py"]
+    resume = ["train", "--resume", "run", "--total-timesteps", 90, "--allow-module", "tiny_reward.py"]
     line = error_of(capsys, *resume)
     assert "names code of the module 'transformers_modules'" in line
     assert "--allow-module transformers_modules" in line

@@ -6,7 +6,6 @@ saved in bfloat16 again. Under an adapter the weights stay as they were loaded, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,7 +17,14 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from agents.offline.options import TrainerOptions
 from agents.policies.lora import adapted_weights, add_adapter, save_adapter
 from agents.runs.whole import write_folder
-from reward_models.loading import LoadOptions, adapter_base, load_causal_lm, load_tokenizer, place
+from reward_models.loading import (
+    LoadOptions,
+    adapter_base,
+    load_causal_lm,
+    load_tokenizer,
+    place,
+    save_model,
+)
 from textrl_env.lm import checkpointing
 from textrl_env.lm.causal_lm import choose_device
 from textrl_env.lm.precision import bfloat16_products
@@ -131,11 +137,7 @@ class Learner:
         if self.has_adapter:
             weights |= {name: weight.cpu() for name, weight in adapted_weights(self.model)}
             weights |= {name: p.detach() for name, p in self.parameters() if name in weights}
-        weights = {n: w.to(dtype) if w.is_floating_point() else w for n, w in weights.items()}
-        self.plain.save_pretrained(str(folder), state_dict=weights)
-        file = folder / "config.json"  # names the precision of the live model, not that of the file
-        config = json.loads(file.read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
-        file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        save_model(self.plain, folder, dtype, weights)
 
     @torch.no_grad()
     def finish(self) -> None:

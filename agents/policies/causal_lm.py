@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from agents.policies.base import Evaluation, Policy, make_linear
 from agents.policies.lora import LoraLM, check_no_adapter
 from agents.rollouts.rollout import Rollout
+from reward_models.loading import save_model
 from textrl_env.errors import check_choice
 from textrl_env.lm import checkpointing
 from textrl_env.lm.causal_lm import CausalLM
@@ -70,6 +71,8 @@ class CausalLMPolicy(Policy):
         lm = model if isinstance(model, CausalLM) else CausalLM.load(model, device="cpu")
         check_no_adapter(lm.model)
         self.lora_rank = lora_rank
+        #: What :meth:`save_pretrained` writes numbers in: what the model came in.
+        self.saved_dtype = lm.model.dtype
         if lora_rank is None:
             if lora_alpha is not None or lora_targets != "all-linear":
                 raise ValueError("lora_alpha and lora_targets go with lora_rank, which is None")
@@ -197,11 +200,14 @@ class CausalLMPolicy(Policy):
         return self._values(sequences, states).double().cpu().numpy()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the language model and its tokenizer as an ordinary Hugging Face folder, adapters merged."""
+        """Write the language model and its tokenizer as an ordinary Hugging Face folder, adapters merged.
+
+        Numbers are written in the precision that the model came in; what is trained has more, see :attr:`saved_dtype`.
+        """
         if isinstance(self.lm, LoraLM):
             self.lm.save_pretrained(folder)
             return
-        self.lm.model.save_pretrained(str(folder))
+        save_model(self.lm.model, folder, self.saved_dtype)
         self.lm.tokenizer.save_pretrained(str(folder))
 
 

@@ -229,9 +229,19 @@ def _own_weights(policy: Any) -> dict[str, Tensor]:
     if _has_adapter(policy):  # what is frozen belongs to the model that the policy started from
         learned = {name for name, p in policy.named_parameters() if p.requires_grad}
         return {name: w for name, w in weights.items() if name in learned}
-    if hasattr(policy, "save_pretrained"):
+    if not hasattr(policy, "save_pretrained"):
+        return dict(weights)
+    if not _is_rounded(policy):
         return {name: w for name, w in weights.items() if not name.startswith("model.")}
-    return dict(weights)
+    # Tied weights have two names and are written once.
+    first = {w.data_ptr(): name for name, w in reversed(weights.items()) if w.numel()}
+    return {name: w for name, w in weights.items() if first.get(w.data_ptr(), name) == name}
+
+
+def _is_rounded(policy: Any) -> bool:
+    """Whether the Hugging Face folder holds less precise numbers than what is trained."""
+    model = getattr(policy, "model", None)
+    return model is not None and getattr(policy, "saved_dtype", model.dtype) != model.dtype
 
 
 def _has_adapter(policy: Any) -> bool:
@@ -346,6 +356,8 @@ def _load(cls: type, path: Path, env: Any, document: dict[str, Any], overrides: 
             path,
             temperature=document["temperature"],
             device=kwargs.get("device", "auto"),
+            # Full weights are written in what they came in; an adapter is taken out of weights again.
+            dtype="auto" if policy_kwargs.get("lora_rank") is None else "float32",
             autocast=document.get("autocast"),
         )
         kwargs["policy_kwargs"] = policy_kwargs | {"model": lm}
