@@ -25,6 +25,7 @@ from torch import Tensor
 from agents import presets
 from agents.algorithms import maths
 from agents.algorithms.gradient_step import clip_gradients, read_scalars
+from agents.algorithms.importance import MODES, describe_sampling, implausible, importance_weights
 from agents.algorithms.optimizers import make_optimizer
 from agents.algorithms.safeguards import (
     SkippedUpdates,
@@ -48,7 +49,7 @@ from agents.rollouts.vector_envs import (
     make_envs,
     seed_action_spaces,
 )
-from textrl_env.errors import did_you_mean
+from textrl_env.errors import check_choice, did_you_mean
 from textrl_env.lm.causal_lm import choose_device
 
 #: Quantities of a loss that are charted under a name of their own, not as ``train/<name>``.
@@ -102,6 +103,11 @@ class Agent(LearningLoop):
         sde_sample_freq: Steps after which that noise is drawn anew; -1 is once in a rollout.
         max_skipped_updates: A gradient step whose gradient is not finite is skipped and counted; so many in a row stop
             learning.
+        importance_sampling_mode: How the distance between an outside generator and the policy is corrected, by TRL's
+            names: "token_truncate", "token_mask", "sequence_truncate" or "sequence_mask"; None does not. Our own
+            decoder needs none, unless its sampling is cut to the likeliest tokens.
+        importance_sampling_clip_max: No ratio counts for more; None is no bound.
+        importance_sampling_clip_min: No ratio counts for less; None is no bound, where it is masked one over the upper.
     """
 
     #: Whether the method needs whole episodes on every environment.
@@ -157,6 +163,9 @@ class Agent(LearningLoop):
         critic_learning_rate: Schedule | None = None,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
+        importance_sampling_mode: str | None = "sequence_truncate",
+        importance_sampling_clip_max: float | None = 3.0,
+        importance_sampling_clip_min: float | None = None,
     ) -> None:
         _check_positive(max_skipped_updates=max_skipped_updates)
         _check_positive(n_steps=n_steps, n_episodes=n_episodes, batch_size=batch_size, n_epochs=n_epochs)
@@ -183,6 +192,16 @@ class Agent(LearningLoop):
                 f"learning_rate={learning_rate!r} and lr_scheduler_type={lr_scheduler_type!r} both change the learning "
                 "rate; give a number and a scheduler, or a schedule alone"
             )
+        check_choice("importance_sampling_mode", importance_sampling_mode, (*MODES, None))
+        low, high = importance_sampling_clip_min, importance_sampling_clip_max
+        if (high is not None and not high >= 1) or (low is not None and not 0 <= low <= 1):
+            raise ValueError(
+                "importance_sampling_clip_max must be at least 1 and importance_sampling_clip_min between 0 and 1, the "
+                f"ratio of what is sampled from the policy itself, got {high} and {low}"
+            )
+        self.importance_sampling_mode = importance_sampling_mode
+        self.importance_sampling_clip_max = importance_sampling_clip_max
+        self.importance_sampling_clip_min = importance_sampling_clip_min
         self.skipped_updates = SkippedUpdates(max_skipped_updates)
         self.policy_name = policy
         self.learning_rate = learning_rate
@@ -298,10 +317,24 @@ class Agent(LearningLoop):
         self.gamma = (1.0 if self.policy.whole_episodes else 0.99) if self._gamma is None else self._gamma
         if not self.policy.whole_episodes:
             self.text_env = None
+        self._check_generator()
         self.preset = presets.resolve(self)
         self.set_up_optimizer()
         if self.env is not None:
             bind_policy(self.env, self.policy.log_prob, self.policy.slot_log_prob)
+
+    def _check_generator(self) -> None:
+        """Raise a ValueError where a generator or its sampling is asked for and nothing is ever generated at once."""
+        asked = [
+            name
+            for name in ("generator", "sampling")
+            if self.policy_kwargs.get(name) not in (None, {}, "native")
+        ]
+        if asked and self.env is not None and self.text_env is None:
+            raise ValueError(
+                f"{' and '.join(asked)} in policy_kwargs wants an environment that runs whole episodes at once, such "
+                f"as TextRLHF-v0 without a wrapper; {self.env} is stepped token by token, by the policy itself"
+            )
 
     def set_up_optimizer(self) -> None:
         """Make the optimiser and its schedule from the hyper-parameters in force."""
@@ -349,7 +382,7 @@ class Agent(LearningLoop):
     def collect(self) -> Rollout:
         """One rollout, by whichever way the environment and the method allow."""
         if self.text_env is not None:
-            return collect_fused(self, self.n_episodes, self.group_size)
+            return self.look_at_sampling(collect_fused(self, self.n_episodes, self.group_size))
         if self.collects_episodes:
             return self._with_values(collect_episodes(self, self.n_episodes, self.group_size))
         return collect_steps(self, self.n_steps)
@@ -367,6 +400,51 @@ class Agent(LearningLoop):
         shifted = maths.shift_values(array, np.zeros(len(array), array.dtype), mask, done)
         rollout.next_values = rollout.next_values + torch.from_numpy(shifted) * rollout.mask
         return rollout
+
+    def look_at_sampling(self, rollout: Rollout) -> Rollout:
+        """Measure how far what an outside generator reported is from the policy's log-probabilities.
+
+        Reported log-probabilities that are not those of what was sampled are taken out of the rollout: nothing can be
+        corrected by them.
+        """
+        if rollout.sampling_log_probs is None:
+            return rollout
+        log_ratio = rollout.log_probs - rollout.sampling_log_probs
+        mode = self.importance_sampling_mode
+        remedy = f"and the difference is corrected by importance_sampling_mode={mode!r}"
+        if mode is None:
+            remedy = "and nothing is corrected, as importance_sampling_mode=None wants it"
+        elif implausible(log_ratio, rollout.mask):
+            mode = None
+            remedy = (
+                "and nothing is corrected: too many tokens are far likelier than it reports for these to be the "
+                "log-probabilities that it drew them with"
+            )
+        if mode is None:
+            rollout.sampling_log_probs, weights = None, log_ratio.exp()
+        else:
+            weights = self._importance_weights(log_ratio, rollout.mask, mode)
+        self.episodes.note_generator(describe_sampling(log_ratio, rollout.mask, mode, weights), remedy)
+        return rollout
+
+    def _importance_weights(self, log_ratio: Tensor, mask: Tensor, mode: str) -> Tensor:
+        low = self.importance_sampling_clip_min
+        if low is None and mode.endswith("mask") and self.importance_sampling_clip_max is not None:
+            low = 1 / self.importance_sampling_clip_max
+        return importance_weights(log_ratio, mask, mode, self.importance_sampling_clip_max, low)
+
+    def step_weights(self, batch: Rollout) -> Tensor:
+        """What the losses of the steps are multiplied by before they are added up, ``[b, T]``.
+
+        :meth:`loss_weights`, and where an outside generator wrote the responses how much likelier each is under the
+        policy: every term of a loss is then an expectation under the policy.
+        """
+        weights = self.loss_weights(batch)
+        if batch.sampling_log_probs is None or self.importance_sampling_mode is None:
+            return weights
+        log_ratio = batch.log_probs - batch.sampling_log_probs
+        ratio = self._importance_weights(log_ratio, batch.mask, self.importance_sampling_mode)
+        return weights * ratio.to(weights.dtype)
 
     def record_text_episodes(self, episodes: Any) -> None:
         """Note what an environment's fused way has produced, for the log."""
@@ -515,7 +593,7 @@ class Agent(LearningLoop):
             torch.OutOfMemoryError: A single row does not fit into memory.
         """
         self.optimizer.zero_grad()
-        weights = self.loss_weights(batch)
+        weights = self.step_weights(batch)
         rows = self._micro_batch_size(len(batch))
         names, totals, used = accumulate_within_memory(
             self.policy, self.optimizer, batch, self.loss, weights, rows, fresh

@@ -11,6 +11,7 @@ them to docs/gradients.md. What learning does with a biased gradient is left to 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from agents.policies.factory import Evaluation
 from agents.policies.tabular import TabularPolicy
 from agents.rollouts.rollout import Rollout
 from textrl_env.exact import solver as exact
+from textrl_env.lm.decoding import sample_actions
 
 #: All responses equally long, so that every mean over steps is the same up to a constant.
 TREE = {"vocab_size": 3, "horizon": 3, "num_prompts": 2, "eos": False, "kl_coef": 0.5}
@@ -46,13 +48,19 @@ class GRPOWithK1Loss(GRPO):
         return policy_loss + self.kl_coef * (new.log_probs - batch.ref_log_probs), {}
 
 
-def make_agent(cls: type[Agent], tree: dict[str, Any] = TREE, policy_seed: int = 1, **kwargs: Any) -> Agent:
+def make_agent(
+    cls: type[Agent],
+    tree: dict[str, Any] = TREE,
+    policy_seed: int = 1,
+    policy: type[TabularPolicy] = TabularPolicy,
+    **kwargs: Any,
+) -> Agent:
     """An agent with a random table as its policy, ``EPISODES`` (or ``n_episodes``) to a rollout."""
     kwargs = {"n_episodes": EPISODES} | kwargs
     env = gym.make_vec("textrl_env:TokenTree-v0", num_envs=kwargs["n_episodes"], **tree)
     shape = env.unwrapped.dynamics.ref_table.shape
     logits = np.random.default_rng(policy_seed).standard_normal(shape)
-    return cls(TabularPolicy, env, policy_kwargs={"logits": logits, "eos": tree["eos"]}, seed=0, **kwargs)
+    return cls(policy, env, policy_kwargs={"logits": logits, "eos": tree["eos"]}, seed=0, **kwargs)
 
 
 def make_ppo(gae_lambda: float, critic: str, normalize_advantage: bool = False, **kwargs: Any) -> Agent:
@@ -99,9 +107,68 @@ def step_gradient(agent: Agent, rollout: Rollout, weights: torch.Tensor | None =
     """
     batch = agent.prepare_batch(agent.prepare_rollout(rollout))
     losses, _ = agent.loss(batch, agent.policy.evaluate(batch))
-    weights = agent.loss_weights(batch) if weights is None else weights[:, None] * batch.mask
+    weights = agent.step_weights(batch) if weights is None else weights[:, None] * batch.mask
     (gradient,) = torch.autograd.grad((losses * weights).sum(), agent.policy.logits)
     return -gradient.double().numpy().ravel()
+
+
+class ElsewherePolicy(TabularPolicy):
+    """Acts by another table than its own, as a generator does that is a model of its own."""
+
+    table: torch.Tensor
+
+    @torch.no_grad()
+    def act(self, observation: Any, deterministic: bool = False):
+        rows = self.rows(observation)
+        actions = sample_actions(self.table[torch.from_numpy(rows)], self.generator).numpy()
+        log_probs = self._log_prob(observation, actions)  # the KL is charged by the policy's own
+        self._last = (observation, actions, log_probs)
+        return actions, log_probs, self._values_of(rows)
+
+
+#: What a generator's table is, made from the policy's and the exact gradient of the objective.
+GENERATORS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "in bfloat16": lambda logits, gradient: torch.from_numpy(logits).bfloat16().double().numpy(),
+    "temperature 0.8": lambda logits, gradient: logits / 0.8,
+    "2 updates behind": lambda logits, gradient: logits - 2 * STEP * gradient,
+    "16 updates behind": lambda logits, gradient: logits - 16 * STEP * gradient,
+}
+#: How far an update moves the logits along the gradient.
+STEP = 0.5
+#: Mode and upper bound of each correction.
+CORRECTIONS: dict[str, tuple[str | None, float | None]] = {
+    "none": (None, 3.0),
+    "token_truncate, 3": ("token_truncate", 3.0),
+    "token_mask, 1/3 to 3": ("token_mask", 3.0),
+    "sequence_truncate, 3": ("sequence_truncate", 3.0),
+    "sequence_mask, 1/3 to 3": ("sequence_mask", 3.0),
+    "sequence_truncate, no cap": ("sequence_truncate", None),
+}
+
+
+def measure_elsewhere(generator: str, batches: int) -> dict[str, Comparison]:
+    """REINFORCE's gradient from what another table has written, against that of ``J``, by correction.
+
+    Args:
+        generator: One of :data:`GENERATORS`.
+        batches: Independent rollouts; every correction gets the same.
+    """
+    agent = make_agent(REINFORCE, policy=ElsewherePolicy, gamma=1.0)
+    gradient = np.concatenate(truth(agent).gradient)
+    logits = agent.policy.logits.detach().double().numpy()
+    agent.policy.table = torch.from_numpy(GENERATORS[generator](logits, gradient)).log_softmax(-1)
+    rollouts = collect(agent, batches)
+    table, horizon = agent.policy.table.float(), agent.env.unwrapped.dynamics.horizon
+    found = {}
+    for name, (mode, clip_max) in CORRECTIONS.items():
+        agent.importance_sampling_mode, agent.importance_sampling_clip_max = mode, clip_max
+        gradients = []
+        for rollout in rollouts:
+            reported = table[rollout.inputs["rows"]].gather(-1, rollout.actions[..., None]).squeeze(-1)
+            rollout.sampling_log_probs = reported * rollout.mask
+            gradients.append(step_gradient(agent, agent.look_at_sampling(rollout)))
+        found[name] = compare(horizon * np.stack(gradients), gradient.ravel())
+    return found
 
 
 class Comparison(NamedTuple):
@@ -294,6 +361,17 @@ def estimator_table(batches: int) -> list[str]:
     return lines
 
 
+def correction_table(batches: int) -> list[str]:
+    lines = ["| generator | correction | cosine | relative bias | z | verdict |", "|---|---|---|---|---|---|"]
+    gym.logger.min_level = gym.logger.ERROR  # that the generator is off is the point
+    for generator in GENERATORS:
+        for correction, found in measure_elsewhere(generator, batches).items():
+            cells = f"{found.cosine:.3f} | {found.bias:.3f} | {found.z:.1f} | {verdict(found)} |"
+            lines.append(f"| {generator} | {correction} | {cells}")
+            print(lines[-1], flush=True)
+    return lines
+
+
 def average_table(batches: int) -> list[str]:
     lines = ["| mean over steps | cosine | relative bias | z | verdict |", "|---|---|---|---|---|"]
     for name, found in averages(batches).items():
@@ -363,6 +441,20 @@ The published figures for such a policy are 1.000, 1.000, 0.902, 0.040 and zero 
 (arXiv 2510.01555, 2512.21852); their decimals depend on the draw, and this instance was chosen among some
 thousand to resemble them. k2 in the reward is there for completeness.
 
+## Responses that another distribution wrote
+
+The same tree; REINFORCE with the mean of the others, its responses written by a table that is not the policy's:
+rounded to bfloat16, at another temperature, or as many updates behind (each moves the logits by {step:g} times the
+exact gradient). The corrections are `importance_sampling_mode` with its bounds; "mask" leaves out what is beyond them.
+
+{corrections}
+
+Only the ratio of whole responses is unbiased, and only without a cap. A cap of 3 does not bind where the two
+distributions are near each other, so that nothing is lost; far apart, it keeps the variance down at the price of a
+bias. A token's own ratio leaves out how likely the response was before and after it, and may do worse than nothing.
+The ratio of a long response varies more than that of three tokens: its range is in the log
+(`sampling/importance_sampling_ratio/*`).
+
 ## GAE with exact values
 
 Largest difference between the mean estimate after any prefix and token, and the exact advantage (the KL
@@ -386,6 +478,8 @@ def main() -> None:
         episodes=EPISODES,
         estimators="\n".join(estimator_table(batches)),
         averages="\n".join(average_table(batches)),
+        corrections="\n".join(correction_table(batches)),
+        step=STEP,
         placements="\n".join(placement_table()),
         ref_seed=BANDIT["ref_seed"],
         policy_seed=BANDIT_SEED,

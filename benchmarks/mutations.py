@@ -60,6 +60,8 @@ CHECKPOINT, CAUSAL, VARIANTS = (
 )
 TEACHER, SHARED = "textrl_env/lm/teacher_forcing.py", "textrl_env/lm/shared_prompts.py"
 SEQUENCES = "textrl_env/lm/sequences.py"
+IMPORTANCE = "agents/algorithms/importance.py"
+ANSWERS, KNOBS = (f"textrl_env/generators/{name}.py" for name in ("answers", "sampling"))
 LLAMA, MASKS = "textrl_env/lm/fused_llama.py", "textrl_env/lm/attention_masks.py"
 CHECK = "textrl_env/lm/self_check.py"
 GRPO, PPO, REINFORCE = (f"agents/algorithms/{name}.py" for name in ("grpo", "ppo", "reinforce"))
@@ -233,6 +235,22 @@ BUGS = [
     Bug("steps of the wrong rows", SEQUENCES, "blank.index_copy(0, row * width + step, values)",
         "blank.index_copy(0, row.flip(0) * width + step, values)", ("sequences", "policies")),
     Bug("another generator's log-probabilities are believed", COLLECT, " or not sequences.native:", ":",
+        ("generators",)),
+    Bug("what is out of bounds counts by the bound", IMPORTANCE,
+        "torch.where((ratio >= low) & (ratio <= high), ratio, 0.0)", "ratio.clamp(low, high)", ("generators",)),
+    Bug("a token's ratio where that of the response was asked for", IMPORTANCE,
+        'exact.sum(1, keepdim=True) if level == "sequence" else exact', "exact", ("generators",)),
+    Bug("importance weights upside down", BASE, "log_ratio = batch.log_probs - batch.sampling_log_probs",
+        "log_ratio = batch.sampling_log_probs - batch.log_probs", ("generators",)),
+    Bug("lies are corrected by", IMPORTANCE, "return share > bound +", "return share > 9 + bound +", ("generators",)),
+    Bug("an outside generator keeps its first weights", CAUSAL,
+        "        self._engine_waits = True\n        if self._decoder", "        if self._decoder", ("generators",)),
+    Bug("sampling is cut and reported as if it were not", DECODING, "native=limit is None", "native=True",
+        ("generators",)),
+    Bug("ends are sampled too early", KNOBS, "if written < sampling.min_new_tokens:", "if False:", ("generators",)),
+    Bug("a generator's own temperature comes on top of the model's", KNOBS, "sampling.temperature / model_temperature",
+        "sampling.temperature", ("generators",)),
+    Bug("tokens after an end are learned from", ANSWERS, "if len(ends) and ends[0] + 1 < len(tokens):", "if False:",
         ("generators",)),
     Bug("gradient of the entropy with the wrong sign", TEACHER, "grad = probability.mul_(pull).neg_()",
         "grad = probability.mul_(2 * slope - pull).neg_()", ("teacher_forcing",)),

@@ -14,6 +14,7 @@ from benchmarks.gradients import (
     make_agent,
     make_ppo,
     measure,
+    measure_elsewhere,
     placements,
 )
 
@@ -110,6 +111,23 @@ def test_k1_as_a_loss_has_no_gradient(five_arms):
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.95, 1.0])
 def test_gae_with_exact_values_averages_to_the_exact_advantage(gae_lambda):
     assert gae_error(gae_lambda) < 1e-4
+
+
+def test_what_a_generator_that_lags_behind_has_written_is_corrected_without_a_bias_by_the_ratio_of_whole_responses():
+    found = measure_elsewhere("16 updates behind", BATCHES)
+    assert found["none"].z > 10
+    assert found["sequence_truncate, no cap"].z < 3
+    assert found["sequence_truncate, no cap"].cosine == pytest.approx(1, abs=0.03)
+    # A cap costs a bias, and less of it than no correction.
+    assert 3 < found["sequence_truncate, 3"].z < found["none"].z
+    assert found["sequence_truncate, 3"].bias < found["token_truncate, 3"].bias
+
+
+def test_a_generator_in_bfloat16_needs_no_correction_and_loses_nothing_by_one():
+    found = measure_elsewhere("in bfloat16", 20)
+    for comparison in found.values():
+        assert comparison.z < 3
+        assert comparison.cosine == pytest.approx(1, abs=0.06)
 
 
 def test_the_comparison_itself_tells_noise_from_bias():

@@ -5,11 +5,16 @@ Needs TRL, which ``pip install 'textrl-env[test]'`` brings; skipped without it.
 
 from __future__ import annotations
 
+import ast
 import copy
+import inspect
+import textwrap
+import types
 
 import pytest
 import torch
 
+from agents.algorithms.importance import importance_weights
 from agents.offline.dpo import Objective
 from agents.offline.preference_data import load_preferences
 from agents.offline.ratio_losses import RATIO_LOSSES
@@ -194,3 +199,39 @@ def test_the_reward_model_s_loss_equals_trl(tmp_path):
     loss = bradley_terry_loss(*(forward_scores(scorer, side) for side in sides), centering=0.01)
     loss.backward()
     assert_equal((loss.item(), gradient(scorer)), their_loss(trainer))
+
+
+def trl_importance_ratio(trained, sampled, mask, mode, low, high):
+    """What TRL's GRPO trainer multiplies its loss by: its own statements, taken out of the method that has them."""
+    from trl.trainer import grpo_trainer
+
+    method = grpo_trainer.GRPOTrainer._generate_and_score_completions
+    tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
+    (block,) = (
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and any(_assigns(s, "per_token_logps_diff") for s in node.body)
+    )
+    settings = {"mode": mode, "clip_min": low, "clip_max": high}
+    trainer = types.SimpleNamespace(**{f"vllm_importance_sampling_{n}": v for n, v in settings.items()})
+    given = {"old_per_token_logps": trained, "sampling_per_token_logps": sampled, "completion_mask": mask}
+    space = vars(grpo_trainer) | given | {"self": trainer, "tool_mask": None}
+    exec(compile(ast.Module(block.body, []), "<trl>", "exec"), space)
+    return space["vllm_importance_sampling_ratio"]
+
+
+def _assigns(statement, name):
+    return isinstance(statement, ast.Assign) and getattr(statement.targets[0], "id", None) == name
+
+
+@pytest.mark.parametrize(("low", "high"), [(None, 3.0), (0.5, 2.0), (0.8, None), (None, 1.0)])
+@pytest.mark.parametrize("mode", ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"])
+def test_importance_weights_equal_trl(mode, low, high):
+    torch.manual_seed(0)
+    sampled = torch.randn(32, 7) - 2
+    trained = sampled + 0.5 * torch.randn(32, 7)
+    mask = torch.arange(7) < torch.randint(1, 8, (32, 1))
+    theirs = trl_importance_ratio(trained, sampled, mask.long(), mode, low, high).expand(32, 7)
+    ours = importance_weights(trained - sampled, mask, mode, high, low)
+    assert torch.allclose(ours[mask], theirs[mask], atol=1e-5, rtol=1e-5)
+    assert ours[mask].unique().numel() > 10

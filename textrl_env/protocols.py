@@ -56,3 +56,29 @@ class TextEnv(ChargesKL, Protocol):
     def run_episodes(self, generate: Callable[..., Any], prompt_ids: Sequence[int] | np.ndarray) -> Any:
         """Whole episodes from the given prompts."""
         ...
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """What writes responses in place of our own decoder: a serving engine, in this process or behind a server.
+
+    Called by :func:`textrl_env.generators.answers.ask`, which checks what comes back.
+    """
+
+    def generate(self, prompts: Sequence[np.ndarray], sampling: Any) -> Any:
+        """One response to each prompt.
+
+        Args:
+            prompts: ``B`` int64 arrays of token ids.
+            sampling: A :class:`~textrl_env.generators.Sampling`: budget, end tokens, temperature and the rest.
+
+        Returns:
+            A :class:`~textrl_env.generators.Generated`: token ids, the log-probabilities with which they were drawn,
+            who stopped each response. A pair (responses, log-probabilities) or
+            :class:`~textrl_env.lm.sequences.Sequences` will do as well.
+        """
+        ...
+
+    def update_weights(self, model: Any) -> None:
+        """Take the present weights of a transformers model; called before the first rollout and after updates."""
+        ...

@@ -152,6 +152,16 @@ def _train(
             rich_help_panel=_TEXT,
         ),
     ] = None,
+    generator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|URL",
+            help="What writes the responses: native, transformers, vllm, the address of a vLLM server, or "
+            "my_module:MyGenerator.",
+            show_default="native",
+            rich_help_panel=_TEXT,
+        ),
+    ] = None,
     reward: Annotated[
         list[str] | None,
         typer.Option(
@@ -248,6 +258,36 @@ def _train(
     temperature: Annotated[
         float | None,
         typer.Option(help="Divides the logits everywhere.", show_default="1.0", rich_help_panel=_TEXT),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            help="Sample from the likeliest tokens that together have this probability.",
+            show_default="1, all of them",
+            rich_help_panel=_TEXT,
+        ),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            help="Sample from so many of the likeliest tokens.",
+            show_default="0, all of them",
+            rich_help_panel=_TEXT,
+        ),
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(
+            help="Sample from tokens at least so likely as a share of the likeliest one's probability.",
+            show_default="0, all of them",
+            rich_help_panel=_TEXT,
+        ),
+    ] = None,
+    min_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Sample no end token before so many others.", show_default="0", rich_help_panel=_TEXT
+        ),
     ] = None,
     missing_eos_penalty: Annotated[
         float | None,
@@ -637,7 +677,9 @@ def _is_plain(default: Any) -> bool:
 
 
 def _policy_kwargs(values: dict[str, Any]) -> dict[str, Any]:
-    given = _without_none({name: values[name] for name in _POLICY_OPTIONS})
+    given = _without_none({name: values[name] for name in (*_POLICY_OPTIONS, "generator")})
+    sampling = _without_none({name: values[name] for name in ("top_p", "top_k", "min_p", "min_new_tokens")})
+    given |= {"sampling": sampling} if sampling else {}
     extra = hyper.parse_assignments("--policy-arg", values["policy_arg"] or ())
     for name in extra.keys() & given.keys():
         raise ValueError(f"{name} was given twice, as a flag and with --policy-arg")

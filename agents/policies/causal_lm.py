@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from agents.policies.lora import LoraLM, check_no_adapter
 from agents.rollouts.rollout import Rollout
 from reward_models.loading import save_model
 from textrl_env.errors import check_choice
+from textrl_env.generators.answers import ask, push_weights
+from textrl_env.generators.registry import NATIVE, make_generator
+from textrl_env.generators.sampling import Sampling, check_knobs, limit_logits
 from textrl_env.lm import checkpointing
 from textrl_env.lm.causal_lm import CausalLM
 from textrl_env.lm.decoding import SlotDecoder, gather_log_probs, sample_actions
@@ -43,6 +47,14 @@ class CausalLMPolicy(Policy):
             ``model``, the reference, which then costs no memory of its own. None trains every weight.
         lora_alpha: Scales the adapters by ``lora_alpha / lora_rank``; None is ``2 * lora_rank``.
         lora_targets: Names of the linear layers that get adapters, or "all-linear" for all of the body's.
+        generator: What writes responses where whole episodes are run at once: "native" (our own decoder), an engine by
+            name ("transformers", "vllm"), the address of a server ("http://host:port"), "package.module:Name", or an
+            object with ``generate`` and ``update_weights`` (:class:`~textrl_env.protocols.Generator`). Whoever wrote
+            them, this policy says what the log-probabilities are.
+        generator_kwargs: Arguments of an engine.
+        sampling: What is changed about sampling: ``temperature`` (of the generator alone), ``top_p``, ``top_k``,
+            ``min_p``, ``min_new_tokens``. The responses are then not the policy's own, which is corrected for as it is
+            for any other generator.
     """
 
     whole_episodes = True
@@ -59,6 +71,9 @@ class CausalLMPolicy(Policy):
         lora_targets: str | Sequence[str] = "all-linear",
         value_hidden: int = 64,
         gradient_checkpointing: bool = False,
+        generator: Any = NATIVE,
+        generator_kwargs: Mapping[str, Any] | None = None,
+        sampling: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(observation_space, action_space, critic)
         check_choice("critic", critic, ("head", "shared", "separate", None))
@@ -106,6 +121,9 @@ class CausalLMPolicy(Policy):
         self.to(self.lm.device)
         self.autocast = self.lm.autocast
         self._decoder: SlotDecoder | None = None
+        self.engine, self.engine_name = make_generator(generator, generator_kwargs)
+        self.sampling = check_knobs(sampling)
+        self._engine_waits = True
 
     def _own_body(self) -> PreTrainedModel:
         """A body for the critic alone."""
@@ -119,6 +137,7 @@ class CausalLMPolicy(Policy):
 
     def weights_changed(self) -> None:
         super().weights_changed()
+        self._engine_waits = True
         if self._decoder is not None:
             self.lm.for_decoding()
             self._decoder.clear()
@@ -157,7 +176,25 @@ class CausalLMPolicy(Policy):
         Override it for another generator. A pair of lists (responses, log-probabilities) will do as well; unless our
         own decoder has written them, the log-probabilities are computed again by this policy.
         """
-        return generate_sequences(self.lm, prompts, max_new_tokens, self.generator, deterministic)
+        sampling = self._sampling(max_new_tokens, deterministic)
+        if self.engine is None:
+            limit = limit_logits(sampling, self.lm.temperature)
+            return generate_sequences(self.lm, prompts, max_new_tokens, self.generator, deterministic, limit)
+        if self._engine_waits:
+            push_weights(self.engine, self.lm.plain_model(), self.engine_name)
+            self._engine_waits = False
+        seed = int(torch.randint(2**31 - 1, (), generator=self.generator, device=self.generator.device))
+        return ask(self.engine, prompts, dataclasses.replace(sampling, seed=seed), self.engine_name)
+
+    def _sampling(self, max_new_tokens: int, deterministic: bool) -> Sampling:
+        own = {"temperature": self.lm.temperature} | self.sampling
+        return Sampling(
+            max_new_tokens,
+            tuple(self.lm.eos_ids.tolist()),
+            self.lm.vocab_size,
+            deterministic=deterministic,
+            **own,
+        )
 
     def prepare(self, rollout: Rollout) -> None:
         rollout.inputs["sequences"].derived(step_places)

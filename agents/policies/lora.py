@@ -203,6 +203,7 @@ class LoraLM(CausalLM):
         self._settings = (rank, alpha, targets)
         self.model = add_adapter(reference.model, *self._settings)
         self._bfloat16 = None
+        self._merged: PreTrainedModel | None = None
 
     def another_body(self) -> PreTrainedModel:
         """A second body over the same weights with an adapter of its own, a critic's for example."""
@@ -219,6 +220,16 @@ class LoraLM(CausalLM):
         for name, weight in adapted_weights(self.model):
             self._bfloat16.model.get_parameter(name).copy_(weight)
         return self._bfloat16
+
+    @torch.no_grad()
+    def plain_model(self) -> PreTrainedModel:
+        # A copy of all weights, made once: only an outside generator needs it.
+        if self._merged is None:
+            self._merged = copy.deepcopy(self.reference.model)
+        merged = dict(self._merged.named_parameters())
+        for name, weight in adapted_weights(self.model):
+            merged[name].copy_(weight)
+        return self._merged
 
     @torch.no_grad()
     def save_pretrained(self, folder: str | Path) -> None:

@@ -352,6 +352,7 @@ def collect_fused(agent: Collecting, n_episodes: int, group_size: int = 1) -> Ro
     sequences, mask = episodes.sequences, episodes.mask
     done = np.zeros_like(mask)
     done[np.arange(len(mask)), mask.sum(1) - 1] = True
+    reported = sequences.sampling_log_probs
     values, first_evaluation = (np.zeros(mask.shape), None) if evaluation is None else evaluation
     rollout = Rollout(
         inputs={"sequences": sequences},
@@ -364,6 +365,7 @@ def collect_fused(agent: Collecting, n_episodes: int, group_size: int = 1) -> Ro
         done=torch.from_numpy(done),
         ref_log_probs=_float(episodes.ref_logprob),
         penalties=_double(env.kl_coef * episodes.kl),
+        sampling_log_probs=None if reported is None else _float(sequences.padded(reported[sequences.policy])),
         group=torch.from_numpy(np.arange(len(mask)) // group_size),
     )
     rollout.evaluation = first_evaluation
@@ -395,6 +397,9 @@ def _evaluate_responses(
                 found[1, rows] = new.values.detach().float()
     log_probs, values = found.cpu().double().numpy()
     own = sequences.spread(log_probs[mask.numpy()])
-    if not sequences.native and sequences.log_probs is not None:
-        agent.episodes.note_generator(np.abs(sequences.log_probs - own)[sequences.policy].mean())
-    return sequences.with_values(log_probs=own), values, new if at_once else None
+    reported = None if sequences.native else sequences.log_probs
+    return (
+        sequences.with_values(log_probs=own, sampling_log_probs=reported),
+        values,
+        new if at_once else None,
+    )

@@ -38,7 +38,7 @@ class EpisodeLog:
         self._started = time.time()
         self.text: dict[str, list[Any]] = {}
         self.score_seconds = 0.0
-        self.generator_gaps: list[float] = []
+        self._sampling: dict[str, tuple[list[float], Callable]] = {}
         self._warned_of_generator = False
         self._running_return = np.zeros(1)
         self._running_length = np.zeros(1, dtype=np.int64)
@@ -134,17 +134,23 @@ class EpisodeLog:
             self.text.setdefault(name, []).extend(values)
         self.score_seconds += episodes.score_seconds
 
-    def note_generator(self, gap: float) -> None:
-        """Note how far the log-probabilities that a generator reported are from the policy's, in nats on average.
+    def note_generator(self, found: dict[str, tuple[float, Callable]], remedy: str) -> None:
+        """Note how far the log-probabilities that a generator reported are from the policy's.
 
-        Warns once where that is more than rounding; the policy's own are what is used.
+        Warns once where that is more than rounding.
+
+        Args:
+            found: What :func:`~agents.algorithms.importance.describe_sampling` returned.
+            remedy: What is done about it.
         """
-        self.generator_gaps.append(float(gap))
+        for name, (value, together) in found.items():
+            self._sampling.setdefault(name, ([], together))[0].append(value)
+        gap = found["sampling/sampling_logp_difference/mean"][0]
         if not gap <= _GENERATOR_GAP and not self._warned_of_generator:
             self._warned_of_generator = True
             logger.warn(
                 f"the generator reports log-probabilities that are {gap:.3g} nats from the policy's on average; the "
-                "policy's own are used. Has it the policy's present weights and temperature?"
+                f"policy's own are used, {remedy}. Has it the policy's present weights and temperature?"
             )
 
     def log(self, record: Callable[..., None], rollout: Rollout | None, is_text: bool) -> None:
@@ -161,9 +167,9 @@ class EpisodeLog:
         if is_text and self.text.get("response"):
             self._log_completions(record)
             record("time/score_seconds", self.score_seconds)
-        if self.generator_gaps:
-            record("rollout/generator_log_prob_gap", float(np.mean(self.generator_gaps)))
-        self.text, self.generator_gaps = {}, []
+        for name, (values, together) in self._sampling.items():
+            record(name, together(values))
+        self.text, self._sampling = {}, {}
         self.score_seconds = 0.0
 
     def _log_scores(self, record: Callable[..., None]) -> None:

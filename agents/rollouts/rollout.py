@@ -30,6 +30,7 @@ class Rollout:
         penalties: ``[B, T]``, what the KL has taken off the rewards (>= 0 in expectation), where it has.
         advantages: ``[B, T]``, set by the agent.
         returns: ``[B, T]``, the critic's targets, set by the agent.
+        sampling_log_probs: ``[B, T]`` as an outside generator reported them, where it is to be corrected for.
         group: int ``[B]`` in the host's memory, the start state that each episode shares with its group.
         evaluation: The policy's evaluation of all rows, with gradient, for the first update of the whole
             rollout; parts of a rollout have none.
@@ -47,6 +48,7 @@ class Rollout:
     penalties: Tensor | None = None
     advantages: Tensor | None = None
     returns: Tensor | None = None
+    sampling_log_probs: Tensor | None = None
     group: Tensor | None = None
 
     #: Not a field, so that no part, copy or change of a rollout has it.

@@ -278,6 +278,11 @@ def _document(
             # Full weights are in the checkpoint; an adapter comes back to the model that it belongs to.
             named = _has_adapter(agent.policy) and isinstance(value.get("model"), (str, Path))
             value = {k: v for k, v in value.items() if k != "model" or named}
+            if encode_argument(value.get("generator")) is UNNAMED:
+                logger.warn(
+                    f"the generator {value.pop('generator')!r} cannot be written to {FORMAT=}; a loaded agent decodes "
+                    "by itself unless it gets one: load(..., policy_kwargs={'generator': ...})"
+                )
         encoded = encode_argument(value)
         if encoded is UNNAMED and name in _SCHEDULES and callable(value):
             kwargs[name] = encode_argument(tabulated(value))
@@ -348,6 +353,9 @@ def _load(cls: type, path: Path, env: Any, document: dict[str, Any], overrides: 
         )
     kwargs = {name: decode_argument(value) for name, value in kwargs.items()} | unread | overrides
     policy_kwargs = dict(kwargs.get("policy_kwargs") or {})
+    if env is None and policy_kwargs.pop("generator", None) is not None:  # without one nothing is generated
+        policy_kwargs.pop("generator_kwargs", None)
+        kwargs["policy_kwargs"] = policy_kwargs
     if document["temperature"] is not None and not (path / "config.json").is_file():
         raise TornCheckpointError(f"{path} is torn: the language model's config.json is missing")
     # An adapter goes onto the model of the env; without one, the merged model stands in for it.

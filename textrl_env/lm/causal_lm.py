@@ -4,8 +4,8 @@
 of whole responses in one causal pass. Both environments and policies are built on it and on
 :class:`~textrl_env.lm.decoding.SlotDecoder`, which is why the step way and the fused way agree.
 
-Truncated sampling (top-k, top-p) is left out on purpose: the log-probabilities of the full softmax are then
-those of what was sampled, in rollout, update and reference alike.
+Log-probabilities here are those of the full softmax, in rollout, update and reference alike; where a generator draws
+from less than that (top-k, top-p), it says with which probability, and the agents correct for the difference.
 """
 
 from __future__ import annotations
@@ -204,6 +204,10 @@ class CausalLM:
             for mine, theirs in pairs:
                 mine.copy_(theirs)
         return self._bfloat16
+
+    def plain_model(self) -> PreTrainedModel:
+        """A transformers model with the present weights and no adapter in it, to read and not to keep."""
+        return self.model
 
     def in_bfloat16(self) -> CausalLM:
         """A copy with weights of its own, in bfloat16."""

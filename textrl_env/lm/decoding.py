@@ -1,13 +1,13 @@
 """Sequences of tokens: sampled, and decoded with one key/value cache per slot.
 
 :class:`SlotDecoder` keeps a cache for each slot, so slots of different lengths advance together and restart on
-their own; :func:`generate` writes whole responses with it. Beam search and sampling that is cut to the likeliest
-tokens are left out: log-probabilities here are those of what was sampled.
+their own; :func:`generate` writes whole responses with it. Log-probabilities here are those of what was sampled: where
+the distribution is cut to the likeliest tokens, of what is left. Beam search is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -309,6 +309,7 @@ def generate(
     max_new_tokens: int,
     generator: torch.Generator | None = None,
     deterministic: bool = False,
+    limit: Callable[[Tensor, int], Tensor] | None = None,
 ) -> Sequences:
     """Sample one response to each prompt, or one more turn in each sequence, with a key/value cache.
 
@@ -320,10 +321,13 @@ def generate(
         max_new_tokens: The response budget ``T``.
         generator: Source of randomness, on the model's device.
         deterministic: Take the most likely token instead of sampling.
+        limit: Changes the acting logits ``[N, V]`` before a token is drawn, given how many have been written (a cut to
+            the likeliest tokens, for example).
 
     Returns:
         The prompts with their responses (the end token included) and the log-probability of each of the policy's
-        tokens under the acting distribution. ``responses, log_probs = generate(...)`` gives both as lists of arrays.
+        tokens under the acting distribution, as limited; ``native`` where nothing limits it.
+        ``responses, log_probs = generate(...)`` gives both as lists of arrays.
     """
     lm = lm.for_decoding()
     given = prompts if isinstance(prompts, Sequences) else Sequences.from_prompts(prompts)
@@ -345,6 +349,7 @@ def generate(
     lengths = np.full(len(prompts), max_new_tokens)
     alive = np.ones(len(prompts), dtype=bool)
     for t in range(max_new_tokens):
+        logits = logits if limit is None else limit(logits, t)
         actions = sample_actions(logits, generator, deterministic)
         # All of it in one transfer, or a GPU is waited for three times a token; float32 holds ids below 2^24.
         step = torch.stack([actions, gather_log_probs(logits, actions), torch.isin(actions, eos)])
@@ -362,4 +367,4 @@ def generate(
     responses, known = (
         [row[:n] for row, n in zip(rows, lengths, strict=True)] for rows in (tokens, log_probs)
     )
-    return given.extended(responses, POLICY, known, native=True)
+    return given.extended(responses, POLICY, known, native=limit is None)

@@ -21,7 +21,7 @@ from torch import Tensor
 PROMPT, POLICY, ENVIRONMENT = 0, 1, 2
 
 #: What may stand beside the tokens.
-_PER_TOKEN = ("log_probs", "ref_log_probs", "kl", "rewards")
+_PER_TOKEN = ("log_probs", "sampling_log_probs", "ref_log_probs", "kl", "rewards")
 
 _Derived = TypeVar("_Derived")
 
@@ -38,6 +38,7 @@ class Sequences:
         starts: Where each sequence begins, int64 ``[B]``.
         written_by: int8 ``[n]``: ``PROMPT``, ``POLICY`` or ``ENVIRONMENT``.
         log_probs: float64 ``[n]``, of the policy that acted, where known.
+        sampling_log_probs: float64 ``[n]``, as a generator reported them, where they are not the policy's own.
         ref_log_probs: float64 ``[n]``, of the reference, where known.
         kl: float64 ``[n]``, the estimate that is charged, where known.
         rewards: float64 ``[n]``, where known.
@@ -53,6 +54,7 @@ class Sequences:
     starts: np.ndarray
     written_by: np.ndarray
     log_probs: np.ndarray | None = None
+    sampling_log_probs: np.ndarray | None = None
     ref_log_probs: np.ndarray | None = None
     kl: np.ndarray | None = None
     rewards: np.ndarray | None = None
