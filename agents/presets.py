@@ -57,6 +57,15 @@ DEFAULTS: dict[str, dict[str, ByModel]] = {
     "critic_gae_lambda": {"PPO": ByModel(None, 1.0, 1.0, 1.0)},
     "critic_warmup": {"PPO": ByModel(0, 0, 0, 0)},
 }
+#: Trainer on files -> argument -> default. Rates of supervised fine-tuning and DPO as in TRL 1.16.
+ON_FILES: dict[str, dict[str, ByModel]] = {
+    "sft": {"learning_rate": ByModel(network=None, embedded=2e-3, full=2e-5, lora=2e-4)},
+    "reward": {
+        "learning_rate": ByModel(network=None, embedded=1e-3, full=1e-5, lora=1e-4),
+        "epochs": ByModel(network=None, embedded=3.0, full=1.0, lora=1.0),
+    },
+    "dpo": {"learning_rate": ByModel(network=None, embedded=3e-4, full=1e-6, lora=1e-5)},
+}
 #: Ten times the policy's, as in OpenRLHF; in the embedded world that of the policy.
 SEPARATE_CRITIC_LEARNING_RATE = ByModel(network=None, embedded=None, full=1e-5, lora=1e-4)
 
@@ -66,9 +75,32 @@ def what_is_trained(policy: Any) -> str:
     lm = getattr(policy, "lm", None)
     if lm is None:
         return "network"
-    if embedded.is_embedded_tokenizer(lm.tokenizer):
+    return _column(lm.tokenizer, getattr(policy, "lora_rank", None))
+
+
+def _column(tokenizer: Any, lora_rank: int | None) -> str:
+    if embedded.is_embedded_tokenizer(tokenizer):
         return "embedded"
-    return "full" if getattr(policy, "lora_rank", None) is None else "lora"
+    return "full" if lora_rank is None else "lora"
+
+
+def on_files(trainer: str, name: str, tokenizer: Any, lora_rank: int | None) -> Any:
+    """The default of an argument of a trainer on files, from Python and from the command line.
+
+    Args:
+        trainer: A key of :data:`ON_FILES`.
+        name: An argument.
+        tokenizer: The model's, which tells whether it is one of the embedded world's.
+        lora_rank: None where every weight is trained.
+    """
+    return getattr(ON_FILES[trainer][name], _column(tokenizer, lora_rank))
+
+
+def describe_on_files(trainer: str, name: str) -> str:
+    """What help says of such a default."""
+    row = ON_FILES[trainer][name]
+    lora = "" if row.lora == row.full else f", with LoRA {row.lora:g}"
+    return f"{row.full:g}{lora}; {row.embedded:g} with the embedded models"
 
 
 def default(name: str, agent: type, column: str) -> Any:

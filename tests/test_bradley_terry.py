@@ -186,6 +186,7 @@ def trained(tmp_path_factory):
         output,
         eval_pairs=comparisons_of_planted_reward(300, 1),
         learning_rate=2e-3,
+        epochs=1,
         batch_size=50,
         device="cpu",
     )

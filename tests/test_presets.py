@@ -13,7 +13,11 @@ import torch
 from agents import GRPO, PPO, REINFORCE, RLOO, Agent, presets
 from agents.algorithms.schedules import LR_SCHEDULERS, lr_multiplier
 from agents.cli import main
+from agents.offline.dpo import dpo
+from agents.offline.reward_model import train_reward_model
+from agents.offline.sft import sft
 from agents.policies.causal_lm import ValueHead
+from agents.runs.logs import read_progress
 from agents.runs.registry import AGENTS, find_agent
 from tests.tiny import PROMPTS, make_env, make_lm, make_model, make_tokenizer
 from textrl_env import embedded
@@ -143,6 +147,43 @@ def test_the_command_line_has_pythons_defaults_prints_them_and_writes_them_down(
     assert ["learning_rate", "1e-06", "preset"] in rows and ["group_size", "4", "given"] in rows
     assert ["max_new_tokens", "44"] in rows and ["prompts_skipped", "1"] in rows
     assert "GRPO trains every weight of a language model" in shown
+
+
+def rate_of_the_first_step(train, model, rows, **settings):
+    found = []
+
+    def note(step, metrics):
+        found.append(metrics["learning_rate"])
+        return False
+
+    settings |= {"lr_scheduler_type": "constant", "warmup_ratio": 0.0, "device": "cpu"}
+    train(model, rows, callback=note, **settings)
+    return found[0]
+
+
+@pytest.mark.parametrize("verb", ["sft", "reward", "dpo"])
+@pytest.mark.parametrize("what", ["embedded", "full", "lora"])
+def test_trainers_on_files_have_one_default_rate_in_python_and_on_the_command_line(
+    verb, what, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    make_model("llama").save_pretrained("model")
+    make_tokenizer().save_pretrained("model")
+    prompt, right, wrong = ("what is 2 plus 3?", "5.", "7.") if what == "embedded" else ("a", "b", "c")
+    rows = [{"prompt": prompt, "completion": right}] * 2
+    if verb != "sft":
+        rows = [{"prompt": prompt, "chosen": right, "rejected": wrong}] * 2
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train = {"sft": sft, "reward": train_reward_model, "dpo": dpo}[verb]
+    model = embedded.path("sft") if what == "embedded" else "model"
+    lora = {"lora_rank": 2} if what == "lora" else {}
+    wanted = getattr(presets.ON_FILES[verb]["learning_rate"], what)
+    assert rate_of_the_first_step(train, model, rows, **lora) == wanted
+    assert rate_of_the_first_step(train, model, rows, learning_rate=0.0, **lora) == 0
+    line = [verb, "--model", str(model), "--data", "rows.jsonl", "--output", "out", "--warmup-ratio", "0"]
+    line += ["--lr-scheduler-type", "constant", *(["--lora-rank", "2"] if lora else [])]
+    assert main(line) == 0
+    assert read_progress(tmp_path / "out" / "logs")["train/learning_rate"][0] == pytest.approx(wanted)
 
 
 # -- prompts and budget -------------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ import typer
 
 from agents.commands import offline
 
+_LearningRate = offline.learning_rate("dpo")
+
 
 @offline.with_trainer_options
 def dpo(
@@ -50,13 +52,7 @@ def dpo(
         str | None, typer.Option(metavar="FILE", help="Held-out comparisons, scored at the end.")
     ] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the data; may be a fraction.")] = 1.0,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(
-            help="Peak of Adam's; warm-up, then --lr-scheduler-type.",
-            show_default="1e-6, with LoRA 1e-5; embedded model 3e-4",
-        ),
-    ] = None,
+    learning_rate: _LearningRate = None,
     warmup_ratio: offline.WarmupRatio = 0.1,
     weight_decay: offline.WeightDecay = 0.0,
     max_grad_norm: offline.MaxGradNorm = 1.0,
@@ -81,7 +77,7 @@ def dpo(
     from agents.commands.flags import parse_object
     from agents.commands.terminal import quiet_transformers
     from agents.offline.callbacks import StopOnSignals
-    from agents.offline.dpo import DEFAULT_BETA, LOSSES
+    from agents.offline.dpo import LOSSES
     from agents.offline.dpo import dpo as train
     from textrl_env import embedded
     from textrl_env.errors import check_choice
@@ -92,8 +88,6 @@ def dpo(
     template = parse_object("--chat-template-kwargs", chat_template_kwargs)
     folder = offline.check_output(output, overwrite, options)
     offline.say_what_a_kill_loses(folder, options)
-    if learning_rate is None:
-        learning_rate = offline.default_rate(model, options, embedded=3e-4, full=1e-6, lora=1e-5)
     progress = ProgressCallback(title=loss)
     try:
         result = train(
@@ -101,7 +95,7 @@ def dpo(
             offline.check_data(data, "preferences.jsonl", "textrl preferences writes it"),
             folder,
             loss=loss,
-            beta=DEFAULT_BETA.get(loss, 0.1) if beta is None else beta,
+            beta=beta,
             label_smoothing=label_smoothing,
             gamma=gamma,
             desirable_weight=desirable_weight,

@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from agents import presets
 from agents.commands import command_line, flags
 from textrl_env.printable import printable
 
@@ -21,6 +22,14 @@ FEW_STEPS = 30
 # -- flags that the trainers share --------------------------------------------------------------------------
 
 _DATA, _MODEL, _ADAPTER, _RUN = "Data", "Loading", "What is trained, and how", "Watching and saving"
+
+
+def learning_rate(trainer: str) -> Any:
+    """The flag of a trainer's learning rate; None is the default by what is trained."""
+    shown = presets.describe_on_files(trainer, "learning_rate")
+    text = "Peak of Adam's; warm-up, then --lr-scheduler-type."
+    return Annotated[float | None, typer.Option(min=0, help=text, show_default=shown)]
+
 
 BatchSize = Annotated[int, typer.Option(min=1, help="Records (comparisons) per optimiser step.")]
 MicroBatchSize = Annotated[
@@ -225,15 +234,6 @@ def steps_and_loss(result: dict[str, Any]) -> dict[str, str]:
 def held_out(result: dict[str, Any]) -> dict[str, float]:
     """The figures of the held-out records, for :func:`report`."""
     return {n.replace("eval_", "held-out "): value for n, value in result.items() if n.startswith("eval_")}
-
-
-def default_rate(
-    model: str | None, options: dict[str, Any], *, embedded: float, full: float, lora: float
-) -> float:
-    """The learning rate of a verb by what it trains: the embedded model, every weight of another, or an adapter."""
-    if model is None:
-        return embedded
-    return full if options.get("lora_rank") is None else lora
 
 
 def print_next(commands: Sequence[tuple[str, str]]) -> None:

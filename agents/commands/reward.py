@@ -6,7 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
+from agents import presets
 from agents.commands import offline
+
+_LearningRate = offline.learning_rate("reward")
 
 
 @offline.with_trainer_options
@@ -34,16 +37,10 @@ def reward(
         float | None,
         typer.Option(
             help="Passes over the comparisons; more than one overfits easily.",
-            show_default="1; embedded model 3",
+            show_default=presets.describe_on_files("reward", "epochs"),
         ),
     ] = None,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(
-            help="Peak of Adam's; warm-up, then --lr-scheduler-type.",
-            show_default="1e-5, with LoRA 1e-4; embedded model 1e-3",
-        ),
-    ] = None,
+    learning_rate: _LearningRate = None,
     warmup_ratio: offline.WarmupRatio = 0.05,
     weight_decay: offline.WeightDecay = 0.0,
     max_grad_norm: offline.MaxGradNorm = 1.0,
@@ -82,8 +79,6 @@ def reward(
     start = str(embedded.path("sft") if model is None else model)
     rows, skipped = comparisons(source, skip_bad_rows)
     held_out = None if eval_data is None else comparisons(eval_data, skip_bad_rows)[0]
-    if learning_rate is None:
-        learning_rate = offline.default_rate(model, options, embedded=1e-3, full=1e-5, lora=1e-4)
     progress = ProgressCallback(title="reward")
     try:
         result = train_reward_model(
@@ -91,7 +86,7 @@ def reward(
             rows,
             folder,
             eval_pairs=held_out,
-            epochs=(3.0 if model is None else 1.0) if epochs is None else epochs,
+            epochs=epochs,
             learning_rate=learning_rate,
             batch_size=batch_size,
             max_length=max_length,

@@ -12,6 +12,9 @@ from agents.commands import offline
 PAGE = "tokens.html"
 
 
+_LearningRate = offline.learning_rate("sft")
+
+
 @offline.with_trainer_options
 def sft(
     data: Annotated[
@@ -34,13 +37,7 @@ def sft(
         str | None, typer.Option(metavar="FILE", help="Held-out demonstrations, scored at the end.")
     ] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the data; may be a fraction.")] = 1.0,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(
-            help="Peak of Adam's; warm-up, then --lr-scheduler-type.",
-            show_default="2e-5, with LoRA 2e-4; embedded model 2e-3",
-        ),
-    ] = None,
+    learning_rate: _LearningRate = None,
     warmup_ratio: offline.WarmupRatio = 0.05,
     weight_decay: offline.WeightDecay = 0.0,
     max_grad_norm: offline.MaxGradNorm = 1.0,
@@ -77,8 +74,6 @@ def sft(
     offline.say_what_a_kill_loses(folder, options)
     rows, skipped = load_demonstrations(data, skip_bad_rows)
     held_out = None if eval_data is None else load_demonstrations(eval_data, skip_bad_rows)[0]
-    if learning_rate is None:
-        learning_rate = offline.default_rate(model, options, embedded=2e-3, full=2e-5, lora=2e-4)
     shown = _some(rows if held_out is None else held_out)
     page = TokenPage(folder / PAGE, shown, max_length, template, allow_control_tokens)
     progress = ProgressCallback(title="sft")

@@ -9,7 +9,7 @@ budget says so with ``chosen_ended`` / ``rejected_ended`` / ``ended`` false and 
 
     from agents.offline.dpo import dpo
 
-    dpo("my-sft", "preferences.jsonl", output="my-dpo", beta=0.1, learning_rate=1e-5)
+    dpo("my-sft", "preferences.jsonl", output="my-dpo", beta=0.1)
 
 The reference is the model as it was at the start; its log-probabilities are computed once, so only one model is in
 memory while training. Dropout is off. Left out: a temperature other than 1.
@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from agents import presets
 from agents.offline.callbacks import StepCallback
 from agents.offline.learner import Learner
 from agents.offline.options import TrainerOptions
@@ -51,7 +52,7 @@ def dpo(
     output: str | Path | None = None,
     *,
     loss: str = "sigmoid",
-    beta: float = 0.1,
+    beta: float | None = None,
     label_smoothing: float = 0.0,
     gamma: float = 0.5,
     desirable_weight: float = 1.0,
@@ -60,7 +61,7 @@ def dpo(
     tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
     eval_data: str | Path | Iterable[dict[str, Any]] | None = None,
     epochs: float = 1.0,
-    learning_rate: float = 1e-5,
+    learning_rate: float | None = None,
     batch_size: int = 32,
     micro_batch_size: int | None = None,
     max_length: int | None = None,
@@ -86,7 +87,7 @@ def dpo(
         output: Folder for the trained model and its tokenizer, an ordinary Hugging Face folder.
         loss: "sigmoid" (DPO), "sigmoid_norm" (normalised by length), "ipo", "kto", "simpo" (no reference), or one of
             :mod:`agents.offline.ratio_losses` by TRL's name: "hinge", "robust", "exo_pair", "apo_zero", ...
-        beta: Weight of the KL. "sigmoid_norm" wants about 5, "simpo" 2 to 2.5, as they look at means over tokens.
+        beta: Weight of the KL; None is 0.1, for "sigmoid_norm" 5 and for "simpo" 2, as they look at means over tokens.
         label_smoothing: The share of labels taken to be flipped, for "sigmoid", "sigmoid_norm" and "simpo".
         gamma: The margin of "simpo".
         desirable_weight: Of desirable completions, for "kto".
@@ -95,8 +96,8 @@ def dpo(
         tokenizer: None takes the one that lies beside the model.
         eval_data: Held-out records, scored at the end, and every ``eval_every`` steps.
         epochs: Passes over the data; may be a fraction.
-        learning_rate: Peak of Adam's learning rate; linear warm-up, then a cosine to zero. A model of billions of
-            weights wants 5e-7 to 5e-6, one of a hundred thousand a hundred times that.
+        learning_rate: Peak of Adam's learning rate; linear warm-up, then ``lr_scheduler_type``, a cosine to zero. None
+            is 1e-6, for an adapter 1e-5, for the embedded models 3e-4 (:data:`agents.presets.ON_FILES`).
         batch_size: Pairs (or for KTO completions) per optimiser step.
         micro_batch_size: Of these, per forward pass; None is all of the batch. Changes memory, not the result.
         max_length: The most tokens of a sequence; None is what the model can hold.
@@ -128,11 +129,15 @@ def dpo(
     check_choice("loss", loss, LOSSES)
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"label_smoothing must be in [0, 0.5), got {label_smoothing}")
+    beta = DEFAULT_BETA.get(loss, 0.1) if beta is None else beta
     if not beta > 0:
         raise ValueError(f"beta must be > 0, got {beta}")
     settings = TrainerOptions.of("dpo()", options)
     learner = Learner(model, tokenizer, device, settings, seed=seed)
     model, tokenizer = learner.model, learner.tokenizer
+    rate = learning_rate
+    if rate is None:
+        rate = presets.on_files("dpo", "learning_rate", tokenizer, settings.lora_rank)
     lengths = Lengths.of(max_length, model.config, tokenizer, too_long)
     reading = {"paired": loss != "kto", "skip_bad_rows": skip_bad_rows, "seed": seed}
     encoder = TextEncoder(tokenizer, chat_template_kwargs, allow_control_tokens)
@@ -171,7 +176,7 @@ def dpo(
             evaluate if eval_items else None,
         ),
         epochs=epochs,
-        learning_rate=learning_rate,
+        learning_rate=rate,
         batch_size=batch_size,
         warmup_ratio=warmup_ratio,
         weight_decay=weight_decay,

@@ -2,13 +2,14 @@
 
     from agents.offline.reward_model import train_reward_model
 
-    train_reward_model("my-sft", "comparisons.jsonl", output="my-reward", epochs=1, learning_rate=1e-4)
+    train_reward_model("my-sft", "comparisons.jsonl", output="my-reward")
 
 The loss, the head and what is read of a comparison are in :mod:`reward_models.bradley_terry`.
 """
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 
+from agents import presets
 from agents.offline.callbacks import StepCallback
 from agents.offline.learner import Learner
 from agents.offline.options import TrainerOptions
@@ -34,8 +36,8 @@ def train_reward_model(
     *,
     eval_pairs: str | Path | Iterable[dict[str, Any]] | None = None,
     reference: Sequence[tuple[str, str]] | None = None,
-    epochs: float = 1.0,
-    learning_rate: float = 1e-4,
+    epochs: float | None = None,
+    learning_rate: float | None = None,
     batch_size: int = 64,
     max_length: int | None = None,
     too_long: str = "cut",
@@ -65,8 +67,10 @@ def train_reward_model(
         eval_pairs: Held-out comparisons, scored before the normalisation, and every ``eval_every`` steps.
         reference: ``(prompt, completion)`` samples of the SFT model on which scores get mean 0 and standard
             deviation 1; None takes the completions that were compared.
-        epochs: Passes over the comparisons; may be a fraction. More than one overfits easily.
-        learning_rate: Peak of Adam's learning rate; linear warm-up, then ``lr_scheduler_type``, a cosine to zero.
+        epochs: Passes over the comparisons; may be a fraction. More than one overfits easily. None is 1, for the
+            embedded models 3.
+        learning_rate: Peak of Adam's learning rate; linear warm-up, then ``lr_scheduler_type``, a cosine to zero. None
+            is 1e-5, for an adapter 1e-4, for the embedded models 1e-3 (:data:`agents.presets.ON_FILES`).
         batch_size: Comparisons per optimiser step, rounded up to whole prompts; a prompt that has more of them is
             spread over several steps.
         max_length: The most tokens of prompt and completion together; None is what the model can hold.
@@ -102,6 +106,7 @@ def train_reward_model(
 
     learner = Learner(model, None, device, settings, load, find_head, seed)
     scorer, tokenizer = learner.model, learner.tokenizer
+    default = functools.partial(presets.on_files, "reward", tokenizer=tokenizer, lora_rank=settings.lora_rank)
     lengths = Lengths.of(max_length, scorer.config, tokenizer, too_long)
     encoder = TextEncoder(tokenizer, chat_template_kwargs, allow_control_tokens)
     comparisons, encoded = encode_sides(read, encoder, lengths)
@@ -127,8 +132,8 @@ def train_reward_model(
     history, _ = optimise(
         learner,
         Task(batches, backward, None if held_out is None else look),
-        epochs=epochs,
-        learning_rate=learning_rate,
+        epochs=default("epochs") if epochs is None else epochs,
+        learning_rate=default("learning_rate") if learning_rate is None else learning_rate,
         batch_size=batch_size,
         warmup_ratio=warmup_ratio,
         weight_decay=weight_decay,
