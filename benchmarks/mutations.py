@@ -208,7 +208,7 @@ BUGS = [
         ("presets",)),
     Bug("warm-up counts rollouts", BASE, "        self.n_gradient_steps += 1\n", "", ("presets",)),
     Bug("a model of one's own gets the embedded world's rate", "agents/presets.py",
-        "    if embedded.is_embedded_tokenizer(lm.tokenizer):", "    if True:", ("presets",)),
+        "    if embedded.is_embedded_tokenizer(tokenizer):", "    if True:", ("presets",)),
     Bug("columns of a skipped prompt stay", TEXT, "[column[k] for k in keep]", "column", ("presets",)),
     Bug("reference trained along with the policy", LM, "twin.model = copy.deepcopy(self.model)",
         "twin.model = self.model", ("language_model", "policies")),
