@@ -147,10 +147,18 @@ def test_smoothing_keeps_constants_and_skips_gaps():
     assert np.isfinite(smoothed(np.array([1.0, np.nan, 3.0]))).all()
 
 
+def test_smoothing_leaves_the_first_and_the_last_point_as_they_were_measured():
+    rising = np.linspace(0.0, 1.0, 50) ** 2
+    assert smoothed(rising)[0] == 0.0 and smoothed(rising)[-1] == 1.0
+    straight = np.arange(50.0)
+    assert np.allclose(smoothed(straight), straight), "a straight line stays where it is"
+
+
 def test_smoothing_is_the_mean_of_each_window_without_its_gaps():
     values = np.random.default_rng(0).standard_normal(70)
     values[[3, 40, 41]] = np.nan
-    windows = (values[max(i - 3, 0) : i + 4] for i in range(70))
+    halves = [min(3, i, 69 - i) for i in range(70)]  # as wide on both sides, so narrower towards the ends
+    windows = (values[i - half : i + half + 1] for i, half in enumerate(halves))
     assert np.allclose(smoothed(values), [np.nanmean(w) for w in windows])
     assert np.isnan(smoothed(np.full(5, np.nan))).all() and smoothed(np.array([2.0])) == 2.0
 

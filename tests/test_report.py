@@ -19,6 +19,7 @@ from agents.report.pictures import mean_and_band
 from agents.report.reading import default_of, settings
 from agents.rollouts.episode_log import EpisodeLog, read_table
 from agents.runs import run_directory as runs
+from tests.recorded import record
 
 ROWS = 40
 STEPS = 500.0 * np.arange(1, ROWS + 1)
@@ -39,8 +40,12 @@ HEALTHY = {
 }
 
 
-def make_run(folder, columns=HEALTHY, steps=STEPS, total=20_000, finished=True, **config):
-    """A run directory with a log that was made up."""
+#: Its evaluations on the way: timesteps, score, gold score, KL.
+IMPROVES = ((0, 0.0, 0.5, 0.0), (10_000, 0.7, 0.65, 1.5), (20_000, 1.3, 0.8, 3.0))
+
+
+def make_run(folder, columns=HEALTHY, steps=STEPS, total=20_000, finished=True, points=IMPROVES, **config):
+    """A run directory with a log and evaluations that were made up."""
     folder.mkdir(parents=True)
     said = {"agent": "ppo", "env": "TextRLHF-v0", "seed": 0, "command": "textrl train"} | config
     runs.write_config(folder, runs.new_config(total_timesteps=total, **said))
@@ -51,6 +56,8 @@ def make_run(folder, columns=HEALTHY, steps=STEPS, total=20_000, finished=True, 
     if finished:
         (folder / "final").mkdir()
         (folder / "final" / "agent.json").write_text(json.dumps({"num_timesteps": total}))
+    if points and "objective/scores" in columns:
+        record(folder, points, total, ended=finished)
     return folder
 
 
@@ -109,8 +116,8 @@ def test_figures_settings_and_the_summary_are_those_of_the_run(tmp_path):
     given = {"learning_rate": 1e-3, "gae_lambda": 0.95, "n_epochs": 2}
     folder = make_run(tmp_path / "run", agent_kwargs=given, env_kwargs={"kl_coef": 0.1}, seed=7)
     seen = text_of(page_of(folder))
-    assert "The score went from 0.13 to 1.28, the gold score from 0.51 to 0.80, 2.9 nats" in seen
-    assert "KL to the reference nats in a response 0.08 2.92 +2.85" in seen
+    assert "It improved the model. On 64 held-out prompts the gold judge prefers" in seen
+    assert "KL to the reference nats in a response 0.00 3.00 +3.00" in seen
     assert "learning_rate 0.001 (default 0.0003)" in seen and "kl_coef 0.1 (default 0.05)" in seen
     assert "Seed 7" in seen and "20,000 tokens, 40 rows logged" in seen and "2,000 tokens per second" in seen
     assert "gae_lambda" not in settings(read_run(folder).config), "what is the default differs from none"
@@ -147,7 +154,7 @@ def test_a_run_without_text_shows_return_entropy_and_the_updates(tmp_path):
 
 
 def test_held_out_figures_of_the_demo_are_in_the_page(tmp_path):
-    folder = make_run(tmp_path / "run")
+    folder = make_run(tmp_path / "run", points=None)
     found = {"win_rate": 0.834, "win_rate_low": 0.804, "win_rate_high": 0.864, "prompts": 128}
     found |= {"before": {"gold": 0.51, "score": -0.1}, "after": {"gold": 0.84, "score": 1.4}}
     (folder / "evaluation.json").write_text(json.dumps(found))
@@ -206,14 +213,10 @@ def test_a_healthy_run_warns_of_nothing_and_says_what_was_looked_for(tmp_path):
     assert "Looked for and not found" in (seen := text_of(page_of(folder))) and "over-optimisation" in seen
 
 
-FALLING_GOLD = np.concatenate([np.linspace(0.5, 0.9, ROWS // 2), np.linspace(0.9, 0.6, ROWS // 2)])
-
-
 @pytest.mark.parametrize(
     ("column", "values", "name", "figures"),
     [
-        ("objective/gold_scores", FALLING_GOLD + NOISE, "over-optimisation", "0.890 to 0.623 .* from 0.72 to 1.28"),
-        ("train/entropy_loss", np.linspace(-0.9, -0.01, ROWS), "entropy collapse", "4 % of .* 0.877 to 0.033 nats"),
+        ("train/entropy_loss", np.linspace(-0.9, -0.01, ROWS), "entropy collapse", "4 % of .* 0.866 to 0.044 nats"),
         ("completions/clipped_ratio", np.linspace(0.0, 0.6, ROWS), "responses cut off", "58 % .* 24 tokens .* 2 %"),
         ("group/frac_zero_std", np.linspace(0.0, 0.9, ROWS), "groups without variance", "88 % of the groups"),
         ("objective/scores", 0.5 + NOISE, "no improvement", "score has not risen .* 0.50"),
@@ -231,25 +234,73 @@ def test_a_warning_names_the_figures_it_follows_from(column, values, name, figur
     assert escape(found[name]) in page_of(folder)
 
 
-def test_noise_is_no_over_optimisation(tmp_path):
-    for seed in range(20):
-        noise = 0.05 * np.random.default_rng(seed).standard_normal(ROWS)
-        columns = HEALTHY | {"objective/gold_scores": 0.8 + noise}
-        assert names_of(make_run(tmp_path / str(seed), columns)) == []
+#: Evaluations of runs, and what the page has to say of each.
+PEAKS = (*IMPROVES, (30_000, 1.7, 0.66, 9.0))
+UNSTEADY = (*IMPROVES, (30_000, 0.5, 0.66, 4.0))
+HACKED = ((0, 0.0, 0.5, 0.0), (20_000, 2.0, 0.3, 30.0))
+BLIND = ((0, 0.0, None, 0.0), (20_000, 2.0, None, 30.0))
 
 
-def test_gold_that_falls_while_the_score_stays_is_called_something_else(tmp_path):
-    columns = HEALTHY | {
-        "objective/gold_scores": FALLING_GOLD,
-        "objective/scores": np.minimum(RISING, 0.6) + NOISE,
-    }
-    assert names_of(make_run(tmp_path / "run", columns)) == ["falling gold score"]
+@pytest.mark.parametrize(
+    ("points", "finding", "figures", "answer"),
+    [
+        (PEAKS, "over-optimisation", r"at 20,000 tokens, in .* gold .0\.1\d .* score \+0\.4", "then fooled the reward"),
+        (UNSTEADY, "falling gold score", r"gold .0\.1\d .* score .0\.[78]", "then lost part of that"),
+        (HACKED, "a fooled reward", r"score changed by \+1\.9", "It fooled the reward"),
+        (HACKED, "far from the reference", r"30\.0 nats", "It fooled the reward"),
+        (BLIND, "no gold judge", "Only the reward that was trained on", "This page cannot tell"),
+        (BLIND, "far from the reference", r"30\.0 nats", "beyond 25 nats answers are often gibberish"),
+        (None, "undecided", "not evaluated on its way", "Not decided"),
+    ],
+)  # fmt: skip
+def test_the_page_says_what_held_out_comparisons_say(points, finding, figures, answer, tmp_path):
+    folder = make_run(tmp_path / "run", points=points)
+    found = {finding.name: finding.text for finding in examine(read_run(folder))}
+    assert finding in found and re.search(figures, found[finding]), found
+    seen = text_of(page_of(folder))
+    assert answer in seen and "Did it improve the model, or fool the reward?" in seen
+
+
+def test_what_is_decided_by_comparisons_is_not_cleared_where_there_are_none(tmp_path):
+    for name, points in (("blind", BLIND), ("none", None)):
+        seen = text_of(page_of(make_run(tmp_path / name, points=points)))
+        clear = re.search(r"Looked for and not found: ([^.]*)\.", seen)[1]
+        assert "over-optimisation" not in clear and "fooled" not in clear and "falling" not in clear
+
+
+def test_training_batches_whose_gold_falls_alarm_nobody_where_held_out_answers_do_not(tmp_path):
+    falling = HEALTHY | {"objective/gold_scores": np.linspace(0.9, 0.6, ROWS)}
+    assert names_of(make_run(tmp_path / "run", falling)) == []
+
+
+def test_proxy_and_gold_stand_on_one_axis_with_the_peak_marked(tmp_path):
+    page = page_of(make_run(tmp_path / "run", points=PEAKS))
+    picture = re.search(r"<svg[^>]*Proxy and gold over the square root of the KL.*?</svg>", page, re.DOTALL)[
+        0
+    ]
+    assert "gold is highest at 3.0 nats, 20,000 tokens" in text_of(re.sub("<svg", "<g", picture))
+
+
+def test_several_runs_are_judged_side_by_side(tmp_path):
+    folders = [make_run(tmp_path / "good"), make_run(tmp_path / "hacked", points=HACKED, seed=1)]
+    seen = text_of(page_of(*folders))
+    assert "good improved" in seen and "hacked fooled the reward" in seen
+
+
+def test_a_run_that_its_budget_has_ended_is_not_unfinished(tmp_path):
+    folder = make_run(tmp_path / "run", total=20_000, kl_budget=2.5)
+    document = {"num_timesteps": 12_000, "stopped_at_kl": 2.61}
+    (folder / "final" / "agent.json").write_text(json.dumps(document))
+    found = {finding.name: finding.text for finding in examine(read_run(folder))}
+    assert "2.6 nats from the reference, beyond the budget of 2.5" in found["stopped by its KL budget"]
+    assert "unfinished run" not in found
 
 
 def test_runs_that_stopped_early_and_short_logs_are_named(tmp_path):
     short = {name: values[:4] for name, values in HEALTHY.items()}
     folder = make_run(tmp_path / "run", short, STEPS[:4], finished=False)
-    stopped, few = examine(read_run(folder))
+    stopped, undecided, few = sorted(examine(read_run(folder)), key=lambda finding: -ord(finding.name[0]))
+    assert "when the run has come to its end" in undecided.text
     assert "2,000 of 20,000 tokens" in stopped.text and f"--resume {folder}" in stopped.text
     assert few.name == "short log" and "4 rows" in few.text
     assert read_run(folder).num_timesteps == 2000
@@ -267,7 +318,7 @@ def test_runs_that_differ_by_the_seed_become_one_mean_and_band(tmp_path):
     assert report.page == tmp_path / "report.html"
     seen = text_of(report.page.read_text())
     assert "2 settings on TextRLHF-v0 compared" in seen and "kl_coef 0.05 0.01" in seen
-    assert "ppo 0, 1 20,000 1.77 1.28 to 2.27" in seen, "mean of the two, lowest and highest"
+    assert "ppo 0, 1 20,000 1.78 1.28 to 2.28" in seen, "mean of the two, lowest and highest"
     alone = text_of(page_of(*folders))
     assert "PPO on TextRLHF-v0, 2 seeds" in alone and f"Runs {folders[0]}, {folders[1]}" in alone
     assert "Seeds 0, 1" in alone

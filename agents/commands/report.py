@@ -29,12 +29,19 @@ def report(
     from rich.text import Text
 
     from agents.report import write_report
+    from agents.report.heldout import answer
     from agents.report.reading import run_label
     from textrl_env.printable import printable
 
     made = write_report(run_dirs, output)
     console = Console()
     console.print(_ends(made.runs[0]) if len(made.runs) == 1 else _comparison(made.groups))
+    for run in made.runs:
+        found = answer(run)
+        if found is not None:
+            where = "" if len(made.runs) == 1 else f"{printable(run_label(run, made.runs))}: "
+            style = {True: "green", False: "red", None: "yellow"}[found.is_good]
+            console.print(Text.assemble((where, "bold"), (found.text, style)), soft_wrap=True)
     for finding in made.findings:
         is_named = finding.run is not None and len(made.runs) > 1
         where = f" ({run_label(finding.run, made.runs)})" if is_named else ""

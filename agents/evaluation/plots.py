@@ -110,13 +110,20 @@ def short_count(count: float) -> str:
 
 
 def smoothed(values: np.ndarray, fraction: float = 0.1) -> np.ndarray:
-    """A centred running mean over ``fraction`` of the points, its window shorter at the ends.
+    """A centred running mean over ``fraction`` of the points.
+
+    Towards the ends the window shrinks on both sides alike, so the first and the last point are what was measured: a
+    window that only looked inwards would lift the beginning of a rising curve.
 
     What is not finite is left out; NaN where a window holds nothing else.
     """
-    half = max(int(len(values) * fraction / 2), 1)
-    window, there = np.ones(2 * half + 1), np.isfinite(values)
-    sums, counts = (
-        np.convolve(x, window)[half : half + len(values)] for x in (np.where(there, values, 0.0), there)
-    )
-    return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0.5)
+    count = len(values)
+    at, half = np.arange(count), max(int(count * fraction / 2), 1)
+    half = np.minimum(half, np.minimum(at, count - 1 - at))
+    there = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(there, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(there)])
+    low, high = at - half, at + half + 1
+    total, number = sums[high] - sums[low], counts[high] - counts[low]
+    smooth = np.divide(total, number, out=np.full(count, np.nan), where=number > 0)
+    return np.where(there & (half == 0), values, smooth)

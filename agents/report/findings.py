@@ -2,7 +2,9 @@
 
 Every check is a condition on numbers of the log, with its threshold beside it; what it cannot know (whether the
 task is solved, whether a length is wanted) it leaves to the reader. Noise is measured, not guessed: the standard
-error of a running mean comes from how the log scatters around it.
+error of the mean of a tenth of the rows comes from how the log scatters around its running mean. Whether the reward
+was fooled is not read off training batches at all but decided by held-out comparisons
+(:mod:`agents.evaluation.verdict`).
 """
 
 from __future__ import annotations
@@ -13,13 +15,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from agents.evaluation.plots import smoothed
+from agents.evaluation.verdict import Interval
 from agents.report import metrics
 from agents.report.metrics import Metric, decimals, write_number
 from agents.report.reading import STEPS, Group, Run, all_settings, default_of, run_label
 
-#: Standard errors that a change must exceed, and a fall from the highest of many points: noise alone falls that far
-#: in fewer than 1 % of logs of 10 to 300 rows.
-_CHANGE, _FALL = 2.0, 6.0
+#: Standard errors that a change must exceed.
+_CHANGE = 2.0
+#: Nats from the reference at which answers are usually gibberish, whatever the reward says.
+GIBBERISH = 25.0
 #: Where a warning begins: shares, nats, nats, and a factor.
 _COLLAPSED, _CUT, _ZERO_STD, _BAD_CRITIC = 0.1, 0.1, 0.3, -0.05
 _LARGE_UPDATE, _NEGATIVE_KL, _LONGER = 0.1, -0.1, 2.0
@@ -46,7 +50,7 @@ class Finding:
 class Check:
     """A condition on a run that has logged at least ``rows`` rows of each of ``needs``.
 
-    ``find`` returns the figures that it is met by, in words, or None.
+    ``find`` returns the figures that it is met by, in words, or None; ``applies`` says whether it can be decided.
     """
 
     name: str
@@ -54,6 +58,7 @@ class Check:
     needs: tuple[Metric, ...] = ()
     rows: int = 1
     advice: str = ""
+    applies: Callable[[Run], bool] = lambda run: True
 
 
 def examine(run: Run) -> list[Finding]:
@@ -64,7 +69,8 @@ def examine(run: Run) -> list[Finding]:
 
 def applicable(run: Run) -> list[Check]:
     """The checks that a run has logged enough for."""
-    return [check for check in CHECKS if all(len(m.series(run)[0]) >= check.rows for m in check.needs)]
+    logged = (c for c in CHECKS if all(len(m.series(run)[0]) >= c.rows for m in c.needs))
+    return [check for check in logged if check.applies(run)]
 
 
 def compare(groups: Sequence[Group]) -> list[Finding]:
@@ -101,9 +107,10 @@ def _share(value: float) -> str:
 
 
 def standard_error(values: np.ndarray) -> float:
-    """Of a point at the end of :func:`agents.evaluation.plots.smoothed`, from how ``values`` scatter around it."""
-    half = max(int(len(values) * 0.05), 1)
-    return float(np.std(values - smoothed(values)) / np.sqrt(half + 1))
+    """Of the mean of a tenth of the rows, from how ``values`` scatter around their running mean."""
+    # The ends of the running mean are rows themselves, and a row's own share of a window of three hides a third.
+    inner = (values - smoothed(values))[1:-1] if len(values) > 4 else values - values.mean()
+    return float(np.std(inner) * np.sqrt(1.5) / np.sqrt(metrics.tenth(values)))
 
 
 # -- checks -------------------------------------------------------------------------------------------------
@@ -131,32 +138,91 @@ def _not_finite(run: Run) -> str | None:
     return None
 
 
-def _gold_fall(run: Run) -> tuple[str, str, bool] | None:
-    """Gold's fall from its highest and the score's way since, in words, and whether the score rose beyond noise."""
-    steps, gold = metrics.GOLD_SCORE.series(run)
-    score_steps, score = metrics.SCORE.series(run)
-    smooth_gold, smooth_score = smoothed(gold), np.interp(steps, score_steps, smoothed(score))
-    peak = int(smooth_gold.argmax())
-    if smooth_gold[peak] - smooth_gold[-1] <= max(_FALL * standard_error(gold), 1e-9):
-        return None
-    since = f"Since {steps[peak]:,.0f} {run.unit} the gold score has fallen"
-    rose = smooth_score[-1] - smooth_score[peak] > max(_CHANGE * standard_error(score), 1e-9)
-    fall = f"{since} from {_from_to((smooth_gold[peak], smooth_gold[-1]))}"
-    return fall, f"from {_from_to((smooth_score[peak], smooth_score[-1]))}", bool(rose)
+def signed(value: float, places: int = 2) -> str:
+    """A difference with its sign."""
+    return ("+" if value > 0 else "") + write_number(value, places)
+
+
+def interval(found: Interval, places: int = 2) -> str:
+    """ "+0.12 (95 % +0.09 to +0.15)"."""
+    ends = " to ".join(signed(end, places) for end in (found.low, found.high))
+    return f"{signed(found.mean, places)} (95 % {ends})"
+
+
+def rate(found: Interval) -> str:
+    """ "41.0 % (38.1 to 44.2)"."""
+    return f"{100 * found.mean:.1f} % ({100 * found.low:.1f} to {100 * found.high:.1f})"
+
+
+def _can_compare(run: Run) -> bool:
+    """Whether there are a gold judge and a best policy to compare the last one with."""
+    verdict = run.verdict
+    return verdict is not None and verdict.can_tell
+
+
+def _since_best(run: Run) -> str:
+    since, at = run.verdict.since_best, run.verdict.best_timesteps
+    return (
+        f"The last policy beats the best one, at {at:,} {run.unit}, in {rate(since.win_rate)} of held-out comparisons: "
+        f"gold {interval(since.gold)}, score {interval(since.score)}."
+    )
 
 
 def _over_optimisation(run: Run) -> str | None:
-    match _gold_fall(run):
-        case fall, way, True:
-            return f"{fall} while the score rose {way}."
-    return None
+    return _since_best(run) if run.verdict.is_over_optimised else None
 
 
 def _falling_gold(run: Run) -> str | None:
-    match _gold_fall(run):
-        case fall, way, False:
-            return f"{fall}; the score, {way}, did not rise in that time."
-    return None
+    verdict = run.verdict
+    return _since_best(run) if verdict.has_fallen and not verdict.is_over_optimised else None
+
+
+def _fooled(run: Run) -> str | None:
+    if not run.verdict.is_fooled:
+        return None
+    gain = run.verdict.gain
+    return (
+        f"From the first policy to the last the score changed by {interval(gain.score)} and the gold score by "
+        f"{interval(gain.gold)} on held-out prompts."
+    )
+
+
+def _undecided(run: Run) -> str | None:
+    if not run.is_text or run.verdict is not None:
+        return None
+    if run.evaluations:
+        return "The first, the best and the last policy are compared when the run has come to its end."
+    return "The run was not evaluated on its way, so whether it improved the model cannot be told."
+
+
+def _no_judge(run: Run) -> str | None:
+    if run.verdict is None or run.verdict.can_tell:
+        return None
+    return (
+        "Only the reward that was trained on has scored the answers, so an improved model cannot be told from a "
+        "fooled reward."
+    )
+
+
+def last_kl(run: Run) -> float:
+    """Nats from the reference at the end: held-out where that was measured, else of the last tenth of the log."""
+    final = run.ends.get("final")
+    return metrics.KL.tenths(run)[1] if final is None else float(final.sampled.kl.mean())
+
+
+def _far_away(run: Run) -> str | None:
+    kl = last_kl(run)
+    if not kl >= GIBBERISH or (run.verdict is not None and run.verdict.is_better):
+        return None
+    return f"Answers end {write_number(kl, 1)} nats from the reference."
+
+
+def _stopped_at_kl(run: Run) -> str | None:
+    if run.stopped_at_kl is None:
+        return None
+    at = f"{run.num_timesteps:,} of {run.config['total_timesteps']:,} {run.unit}"
+    budget = run.config.get("kl_budget")
+    return f"At {at} answers were {run.stopped_at_kl:.1f} nats from the reference, beyond the budget of {budget:g}."
 
 
 def _no_better_score(run: Run) -> str | None:
@@ -169,14 +235,14 @@ def _no_better_return(run: Run) -> str | None:
 
 def _not_risen(run: Run, metric: Metric) -> str | None:
     _, values = metric.series(run)
-    first, last = ends = metric.ends(run)
+    first, last = ends = metric.tenths(run)
     if last - first > max(_CHANGE * np.sqrt(2) * standard_error(values), 1e-9):
         return None
     return f"The {metric.label.lower()} has not risen beyond its noise: from {_from_to(ends)}."
 
 
 def _entropy_collapse(run: Run) -> str | None:
-    first, last = ends = metrics.ENTROPY.ends(run)
+    first, last = ends = metrics.ENTROPY.tenths(run)
     if first <= 0 or last >= _COLLAPSED * first:
         return None
     return (
@@ -185,7 +251,7 @@ def _entropy_collapse(run: Run) -> str | None:
 
 
 def _budget(run: Run) -> str | None:
-    first, last = metrics.CUT.ends(run)
+    first, last = metrics.CUT.tenths(run)
     if last <= _CUT:
         return None
     budget = all_settings(run.config).get("max_new_tokens", default_of(run.config, "max_new_tokens"))
@@ -194,33 +260,33 @@ def _budget(run: Run) -> str | None:
 
 
 def _zero_variance(run: Run) -> str | None:
-    _, last = metrics.ZERO_STD.ends(run)
+    _, last = metrics.ZERO_STD.tenths(run)
     if last <= _ZERO_STD:
         return None
     return f"In {_share(last)} of the groups all responses have the same reward at the end."
 
 
 def _length(run: Run) -> str | None:
-    first, last = ends = metrics.LENGTH.ends(run)
+    first, last = ends = metrics.LENGTH.tenths(run)
     if first / _LONGER < last < first * _LONGER:
         return None
     return f"Responses {'grew' if last > first else 'shrank'} from {_from_to(ends)} tokens."
 
 
 def _negative_kl(run: Run) -> str | None:
-    last, error = metrics.KL.ends(run)[1], standard_error(metrics.KL.series(run)[1])
+    last, error = metrics.KL.tenths(run)[1], standard_error(metrics.KL.series(run)[1])
     if last >= _NEGATIVE_KL - _CHANGE * error:
         return None
     return f"The KL to the reference ends at {write_number(last, 2)} nats."
 
 
 def _large_updates(run: Run) -> str | None:
-    _, last = metrics.APPROX_KL.ends(run)
+    _, last = metrics.APPROX_KL.tenths(run)
     return f"An update moves the policy by {last:.2f} nats at the end." if last > _LARGE_UPDATE else None
 
 
 def _bad_critic(run: Run) -> str | None:
-    _, last = metrics.EXPLAINED.ends(run)
+    _, last = metrics.EXPLAINED.tenths(run)
     return f"The critic's explained variance ends at {write_number(last, 2)}." if last < _BAD_CRITIC else None
 
 
@@ -234,19 +300,45 @@ CHECKS = (
         advice="Trends cannot be read from so few; figures at the end are single rows.",
     ),
     Check("numbers that are not finite", _not_finite, advice="A smaller learning rate usually helps."),
+    Check("stopped by its KL budget", _stopped_at_kl),
     Check(
         "over-optimisation",
         _over_optimisation,
-        (metrics.SCORE, metrics.GOLD_SCORE),
-        _MANY,
-        "The reward is pleased where the gold judge is not. A larger KL coefficient or an earlier end usually helps.",
+        advice="The reward is pleased where the gold judge is not. The better policy is in best/; a larger KL "
+        "coefficient, --kl-budget or an earlier end keeps a run there.",
+        applies=_can_compare,
     ),
     Check(
         "falling gold score",
         _falling_gold,
-        (metrics.SCORE, metrics.GOLD_SCORE),
-        _MANY,
-        "Learning has become unsteady. A smaller learning rate or an earlier end usually helps.",
+        advice="Learning has become unsteady. The better policy is in best/; a smaller learning rate or an earlier "
+        "end usually helps.",
+        applies=_can_compare,
+    ),
+    Check(
+        "a fooled reward",
+        _fooled,
+        advice="What the reward likes better, the gold judge does not. Read samples, and mend the reward.",
+        applies=_can_compare,
+    ),
+    Check(
+        "undecided",
+        _undecided,
+        advice="textrl train --eval-every 10000 evaluates on the way; --eval-prompts names held-out prompts and --gold "
+        "a second judge.",
+    ),
+    Check(
+        "no gold judge",
+        _no_judge,
+        advice="A second judge that is not trained on (--gold) could tell. Without one, look at the KL, the lengths "
+        "and the samples.",
+    ),
+    Check(
+        "far from the reference",
+        _far_away,
+        (metrics.KL,),
+        advice=f"At {GIBBERISH:g} nats answers are often gibberish that the reward happens to like. Read samples; a "
+        "larger --kl-coef or a --kl-budget keeps a run nearer.",
     ),
     Check("no improvement", _no_better_score, (metrics.SCORE,), _MANY),
     Check("no improvement", _no_better_return, (metrics.RETURN,), _MANY),

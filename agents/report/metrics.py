@@ -49,9 +49,17 @@ class Metric:
         return steps, self.sign * values
 
     def ends(self, run: Run) -> tuple[float, float]:
-        """Where the running mean begins and where it ends; NaN where nothing was logged."""
-        values = running_mean(self.series(run)[1])
+        """The first and the last row as they were logged; NaN where nothing was."""
+        values = self.series(run)[1]
         return (float(values[0]), float(values[-1])) if len(values) else (np.nan, np.nan)
+
+    def tenths(self, run: Run) -> tuple[float, float]:
+        """The means of the first and of the last tenth of the rows; NaN where nothing was logged."""
+        values = self.series(run)[1]
+        if not len(values):
+            return np.nan, np.nan
+        rows = tenth(values)
+        return float(values[:rows].mean()), float(values[-rows:].mean())
 
 
 SCORE = Metric("objective/scores", "Score", "what is trained on, before the KL penalty", BLUE)
@@ -111,6 +119,11 @@ EVALUATED = {
     "length": "tokens in a response",
     "ended": "share that ends within the budget",
 }
+
+
+def tenth(values: np.ndarray) -> int:
+    """A tenth of the rows, one at least."""
+    return max(len(values) // 10, 1)
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:

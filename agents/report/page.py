@@ -11,7 +11,7 @@ from html import escape
 
 import numpy as np
 
-from agents.report import metrics, pictures
+from agents.report import heldout, metrics, pictures
 from agents.report.findings import Finding, applicable
 from agents.report.metrics import Metric, decimals, write_number
 from agents.report.reading import Group, Run, run_label
@@ -52,9 +52,14 @@ def render(groups: Sequence[Group], findings: Sequence[Finding]) -> str:
     alone = len(runs) == 1
     parts = [
         f"<header><h1>{escape(heading)}</h1><p class=lead>{escape(summary(groups))}</p></header>",
+        heldout.section(runs),
         _findings(findings, runs),
         (facts_and_figures(runs[0]) if alone else comparison(groups)),
-        *(evaluation(run, "" if alone else run_label(run, runs)) for run in runs if run.evaluation),
+        *(
+            evaluation(run, "" if alone else run_label(run, runs))
+            for run in runs
+            if run.evaluation and not run.ends
+        ),
         *_curves(groups, runs),
         *(_samples(run, alone, run_label(run, runs)) for run in runs),
         *_training(groups, runs),
@@ -140,7 +145,10 @@ def _findings(findings: Sequence[Finding], runs: Sequence[Run]) -> str:
 
 def _curves(groups: Sequence[Group], runs: Sequence[Run]) -> list[str]:
     """What came of it: learning curves, what each nat has bought, and the distance from the exact optimum."""
-    how = "Faint is what was logged, bold its running mean over a tenth of the rows."
+    how = (
+        "Faint is what was logged while training, bold its running mean over a tenth of the rows, narrower towards the "
+        "ends."
+    )
     if len(groups) > pictures.FAINT:
         how = "Running means over a tenth of the rows."
     if any(len(group.runs) > 1 for group in groups):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import json
 import re
@@ -12,10 +13,13 @@ from typing import Any
 import numpy as np
 
 from agents import presets
+from agents.evaluation.records import Evaluation, read_ends, read_evaluations
+from agents.evaluation.verdict import Verdict, judge
 from agents.report.samples import Table, read_tables
 from agents.runs import run_directory as run_directories
+from agents.runs.checkpoint import DOCUMENT
 from agents.runs.registry import AGENTS, find_agent
-from agents.runs.whole import read_json
+from agents.runs.whole import read_json, standing
 from textrl_env.errors import did_you_mean
 
 STEPS = "time/total_timesteps"
@@ -36,6 +40,9 @@ class Run:
         started: When its first TensorBoard event was written, in seconds since 1970; None without events.
         evaluation: Its ``evaluation.json`` (``textrl demo`` leaves one), or None.
         is_finished: Whether it has come to its end.
+        stopped_at_kl: The KL at which its budget has ended it, or None.
+        evaluations: Those on the way, oldest first.
+        ends: The first, the best and the last policy, answering more often; see :mod:`agents.evaluation.records`.
     """
 
     folder: Path
@@ -45,6 +52,14 @@ class Run:
     started: float | None
     evaluation: dict[str, Any] | None
     is_finished: bool
+    stopped_at_kl: float | None = None
+    evaluations: list[Evaluation] = dataclasses.field(default_factory=list)
+    ends: dict[str, Evaluation] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def verdict(self) -> Verdict | None:
+        """What held-out comparisons say; None for a run that has not ended, or was not evaluated."""
+        return judge(self.ends)
 
     def series(self, column: str) -> tuple[np.ndarray, np.ndarray]:
         """Timesteps and values ``[n]`` of the rows that have a finite value; empty where none has."""
@@ -117,8 +132,16 @@ def read_run(folder: str | Path) -> Run:
         )
     tables, started = read_tables(folder)
     ends = [at for at, path in run_directories.checkpoints(folder) if path.name == run_directories.FINAL]
-    is_finished = any(at >= config["total_timesteps"] for at in ends)
-    return Run(folder, config, progress, tables, started, evaluated, is_finished)
+    stopped_at_kl = _stopped_at_kl(folder) if ends else None
+    is_finished = stopped_at_kl is not None or any(at >= config["total_timesteps"] for at in ends)
+    held_out = read_evaluations(folder), read_ends(folder)
+    return Run(folder, config, progress, tables, started, evaluated, is_finished, stopped_at_kl, *held_out)
+
+
+def _stopped_at_kl(folder: Path) -> float | None:
+    """The KL at which a run's budget has ended it."""
+    file = standing(folder / run_directories.FINAL) / DOCUMENT
+    return read_json(file).get("stopped_at_kl")
 
 
 def _check_is_run(folder: Path) -> None:

@@ -1,7 +1,18 @@
 """How the report looks: the type of the reader's own system, aligned digits, few colours, and it prints."""
 
 CSS = """
-:root { color-scheme: light; --ink: #222; --quiet: #6f757b; --line: #e4e6e8; --paper: #fff; }
+:root { color-scheme: light dark; --ink: #222; --lead: #3b4045; --quiet: #6f757b; --line: #e4e6e8; --axis: #c9ccd0;
+  --paper: #fff; --soft: #f5f6f7; --warn: #fcf8ee; --warn-edge: #b8860b; --good: #eef7ef; --good-edge: #3c8a48;
+  --bad: #fbefef; --bad-edge: #b03a48; --blue: #1f6fb4; --gold: #b8860b; --red: #b03a48; --teal: #2a8c82;
+  --purple: #77549c; --green: #5d8a3a; --grey: #66707a; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e8ea; --lead: #c4c9ce; --quiet: #98a0a8; --line: #33383d;
+  --axis: #4a5056; --paper: #16191c; --soft: #212529; --warn: #2b2617; --warn-edge: #d9a92c; --good: #17281b;
+  --good-edge: #62b56f; --bad: #301c1f; --bad-edge: #e0717f; --blue: #63aeea; --gold: #e0b040; --red: #e57d89;
+  --teal: #5cc3b7; --purple: #b695d8; --green: #9cc877; --grey: #a4adb6; } }
+@media print { :root { color-scheme: light; --ink: #222; --lead: #3b4045; --quiet: #6f757b; --line: #e4e6e8;
+  --axis: #c9ccd0; --paper: #fff; --soft: #f5f6f7; --warn: #fcf8ee; --warn-edge: #b8860b; --good: #eef7ef;
+  --good-edge: #3c8a48; --bad: #fbefef; --bad-edge: #b03a48; --blue: #1f6fb4; --gold: #b8860b; --red: #b03a48;
+  --teal: #2a8c82; --purple: #77549c; --green: #5d8a3a; --grey: #66707a; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", "Helvetica Neue", Arial, sans-serif;
@@ -10,7 +21,7 @@ main { max-width: 1120px; margin: 0 auto; padding: 40px 28px 64px; }
 h1 { font-size: 27px; line-height: 1.2; margin: 0 0 6px; letter-spacing: -.01em; }
 h2 { font-size: 17px; margin: 0 0 10px; }
 section { margin-top: 36px; }
-.lead { font-size: 17px; margin: 0; color: #3b4045; }
+.lead { font-size: 17px; margin: 0; color: var(--lead); }
 .quiet, small { color: var(--quiet); font-size: 13px; font-weight: normal; }
 p.quiet { margin: 6px 0 10px; }
 small { display: block; line-height: 1.35; white-space: nowrap; }
@@ -33,8 +44,13 @@ th:last-child, td:last-child { padding-right: 0; }
 th.num { white-space: normal; }
 .wide { overflow-x: auto; }
 .findings { list-style: none; margin: 0; padding: 0; }
-.findings li { border-left: 3px solid #b8860b; background: #fcf8ee; padding: 8px 14px;
+.findings li { border-left: 3px solid var(--warn-edge); background: var(--warn); padding: 8px 14px;
   margin-bottom: 8px; max-width: 860px; }
+.verdict { border-left: 3px solid var(--warn-edge); background: var(--warn); padding: 10px 16px; margin: 0 0 18px;
+  max-width: 860px; }
+.verdict.good { border-color: var(--good-edge); background: var(--good); }
+.verdict.bad { border-color: var(--bad-edge); background: var(--bad); }
+figure.main { max-width: 860px; margin-bottom: 18px; }
 .name { white-space: nowrap; }
 .plots { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 22px 26px; }
 figure { margin: 0; break-inside: avoid; }
@@ -50,10 +66,10 @@ i { display: inline-block; width: 18px; vertical-align: 4px; margin-right: 7px; 
 .samples .num + :not(.num) { padding-left: 22px; }
 details dl { margin-top: 10px; }
 summary { cursor: pointer; }
-pre { background: #f5f6f7; padding: 12px 14px; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; }
+pre { background: var(--soft); padding: 12px 14px; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; }
 @media (max-width: 900px) { .two { grid-template-columns: minmax(0, 1fr); gap: 32px; }
   .plots { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
 @media (max-width: 560px) { main { padding: 24px 16px 40px; } .plots { grid-template-columns: minmax(0, 1fr); } }
 @media print { main { max-width: none; padding: 0; } section { margin-top: 24px; } h2 { break-after: avoid; }
-  .findings li, pre { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
+  .findings li, .verdict, pre { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """

@@ -24,16 +24,11 @@ def facts_and_figures(run: Run) -> str:
         cells[2] = f"+{cells[2]}" if last > first else cells[2]
         rows.append([_named(metric), *map(num, cells)])
     figures = table(["", "#first", "#last", "#change"], rows)
-    note = f"<p class=quiet>First and last: {_where(run)}.</p>"
+    note = "<p class=quiet>The first and the last row of the log; what was measured while training.</p>"
     return (
         f"<section class=two><div><h2>What was run</h2>{_facts([run])}</div>"
         f"<div><h2>What came of it</h2>{figures}{note}</div></section>"
     )
-
-
-def _where(run: Run) -> str:
-    few = len(run.series(STEPS)[0]) < metrics.FEW_ROWS
-    return "rows of the log" if few else "where the running means below begin and end"
 
 
 def _facts(runs: Sequence[Run]) -> str:
@@ -102,7 +97,7 @@ def comparison(groups: Sequence[Group]) -> str:
         cells = [_seeds(group), f"{longest:,}", *(column[i] for column in columns), speed]
         rows.append([name, *map(num, cells)])
     heads = ["", "#seeds", f"#{unit}", *(f"#{escape(metric.label)}" for metric in shown), f"#{unit} a second"]
-    note = "Where the running means below end"
+    note = "The last rows of the logs"
     if any(len(group.runs) > 1 for group in groups):
         note += "; of several seeds the mean, and the lowest and the highest under it"
     figures = f"<div class=wide>{table(heads, rows)}</div><p class=quiet>{note}.</p>"
@@ -188,7 +183,7 @@ def swatch(index: int, groups: Sequence[Group]) -> str:
     if len(groups) < 2:
         return ""
     style = ("solid", "dashed", "dotted")[index // len(pictures.PALETTE) % len(pictures.LINES)]
-    return f'<i style="border-top:3px {style} {pictures.group_colour(index)}"></i>'
+    return f'<i style="border-top:3px {style} {pictures.page_colour(index)}"></i>'
 
 
 def _seeds(group: Group) -> str:

@@ -1,0 +1,77 @@
+"""Claims about the verdict: it rests on paired held-out answers, finds what is there, and says when it cannot tell."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from agents.evaluation.verdict import compare, judge
+from tests.recorded import evaluation, result
+
+
+def ends(first, best, last):
+    """Evaluations at the ends of a run, each given as ``(score, gold)``."""
+    found = {"start": evaluation(0, *first, seed=1), "final": evaluation(900, *last, seed=3)}
+    return found if best is None else found | {"best": evaluation(500, *best, seed=2)}
+
+
+@pytest.mark.parametrize(
+    ("first", "best", "last", "better", "over_optimised", "fallen", "fooled"),
+    [
+        ((0.0, 0.5), None, (1.0, 0.8), True, False, False, False),
+        ((0.0, 0.5), (1.0, 0.8), (1.4, 0.67), True, True, True, False),
+        ((0.0, 0.5), (1.0, 0.8), (1.0, 0.8), True, False, False, False),
+        ((0.0, 0.5), (1.0, 0.8), (0.4, 0.67), True, False, True, False),
+        ((0.0, 0.5), (0.4, 0.6), (1.4, 0.3), False, True, True, True),
+        ((0.0, 0.5), None, (1.4, 0.3), False, False, False, True),
+        ((0.0, 0.5), None, (0.0, 0.5), False, False, False, False),
+    ],
+)
+def test_a_verdict_is_what_the_answers_show(first, best, last, better, over_optimised, fallen, fooled):
+    found = judge(ends(first, best, last))
+    assert found.is_better == better and found.is_over_optimised == over_optimised
+    assert found.has_fallen == fallen and found.is_fooled == fooled
+
+
+def test_without_a_gold_judge_nothing_is_decided_whatever_the_score_says():
+    found = judge(ends((0.0, None), None, (9.0, None)))
+    assert not found.can_tell and not found.is_better and not found.is_fooled and not found.is_over_optimised
+    assert found.gain.score.is_above and found.gain.win_rate.mean > 0.9
+
+
+def test_a_run_that_was_not_evaluated_or_has_not_ended_has_no_verdict():
+    assert judge({}) is None
+    assert judge({"start": evaluation(0, 0.0, 0.5)}) is None
+
+
+def test_what_is_equal_is_rarely_called_over_optimised():
+    alarms = sum(
+        judge(
+            {
+                "start": evaluation(0, 0.0, 0.5, seed=3 * i),
+                "best": evaluation(500, 1.0, 0.8, seed=3 * i + 1),
+                "final": evaluation(900, 1.0, 0.8, seed=3 * i + 2),
+            }
+        ).is_over_optimised
+        for i in range(100, 180)
+    )
+    assert alarms <= 6, "one side of a 95 % interval: two are expected among 80"
+
+
+def test_prompts_are_paired_so_that_hard_ones_do_not_hide_a_difference():
+    a, b = result(0.0, 0.55, seed=1, noise=0.1), result(0.0, 0.5, seed=2, noise=0.1)
+    paired = compare(a, b).gold
+    assert paired.is_above
+    shuffled = np.random.default_rng(0).permutation(len(a.gold))
+    unpaired = np.std(a.gold.mean(1) - b.gold.mean(1)[shuffled]) / np.sqrt(len(a.gold))
+    assert paired.high - paired.low < 2 * unpaired, "the same gap would not show between unpaired prompts"
+
+
+def test_a_prompt_without_a_gold_score_is_left_out_and_other_prompts_are_refused():
+    a, b = result(0.0, 0.9, seed=1), result(0.0, 0.5, seed=2)
+    a.gold[3, 0] = np.nan
+    known = np.arange(len(a.gold)) != 3
+    assert compare(a, b).gold.mean == pytest.approx((a.gold[known].mean(1) - b.gold[known].mean(1)).mean())
+    b.prompts = b.prompts[::-1]
+    with pytest.raises(ValueError, match="same prompts"):
+        compare(a, b)
