@@ -19,7 +19,7 @@ from agents.report.samples import Table, read_tables
 from agents.runs import run_directory as run_directories
 from agents.runs.checkpoint import DOCUMENT
 from agents.runs.registry import AGENTS, find_agent
-from agents.runs.whole import read_json, standing
+from agents.runs.whole import read_json, whole_folder
 from textrl_env.errors import did_you_mean
 
 STEPS = "time/total_timesteps"
@@ -140,7 +140,7 @@ def read_run(folder: str | Path) -> Run:
 
 def _stopped_at_kl(folder: Path) -> float | None:
     """The KL at which a run's budget has ended it."""
-    file = standing(folder / run_directories.FINAL) / DOCUMENT
+    file = whole_folder(folder / run_directories.FINAL) / DOCUMENT
     return read_json(file).get("stopped_at_kl")
 
 
