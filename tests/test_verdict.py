@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -75,3 +79,35 @@ def test_a_prompt_without_a_gold_score_is_left_out_and_other_prompts_are_refused
     b.prompts = b.prompts[::-1]
     with pytest.raises(ValueError, match="same prompts"):
         compare(a, b)
+
+
+# -- runs that were once given an all-clear -------------------------------------------------------------------
+
+
+def recorded_ends(name):
+    """Evaluations at the ends of a real run: GRPO with the defaults of ``textrl train`` in the embedded world, seed 0."""
+    document = json.loads((Path(__file__).parent / "recorded_comparisons.json").read_text())[name]
+    found = {}
+    for end, values in document.items():
+        made = evaluation(values["timesteps"], 0.0, 0.0, prompts=len(values["score"]))
+        scores = {part: np.array(values[part]) for part in ("score", "gold")}
+        found[end] = dataclasses.replace(made, sampled=dataclasses.replace(made.sampled, **scores))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "fall"),
+    [
+        ("grpo, seed 0, 60,000 tokens", 0.408, -0.10),
+        ("grpo as the demo suggests it, 100,000 tokens", 0.342, -0.19),
+    ],
+)
+def test_runs_that_were_once_given_an_all_clear_are_caught(name, rate, fall):
+    found = judge(recorded_ends(name))
+    assert found.is_over_optimised and found.is_better
+    assert (
+        found.since_best.win_rate.mean == pytest.approx(rate, abs=0.001)
+        and found.since_best.win_rate.high < 0.45
+    )
+    assert found.since_best.gold.mean == pytest.approx(fall, abs=0.006) and found.since_best.score.is_above
+    assert found.best_timesteps == 20_464

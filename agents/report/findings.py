@@ -43,14 +43,15 @@ class Finding:
     name: str
     text: str
     advice: str = ""
-    run: Run | None = None
+    run: Run | None = dataclasses.field(default=None, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
     """A condition on a run that has logged at least ``rows`` rows of each of ``needs``.
 
-    ``find`` returns the figures that it is met by, in words, or None; ``applies`` says whether it can be decided.
+    ``find`` returns the figures that it is met by, in words, or None; ``applies`` says whether it can be
+    decided, None that it always can.
     """
 
     name: str
@@ -58,7 +59,7 @@ class Check:
     needs: tuple[Metric, ...] = ()
     rows: int = 1
     advice: str = ""
-    applies: Callable[[Run], bool] = lambda run: True
+    applies: Callable[[Run], bool] | None = None
 
 
 def examine(run: Run) -> list[Finding]:
@@ -70,7 +71,7 @@ def examine(run: Run) -> list[Finding]:
 def applicable(run: Run) -> list[Check]:
     """The checks that a run has logged enough for."""
     logged = (c for c in CHECKS if all(len(m.series(run)[0]) >= c.rows for m in c.needs))
-    return [check for check in logged if check.applies(run)]
+    return [check for check in logged if check.applies is None or check.applies(run)]
 
 
 def compare(groups: Sequence[Group]) -> list[Finding]:
