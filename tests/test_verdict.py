@@ -85,7 +85,7 @@ def test_a_prompt_without_a_gold_score_is_left_out_and_other_prompts_are_refused
 
 
 def recorded_ends(name):
-    """Evaluations at the ends of a real run: GRPO with the defaults of ``textrl train`` in the embedded world, seed 0."""
+    """Evaluations at the ends of a real run: GRPO as ``textrl train`` has it, in the embedded world, seed 0."""
     document = json.loads((Path(__file__).parent / "recorded_comparisons.json").read_text())[name]
     found = {}
     for end, values in document.items():
