@@ -216,12 +216,12 @@ def test_a_healthy_run_warns_of_nothing_and_says_what_was_looked_for(tmp_path):
 @pytest.mark.parametrize(
     ("column", "values", "name", "figures"),
     [
-        ("train/entropy_loss", np.linspace(-0.9, -0.01, ROWS), "entropy collapse", "4 % of .* 0.866 to 0.044 nats"),
+        ("train/entropy_loss", np.linspace(-0.9, -0.01, ROWS), "entropy collapse", "5 % of .* 0.866 to 0.044 nats"),
         ("completions/clipped_ratio", np.linspace(0.0, 0.6, ROWS), "responses cut off", "58 % .* 24 tokens .* 2 %"),
-        ("group/frac_zero_std", np.linspace(0.0, 0.9, ROWS), "groups without variance", "88 % of the groups"),
+        ("group/frac_zero_std", np.linspace(0.0, 0.9, ROWS), "groups without variance", "87 % of the groups"),
         ("objective/scores", 0.5 + NOISE, "no improvement", "score has not risen .* 0.50"),
-        ("completions/mean_length", np.linspace(8.0, 20.0, ROWS), "change of length", "grew from 8.31 to 19.69"),
-        ("objective/kl", np.linspace(0.0, -1.0, ROWS), "negative KL", "ends at .0.97 nats"),
+        ("completions/mean_length", np.linspace(8.0, 20.0, ROWS), "change of length", "grew from 8.46 to 19.54"),
+        ("objective/kl", np.linspace(0.0, -1.0, ROWS), "negative KL", "ends at .0.96 nats"),
         ("train/approx_kl", np.full(ROWS, 0.4), "large updates", "0.40 nats"),
         ("train/explained_variance", np.full(ROWS, -0.5), "a critic that misleads", "ends at .0.50"),
         ("train/loss", np.where(STEPS == 2500, np.inf, 0.0), "numbers that are not finite", "1 of 40 .* at 2,500"),
@@ -244,9 +244,9 @@ BLIND = ((0, 0.0, None, 0.0), (20_000, 2.0, None, 30.0))
 @pytest.mark.parametrize(
     ("points", "finding", "figures", "answer"),
     [
-        (PEAKS, "over-optimisation", r"at 20,000 tokens, in .* gold .0\.1\d .* score \+0\.4", "then fooled the reward"),
+        (PEAKS, "over-optimisation", r"at 20,000 tokens, in .* gold .0\.1\d .* score \+0\.39", "then fooled the reward"),
         (UNSTEADY, "falling gold score", r"gold .0\.1\d .* score .0\.[78]", "then lost part of that"),
-        (HACKED, "a fooled reward", r"score changed by \+1\.9", "It fooled the reward"),
+        (HACKED, "a fooled reward", r"score changed by \+2\.00", "It fooled the reward"),
         (HACKED, "far from the reference", r"30\.0 nats", "It fooled the reward"),
         (BLIND, "no gold judge", "Only the reward that was trained on", "This page cannot tell"),
         (BLIND, "far from the reference", r"30\.0 nats", "beyond 25 nats answers are often gibberish"),
@@ -318,7 +318,7 @@ def test_runs_that_differ_by_the_seed_become_one_mean_and_band(tmp_path):
     assert report.page == tmp_path / "report.html"
     seen = text_of(report.page.read_text())
     assert "2 settings on TextRLHF-v0 compared" in seen and "kl_coef 0.05 0.01" in seen
-    assert "ppo 0, 1 20,000 1.78 1.28 to 2.28" in seen, "mean of the two, lowest and highest"
+    assert "ppo 0, 1 20,000 1.81 1.31 to 2.31" in seen, "mean of the two, lowest and highest"
     alone = text_of(page_of(*folders))
     assert "PPO on TextRLHF-v0, 2 seeds" in alone and f"Runs {folders[0]}, {folders[1]}" in alone
     assert "Seeds 0, 1" in alone
