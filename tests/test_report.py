@@ -244,7 +244,7 @@ BLIND = ((0, 0.0, None, 0.0), (20_000, 2.0, None, 30.0))
 @pytest.mark.parametrize(
     ("points", "finding", "figures", "answer"),
     [
-        (PEAKS, "over-optimisation", r"at 20,000 tokens, in .* gold .0\.1\d .* score \+0\.39", "then fooled the reward"),
+        (PEAKS, "over-optimisation", r"at 20,000 .* gold .0\.1\d .* score \+0\.39", "then fooled the reward"),
         (UNSTEADY, "falling gold score", r"gold .0\.1\d .* score .0\.[78]", "then lost part of that"),
         (HACKED, "a fooled reward", r"score changed by \+2\.00", "It fooled the reward"),
         (HACKED, "far from the reference", r"30\.0 nats", "It fooled the reward"),
