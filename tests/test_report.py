@@ -318,7 +318,7 @@ def test_runs_that_differ_by_the_seed_become_one_mean_and_band(tmp_path):
     assert report.page == tmp_path / "report.html"
     seen = text_of(report.page.read_text())
     assert "2 settings on TextRLHF-v0 compared" in seen and "kl_coef 0.05 0.01" in seen
-    assert "ppo 0, 1 20,000 1.81 1.31 to 2.31" in seen, "mean of the two, lowest and highest"
+    assert "ppo 0, 1 20,000 1.81 1.31 to 2.30" in seen, "mean of the two, lowest and highest"
     alone = text_of(page_of(*folders))
     assert "PPO on TextRLHF-v0, 2 seeds" in alone and f"Runs {folders[0]}, {folders[1]}" in alone
     assert "Seeds 0, 1" in alone
