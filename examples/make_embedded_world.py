@@ -27,8 +27,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from agents.offline.reward_model import train_reward_model
 from agents.offline.sft import sft
-from reward_models.bradley_terry import train_reward_model
 from reward_models.calibration import evaluate, score
 from textrl_env.embedded import MAX_NEW_TOKENS, gold_score, raters, world
 from textrl_env.lm.causal_lm import CausalLM

@@ -66,7 +66,7 @@ def compare(folder: Path, seed: int) -> str:
 
 def learn_reward(folder: Path, seed: int) -> str:
     """Preferences -> reward model: Bradley-Terry on the comparisons."""
-    from reward_models.bradley_terry import train_reward_model
+    from agents.offline.reward_model import train_reward_model
 
     settings = {"epochs": 3, "learning_rate": 1e-3, "batch_size": 128, "seed": seed, "device": "cpu"}
     pairs = folder / "preferences.jsonl"

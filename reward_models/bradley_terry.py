@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -154,8 +155,12 @@ def pair_scores(
     return scores[index[:, 0]], scores[index[:, 1]]
 
 
+#: Names that were here in version 0.1, and where they are now. Nothing in this package uses them.
+_MOVED = {"train_reward_model": "agents.offline.reward_model"}
+
+
 def __getattr__(name: str) -> Any:
-    # Training lies with the other trainers, which this package knows nothing of; its name here is from before.
-    if name == "train_reward_model":
-        return importlib.import_module("agents.offline.reward_model").train_reward_model
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MOVED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"{__name__}.{name} has moved to {_MOVED[name]}", DeprecationWarning, stacklevel=2)
+    return getattr(importlib.import_module(_MOVED[name]), name)

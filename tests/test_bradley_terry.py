@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from reward_models.bradley_terry import bradley_terry_loss, load_reward_model, train_reward_model
+from agents.offline.reward_model import train_reward_model
+from reward_models.bradley_terry import bradley_terry_loss, load_reward_model
 from reward_models.calibration import constant_direction, evaluate, find_head, normalise, reliability, score
 from reward_models.comparisons import (
     Comparison,
@@ -271,3 +272,12 @@ def test_two_trainings_with_one_seed_are_equal_and_the_caller_s_random_state_is_
     ]
     assert json.dumps(results[0]) == json.dumps(results[1])
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_training_is_found_where_it_was_in_version_0_1_and_that_is_said():
+    from reward_models import bradley_terry
+
+    with pytest.warns(DeprecationWarning, match=r"has moved to agents\.offline\.reward_model"):
+        assert bradley_terry.train_reward_model is train_reward_model
+    with pytest.raises(AttributeError, match="no attribute 'train_reward_modle'"):
+        _ = bradley_terry.train_reward_modle

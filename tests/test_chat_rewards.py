@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from agents import GRPO
@@ -18,6 +19,7 @@ from agents.offline.dpo import dpo
 from agents.offline.reward_model import train_reward_model
 from agents.offline.sft import sft
 from agents.preferences.collection import collect_preferences
+from agents.rollouts.episode_log import read_table
 from reward_models import HFRewardModel, TrainerState, load_reward
 from reward_models.comparisons import encode_answer, read_comparisons
 from reward_models.data.encoding import TextEncoder
@@ -238,6 +240,30 @@ def test_a_prompt_in_messages_is_what_training_sees():
     assert shown(make_env("qwen3", prompts=[row])) == shown(env)
     tool = {"type": "function", "function": {"name": "add", "parameters": {}}}
     assert '"name": "add"' in shown(make_env(prompts=[{"prompt": turns("hi"), "tools": [tool]}]))
+
+
+def test_people_are_shown_the_words_of_a_conversation_and_callbacks_what_the_model_reads():
+    asked = [{"role": "system", "content": "Be brief."}, *turns("hi")]
+    env = make_env(prompts=[asked, turns("hi"), "hi"], max_new_tokens=2)
+    agent = GRPO("auto", env, n_episodes=6, group_size=2, n_epochs=1, seed=0)
+    prompts, infos = [], []
+
+    class Watch(BaseCallback):
+        def _on_step(self):
+            infos.extend(info["prompt"] for info in self.locals["infos"] if "prompt" in info)
+            return True
+
+        def _on_rollout_end(self):
+            prompts.extend(row["prompt"] for row in read_table(self.model.episodes.table()))
+
+    agent.learn(1, Watch())
+    words = {"system: Be brief.\nuser: hi", "hi"}
+    assert set(prompts) <= words and len(prompts) == 6
+    assert len(infos) == 6 and set(infos) <= set(env.dynamics.prompt_texts)
+    assert evaluate_policy(env.lm, env, 1).prompts == ["system: Be brief.\nuser: hi", "hi", "hi"]
+    answered = env.run_episodes(lambda p: ([np.array([0])] * 3, [np.zeros(1)] * 3), [0, 1, 2])
+    assert answered.rendered == env.dynamics.prompt_texts
+    assert "<|im_start|>system\nBe brief.<|im_end|>" in answered.rendered[0]
 
 
 def test_a_laid_out_text_and_its_messages_are_one_prompt():

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
+from rich.console import Console
 from safetensors.numpy import load_file
 
 from agents import GRPO, PPO, DrGRPO
+from agents.callbacks.progress import ProgressBar
 from agents.cli import main
 from agents.commands import VERBS, flags
 from agents.runs import run_directory as runs
@@ -329,6 +333,24 @@ def test_progress_is_printed_line_by_line_where_there_is_no_terminal(capsys):
     shown = capsys.readouterr().err
     assert len(shown.splitlines()) >= 2
     assert "GRPO" in shown and "steps/s" in shown and "return" in shown
+
+
+def test_speed_counts_the_time_of_learning_and_is_not_told_before_the_first_update(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    shown = Console(file=io.StringIO(), width=200)
+    bar = ProgressBar("PPO", 1000, "tokens", console=shown)
+    moments = [(10, 400, False), (40, 400, True), (50, 800, False), (80, 800, True), (90, 1000, False)]
+    for seconds, done, complete in moments:
+        clock[0] = 100.0 + seconds
+        bar.show(done, complete=complete)
+    lines = shown.file.getvalue().splitlines()
+    assert lines[0].split("tokens  ")[1] == "10 s, first update"
+    assert [line.split("tokens  ")[1] for line in lines[1:]] == ["10 tokens/s", "10 tokens/s"]
+    clock[0] += 30
+    bar.show(1000)
+    bar._print_line()
+    assert "8 tokens/s" in shown.file.getvalue().splitlines()[-1]  # 1,000 in 120 seconds
 
 
 def test_evaluate_compares_a_model_with_another_and_writes_the_figures(here, capsys):

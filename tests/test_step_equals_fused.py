@@ -82,7 +82,7 @@ def test_stepping_the_tokens_of_the_fused_way_gives_its_rewards(world):
     )
     for i, prompt_id in enumerate(prompt_ids):
         _, info = env.reset(options={"prompt_id": int(prompt_id)})
-        assert info["prompt"] == episodes.prompts[i]
+        assert info["prompt"] == episodes.rendered[i]
         length = int(episodes.mask[i].sum())
         for t in range(length):
             _, reward, terminated, truncated, info = env.step(int(episodes.tokens[i, t]))

@@ -49,6 +49,7 @@ class ProgressBar:
         self._next_refresh, self._next_line = 0.0, start + total / 10
         self._figures = ""
         self._printed = -1
+        self._complete = start, 0.0  # how many were done when, with nothing of it left to do
         self.bar: Progress | None = None
         if self.console.is_terminal:
             self.bar = Progress(
@@ -63,9 +64,18 @@ class ProgressBar:
             self._task = self.bar.add_task(title, total=total, speed="", figures="")
             self.bar.start()
 
-    def show(self, done: int, figures: str = "") -> None:
-        """So many are done, and this is how it stands; shown now and then."""
+    def show(self, done: int, figures: str = "", complete: bool = True) -> None:
+        """So many are done, and this is how it stands; shown now and then.
+
+        Args:
+            done: So many.
+            figures: How it stands.
+            complete: Whether nothing of the work on those is still to come. Speed is told by such moments alone: half
+                way, with all collected and nothing learned, it would be too high.
+        """
         self.done, self._figures = done, figures
+        if complete:
+            self._complete = done, self.seconds
         now = time.perf_counter()
         if self.bar is None and done >= self._next_line:
             self._next_line = done + self.total / 10
@@ -80,7 +90,10 @@ class ProgressBar:
         return time.perf_counter() - self._start_time
 
     def _speed(self) -> str:
-        return f"{(self.done - self._start) / max(self.seconds, 1e-9):,.0f} {self.unit}/s"
+        done, seconds = self._complete
+        if done == self._start:
+            return f"{self.seconds:,.0f} s, first update"
+        return f"{(done - self._start) / max(seconds, 1e-9):,.0f} {self.unit}/s"
 
     def _refresh(self) -> None:
         done = min(self.done, self.total)
@@ -131,8 +144,13 @@ class ProgressCallback(BaseCallback):
         )
 
     def _on_step(self) -> bool:
-        self.progress.show(self.model.num_timesteps, latest_figures(self.model.latest))
+        # An agent learns from its steps later; a step of a trainer on files is all there is.
+        complete = getattr(self.model, "unit", None) is not None
+        self.progress.show(self.model.num_timesteps, latest_figures(self.model.latest), complete)
         return True
+
+    def _on_rollout_start(self) -> None:
+        self.progress.show(self.model.num_timesteps, latest_figures(self.model.latest))
 
     def _on_training_end(self) -> None:
         self.progress.show(self.model.num_timesteps, latest_figures(self.model.latest))

@@ -97,7 +97,7 @@ def fused_step(log: EpisodeLog, episodes: Any, done: np.ndarray, t: int) -> dict
         for i in np.flatnonzero(done[:, t]):
             length = int(episodes.mask[i].sum())
             made[i] |= {
-                "prompt": episodes.prompts[i],
+                "prompt": episodes.rendered[i],
                 "response": episodes.responses[i],
                 "response_length": length,
                 "score": float(episodes.score[i]),

@@ -62,12 +62,13 @@ class Episodes:
     Attributes:
         sequences: Prompts and responses with log-probabilities, KL and rewards beside the tokens.
         prompt_id: int64 ``[B]``.
-        prompts: ``B`` texts.
+        prompts: ``B`` texts, in the words that were given: of messages, their contents without a chat template.
         score: float64 ``[B]``, before the KL.
         parts: Each reward by name, float64 ``[B]``.
         responses: ``B`` texts.
         stop_reason: ``B`` times "eos" or "length".
         score_seconds: Time spent in the reference and the reward.
+        rendered: ``B`` texts, what the model reads: of messages, what the chat template makes of them.
     """
 
     sequences: Sequences
@@ -78,6 +79,10 @@ class Episodes:
     responses: list[str]
     stop_reason: list[str]
     score_seconds: float
+    rendered: list[str] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rendered = self.rendered or self.prompts
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -331,7 +336,7 @@ class TextRLHFDynamics(KLDynamics):
         kl = estimate_kl(log_prob - ref_logprob, self.kl_estimator)
         ends = np.cumsum(sequences.num_actions) - 1  # each episode's last action among all actions
         is_eos = np.isin(sequences.actions[ends], self.lm.eos_ids)
-        texts = [self.prompt_texts[k] for k in prompt_ids]
+        texts = [self.prompts.texts[k] for k in prompt_ids]
         scored = self.score_responses(texts, prompts, sequences.responses, prompt_ids, is_eos)
         rewards = -self.kl_coef * kl
         rewards[ends] += scored["score"]
@@ -340,6 +345,7 @@ class TextRLHFDynamics(KLDynamics):
             sequences=sequences.with_values(**{name: sequences.spread(x) for name, x in beside.items()}),
             prompt_id=prompt_ids,
             prompts=texts,
+            rendered=[self.prompt_texts[k] for k in prompt_ids],
             stop_reason=["eos" if e else "length" for e in is_eos],
             score_seconds=time.perf_counter() - started,
             **scored,
