@@ -398,7 +398,7 @@ def test_comparisons_without_a_prompt_train_as_those_with_one():
     assert torch.equal(learn(texts), learn(with_prompt))
     assert read_comparisons([texts])[0] == read_comparisons([with_prompt])[0]
     assert read_comparisons([comparison(True)])[0] == read_comparisons([comparison(False)])[0]
-    with pytest.raises(ValueError, match=r"comparison 1: .*no beginning in common"):
+    with pytest.raises(ValueError, match=r"\[0\]: .*no beginning in common"):
         learn({"chosen": "yes", "rejected": "no"})
 
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import re
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from agents import PPO
+from agents.offline.demonstration_data import load_demonstrations
+from agents.offline.preference_data import load_preferences
 from agents.runs import run_directory as runs
 from agents.runs.whole import TornCheckpointError, check_whole, seal
+from reward_models.comparisons import read_comparisons
+from tests.tiny import make_tokenizer
+from textrl_env.data.prompts import load_prompts
 
 CONFIG = runs.new_config(agent="ppo", env="ToyBandit-v0", total_timesteps=100, seed=0, n_envs=2)
 LOG = "rollout/ep_rew_mean,time/total_timesteps,train/loss\n0.5,8,\n0.25,16,-1e-3\n,24,nan\n"
@@ -119,3 +128,90 @@ def test_a_setting_of_another_type_is_named_with_what_was_expected(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"n_envs": "two"}))
     with pytest.raises(ValueError, match=r"config\.json has n_envs='two'; expected int or null"):
         runs.read_config(tmp_path)
+
+
+# -- records ------------------------------------------------------------------------------------------------
+
+VALUES = st.sampled_from(["w", "", " ", "\ud800", None, 10**400, [{"role": "user"}]]) | JSON
+RECORDS = st.lists(
+    st.builds(
+        lambda good, name, value: good | {name: value},
+        st.just({"prompt": "a", "chosen": "b", "rejected": "c", "completion": "d", "label": True}),
+        st.sampled_from(["prompt", "chosen", "rejected", "completion", "label", "margin", "messages"]),
+        VALUES,
+    ),
+    max_size=3,
+)
+READERS = {
+    "demonstrations": lambda file: load_demonstrations(file),
+    "comparisons": lambda file: read_comparisons(file),
+    "pairs": lambda file: load_preferences(file, make_tokenizer()),
+    "judged": lambda file: load_preferences(file, make_tokenizer(), paired=False),
+    "prompts": lambda file: load_prompts(file),
+}
+
+
+def as_csv(rows):
+    text = io.StringIO(newline="")
+    names = list(dict.fromkeys(["prompt", *(name for row in rows for name in row)]))
+    csv.writer(text).writerows([names, *([str(row.get(name, "")) for name in names] for row in rows)])
+    return text.getvalue().encode(errors="surrogatepass")
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv"])
+@pytest.mark.parametrize("reader", READERS)
+@settings(fast, max_examples=60)
+@given(data=st.data())
+def test_records_of_any_kind_are_read_or_refused_with_file_and_place(reader, ending, data, tmp_path):
+    rows = data.draw(RECORDS)
+    whole = {
+        "jsonl": "\n".join(map(json.dumps, rows)).encode(),
+        "json": json.dumps(rows).encode(),
+        "csv": as_csv(rows),
+    }[ending]
+    file = tmp_path / f"data.{ending}"
+    file.write_bytes(whole if data.draw(st.booleans()) else data.draw(damaged(whole)))
+    try:
+        READERS[reader](file)
+    except ValueError as error:
+        place = (
+            r"line \d|item \d|comparison \d|column|nothing in it|expected a list|columns differ|hold columns"
+        )
+        assert "data." in str(error) and re.search(place, str(error)), str(error)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json"])
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("[" * 100_000, "it is nested too deeply"),
+        ('{"prompt": ' * 50_000, "it is nested too deeply"),
+        ('[{"prompt": ' + "7" * 5000 + "}]", "it holds a number of more than 4,300 digits"),
+    ],
+    ids=["lists", "objects", "digits"],
+)
+def test_json_that_python_does_not_read_is_refused_with_file_and_line(content, why, ending, tmp_path):
+    file = tmp_path / f"data.{ending}"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=rf"data\.{ending}, line 1.*: cannot be read: {why}"):
+        load_prompts(file)
+
+
+def test_pairs_beside_empty_cells_for_judged_answers_are_pairs(tmp_path):
+    (tmp_path / "data.csv").write_text("completion,prompt,chosen,rejected\n,a,b,c\n,d,e,f\n")
+    items, skipped = load_preferences(tmp_path / "data.csv", make_tokenizer(), paired=False)
+    assert [item.label for item in items] == [True, False, True, False] and skipped == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("rng", None), ("action_space", None), ("episodes", 3), ("kwargs", {"n_steps": "x"})]
+)
+def test_a_document_without_checksums_that_says_nonsense_is_named(name, value, tmp_path):
+    agent = PPO("MlpPolicy", "ToyBandit-v0", n_steps=8, seed=0)
+    agent.save(tmp_path)
+    file = tmp_path / "agent.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"sealed": False, name: value}))
+    with pytest.raises(
+        TornCheckpointError, match=r"cannot be loaded, what its agent\.json says may be wrong"
+    ):
+        PPO.load(tmp_path)

@@ -68,7 +68,7 @@ def load_preferences(
     encoded = [
         [
             (encode_completion(*side, encoder, record), label)
-            for *side, label in _sides(record, paired or record.get("completion") is None)
+            for *side, label in _sides(record, paired or not _is_judged(record))
         ]
         for record in records.rows()
     ]
@@ -88,6 +88,11 @@ def load_preferences(
 
 #: Whether completions ended by themselves, or were cut off at a budget.
 _ENDED = ("ended", "chosen_ended", "rejected_ended")
+
+
+def _is_judged(record: Mapping[str, Any]) -> bool:
+    """Whether a record is a single judged completion; a pair may have empty cells of that kind beside it."""
+    return record.get("completion") is not None and record.get("label") is not None
 
 
 def _fit(row: list[tuple[Example, bool]], lengths: Lengths) -> list[tuple[Example, bool]] | None:

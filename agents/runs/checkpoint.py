@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -334,8 +335,22 @@ def load(
     document = read_document(path)
     if document.get("sealed"):
         check_whole(path)
-    with trust.names_from(path / DOCUMENT, trust_modules):
+    with trust.names_from(path / DOCUMENT, trust_modules), _blamed(path, document):
         return _load(cls, path, env, document, overrides)
+
+
+@contextmanager
+def _blamed(path: Path, document: dict[str, Any]) -> Iterator[None]:
+    """Errors about a checkpoint without checksums name it: what it says may be wrong in any way."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        if document.get("sealed") or isinstance(error, TornCheckpointError):
+            raise
+        told = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        raise TornCheckpointError(
+            f"{path} cannot be loaded, what its {DOCUMENT} says may be wrong: {type(error).__name__}: {told}"
+        ) from error
 
 
 def _load(cls: type, path: Path, env: Any, document: dict[str, Any], overrides: dict[str, Any]) -> Any:

@@ -26,10 +26,12 @@ class RecordSet:
     Attributes:
         columns: Each column by name, one entry for each row; None where a row does not have it.
         skipped: What was wrong with the rows that were left out.
+        places: Where each row stands, for errors: "pairs.jsonl, line 7".
     """
 
     columns: dict[str, list[Any]]
     skipped: list[str] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), []))
@@ -78,10 +80,12 @@ def load_records(
     forms = forms or (tuple(required),)
     rows: list[dict[str, Any]] = []
     skipped: list[str] = []
+    places: list[str] = []
     for where, row in read_rows(source, name, _bare(forms)):
         problem = row.reason if isinstance(row, BadRow) else _check_row(row, forms, optional)
         if problem is None:
             rows.append(row)
+            places.append(where)
         elif skip_bad_rows:
             skipped.append(f"{where}{problem}")
         else:
@@ -91,29 +95,30 @@ def load_records(
         raise ValueError(f"{source_name(source, name)}: there is nothing in it{why}")
     shared = forms[0] if len(forms) == 1 else ()
     names = dict.fromkeys([*shared, *(column for row in rows for column in row)])
-    return RecordSet({column: [row.get(column) for row in rows] for column in names}, skipped)
+    return RecordSet({column: [row.get(column) for row in rows] for column in names}, skipped, places)
 
 
 def with_prompts(records: RecordSet, skip_bad_rows: bool = False) -> RecordSet:
     """Comparisons with a prompt each: where there is none, it is what both sides begin with.
 
     Raises:
-        ValueError: Two sides have no beginning in common; the comparison is named.
+        ValueError: Two sides have no beginning in common; the place is named.
     """
-    rows, skipped = [], list(records.skipped)
-    for number, row in enumerate(records.rows(), 1):
+    rows, skipped, places = [], list(records.skipped), []
+    for where, row in zip(records.places, records.rows(), strict=True):
         if row.get("prompt") is None and row.get("chosen") is not None:
             try:
                 sides = split_prompt(row["chosen"], row["rejected"])
             except ValueError as error:
                 if not skip_bad_rows:
-                    raise ValueError(f"comparison {number}: {error}") from None
-                skipped.append(f"comparison {number}: {error}")
+                    raise ValueError(f"{where}: {error}") from None
+                skipped.append(f"{where}: {error}")
                 continue
             row = row | dict(zip(("prompt", "chosen", "rejected"), sides, strict=True))
         rows.append(row)
+        places.append(where)
     names = dict.fromkeys(column for row in rows for column in row)
-    return RecordSet({column: [row.get(column) for row in rows] for column in names}, skipped)
+    return RecordSet({column: [row.get(column) for row in rows] for column in names}, skipped, places)
 
 
 def _bare(forms: Sequence[Sequence[str]]) -> Bare | None:
@@ -210,7 +215,7 @@ def _check_flag(value: Any) -> str | None:
 def _number(value: Any) -> float | None:
     try:
         return None if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

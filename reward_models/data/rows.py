@@ -209,9 +209,19 @@ def _read_jsonl(path: Path, bare: Bare | None) -> Iterator[Row]:
 def _json_lines(text: str, name: str, bare: Bare | None) -> Iterator[Row]:
     for where, line in _split_lines(text, name):
         try:
-            yield where, _as_row(json.loads(line), bare)
-        except json.JSONDecodeError as error:
-            yield where, BadRow(f": not JSON: {error.msg} at character {error.colno}")
+            row = _as_row(json.loads(line), bare)
+        except (ValueError, RecursionError) as error:
+            row = BadRow(f": {_not_json(error)}")
+        yield where, row
+
+
+def _not_json(error: ValueError | RecursionError) -> str:
+    """Why Python cannot read a JSON text, to be put behind its line."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON: {error.msg} at character {error.colno}"
+    if isinstance(error, RecursionError):
+        return "cannot be read: it is nested too deeply"
+    return "cannot be read: it holds a number of more than 4,300 digits"
 
 
 def _read_json(path: Path, bare: Bare | None) -> Iterator[Row]:
@@ -223,9 +233,10 @@ def _read_json(path: Path, bare: Bare | None) -> Iterator[Row]:
             yield from _json_lines(text, path.name, bare)
             return
         raise ValueError(
-            f"{path.name}, line {error.lineno}: not JSON: {error.msg} at character {error.colno} "
-            "(one object per line goes into a .jsonl file)"
+            f"{path.name}, line {error.lineno}: {_not_json(error)} (one object per line goes into a .jsonl file)"
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name}, line 1 or below: {_not_json(error)}") from None
     if isinstance(content, dict) and not all(isinstance(value, list) for value in content.values()):
         yield f"{path.name}, line 1", content  # a single row
     elif isinstance(content, dict):
