@@ -71,6 +71,7 @@ def test_the_terminal_gets_no_escape_of_a_prompt_or_an_answer(capsys):
         kl=np.zeros((1, 1)),
         length=np.ones((1, 1)),
         ended=np.ones((1, 1), dtype=bool),
+        prompt_ids=np.zeros(1, dtype=np.int64),
     )
     console = Console(force_terminal=False, width=200)
     console.print(samples_table(one, one, [0], "t"))
