@@ -15,7 +15,7 @@ from agents.cli import main
 from agents.rollouts.episode_log import EpisodeLog
 from agents.runs import run_directory as runs
 from tests.off_generator import OffGenerator
-from tests.tiny import EOS, WORDS, make_env, make_lm
+from tests.tiny import EOS, WORDS, id_sum, make_env, make_lm
 from textrl_env.generators import Generated, GeneratorError, Sampling, make_generator
 from textrl_env.generators.answers import ask
 from textrl_env.generators.sampling import check_knobs, limit_logits
@@ -357,6 +357,59 @@ def test_from_the_command_line_and_back_after_an_interruption(tmp_path, monkeypa
     assert main(["train", *flags, "--generator", "vlm", "--run-dir", "other"]) != 0
     assert "generator='vlm' is not known" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+# -- transformers' continuous batching -------------------------------------------------------------------------------
+
+
+def asked_of_transformers(lm, times=1, **knobs):
+    """What it wrote, the same each time, and by how much its log-probabilities are above the model's own."""
+    engine, _ = make_generator("transformers")
+    engine.update_weights(lm.model)
+    sampling = Sampling(6, (EOS,), lm.vocab_size, seed=3, **knobs)
+    before = torch.get_rng_state()
+    made, *others = (ask(engine, PROMPTS, sampling, "transformers") for _ in range(times))
+    assert torch.equal(before, torch.get_rng_state()), "the run's own stream was moved"
+    assert all(np.array_equal(made.tokens, again.tokens) for again in others)
+    return made, made.log_probs[made.policy] - lm.log_probs(made)
+
+
+PROMPTS = [np.array([3]), np.array([4, 5]), np.array([6, 7, 8])] * 10
+
+
+def test_transformers_continuous_batching_reports_what_the_model_says():
+    made, above = asked_of_transformers(make_lm(temperature=0.7, extra_vocab=5), 2, temperature=0.7)
+    assert np.abs(above).max() < 1e-4
+    assert set(made.lengths) != {7} and made.tokens.max() < len(WORDS)
+
+
+def test_transformers_continuous_batching_renormalises_what_is_left():
+    lm = make_lm()
+    made, above = asked_of_transformers(lm, top_k=3, min_p=0.2)
+    assert above.min() > -1e-4 and above.max() > 0.1
+    limit = limit_logits(Sampling(6, (EOS,), 12, top_k=3, min_p=0.2))
+    for i in (0, 1, 2):
+        prompt, response = made.prompts[i], made.responses[i]
+        logits = SlotDecoder(lm, 1, 12).prefill(np.array([0]), [prompt])
+        wanted = limit(logits, 0).log_softmax(-1)[0, response[0]]
+        assert made[i].log_probs[len(prompt)] == pytest.approx(float(wanted), abs=1e-4)
+
+
+def test_an_agent_learns_from_transformers_continuous_batching(warned):
+    env = make_env(lm=make_lm(), reward=id_sum)
+    agent = make_agent(policy_kwargs={"generator": "transformers"}, env=env, learning_rate=1e-2)
+    before = agent.policy.model.lm_head.weight.clone()
+    latest = learn_twice(agent)
+    assert latest[f"{GAP}/max"] == pytest.approx(0, abs=1e-4) and not warned
+    assert agent.n_gradient_steps == 2 and not torch.equal(before, agent.policy.model.lm_head.weight)
+
+
+def test_what_transformers_continuous_batching_cannot_do_is_refused():
+    engine, _ = make_generator("transformers")
+    with pytest.raises(GeneratorError, match="cannot do min_new_tokens"):
+        ask(engine, PROMPTS, Sampling(6, (EOS,), 12, min_new_tokens=2), "transformers")
+    with pytest.raises(TypeError, match="max_memory"):
+        make_generator("transformers", {"max_memory": 1})
 
 
 # -- sampling that is cut ------------------------------------------------------------------------------------------

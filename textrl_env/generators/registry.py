@@ -13,7 +13,9 @@ from textrl_env.protocols import Generator
 
 NATIVE = "native"
 #: Name to the module and class, the package that it needs, and how that comes.
-ENGINES: dict[str, tuple[str, str, str, str]] = {}
+ENGINES: dict[str, tuple[str, str, str, str]] = {
+    "transformers": ("textrl_env.generators.paged", "PagedGenerator", "", ""),
+}
 
 
 def make_generator(generator: Any, options: Mapping[str, Any] | None = None) -> tuple[Generator | None, str]:
