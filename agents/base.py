@@ -116,6 +116,8 @@ class Agent(LearningLoop):
     flatten: ClassVar[bool] = False
     #: Whether the loss reads values.
     uses_critic: ClassVar[bool] = False
+    #: Whether episodes to which no reward applied reach :meth:`train`; they are left out before it otherwise.
+    keeps_unscored: ClassVar[bool] = False
     #: Arguments of a base class that mean nothing to this method, and why; giving one is an error.
     takes_no: ClassVar[dict[str, str]] = {}
 

@@ -89,10 +89,11 @@ class LearningLoop(StableBaselines3Surface):
             callback.update_locals(locals())
             callback.on_rollout_end()
             self._progress_remaining = max(1.0 - self.num_timesteps / self.total_timesteps, 0.0)
-            if not self.stopped:
+            learned_from = rollout if self.keeps_unscored else rollout.without_unscored()
+            if not self.stopped and len(learned_from):
                 started = time.perf_counter()
                 self._forget_written()
-                self.train(rollout)
+                self.train(learned_from)
                 self.logger.record("time/update_seconds", time.perf_counter() - started)
             self.iterations += 1
             if not update_ended(callback):

@@ -168,7 +168,7 @@ BUGS = [
     Bug("equal rewards divided by their rounding", MATHS, "centred.masked_fill(flat[:, None], 0.0)", "centred",
         ("equal_at_any_scale",)),
     Bug("a tolerance that takes signal for noise", MATHS, "_ROUNDING = 4", "_ROUNDING = 40", ("equal_at_any_scale",)),
-    Bug("leave-one-out factor upside down", MATHS, "(group_size / (group_size - 1))", "((group_size - 1) / group_size)",
+    Bug("leave-one-out factor upside down", MATHS, "(number / others)", "(others / number)",
         ("maths",)),
     Bug("k2 without its half in the loss", MATHS, "return 0.5 * log_ratio**2", "return log_ratio**2", ("maths",)),
     Bug("Dr. GRPO divides by the batch's own length", MATHS, "(max_length or mask.shape[1])", "mask.shape[1]",

@@ -50,10 +50,12 @@ class RewardResult:
         total: float64 ``[N]``, always finite: what the environment pays.
         parts: For each reward by name, its raw score, float64 ``[N]``: before weights, clipping and
             normalising. NaN where a reward does not apply.
+        scored: bool ``[N]``, false for rows to which no reward applies; None where every row is scored.
     """
 
     total: np.ndarray
     parts: dict[str, np.ndarray]
+    scored: np.ndarray | None = None
 
     def means(self) -> dict[str, float]:
         """The mean of each part over the rows it applies to; parts that apply to no row are left out."""
@@ -143,6 +145,8 @@ class Reward(ABC):
     ) -> RewardResult:
         """Score ``N`` completions. A row to which no reward applies has a total of 0, and one warning says so.
 
+        No agent learns from such a row, as in TRL.
+
         Args:
             prompts: ``N`` texts (or message lists).
             completions: ``N`` texts (or message lists).
@@ -167,11 +171,12 @@ class Reward(ABC):
             row = int(missing.argmax())
             warnings.warn(
                 f"reward {self.name!r} does not apply (None) to {missing.sum()} of {len(batch)} completions, and no "
-                f"other does: they count as 0. The first: prompt {shorten(batch.prompts[row])}, completion "
+                "other does: their score is 0, and nothing is learned from them. The first: prompt "
+                f"{shorten(batch.prompts[row])}, completion "
                 f"{shorten(batch.completions[row])}",
                 stacklevel=2,
             )
-        return RewardResult(np.where(missing, 0.0, result.total), result.parts)
+        return RewardResult(np.where(missing, 0.0, result.total), result.parts, ~missing)
 
     def evaluate_own(self, batch: Batch, optional: bool = False) -> RewardResult:
         """:meth:`evaluate`, on a copy of the rows where the class is not one of this project's."""

@@ -15,7 +15,7 @@ Where prompts are message lists, a function gets them as they are, and completio
 ``[{"role": "assistant", "content": ...}]``; where they are texts, texts. ``trainer_state`` says how far training is.
 
 None means "this reward does not apply to this row": such an entry contributes 0 to the total and is NaN in
-``parts``. A row to which no reward applies has a total of 0, and a warning says so.
+``parts``. A row to which no reward applies has a total of 0, nothing is learned from it, and a warning says so.
 
 Left out on purpose: running several rewards at once, and caching of scores.
 """

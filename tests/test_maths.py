@@ -181,6 +181,16 @@ def test_group_advantages_are_relative_to_the_neighbours_of_one_prompt():
 
 
 @pytest.mark.parametrize("scale", ["std", "none", "leave-one-out"])
+def test_answers_without_a_score_have_no_advantage_and_are_in_no_mean(scale):
+    counted = torch.tensor([True, True, False, True, False, True, False, False])
+    scores = torch.tensor([1.0, 3.0, 99.0, 2.0, -7.0, 5.0, 4.0, 4.0])
+    got = maths.group_advantages(scores, 4, scale, counted)
+    alone = maths.group_advantages(scores[counted][:3], 3, scale)
+    assert got[:2].tolist() == pytest.approx(alone[:2].tolist()) and got[3] == pytest.approx(alone[2].item())
+    assert got[2] == 0 and got[4:].tolist() == [0.0] * 4  # one with a score has nothing to be better than
+
+
+@pytest.mark.parametrize("scale", ["std", "none", "leave-one-out"])
 @pytest.mark.parametrize("value", [0.0, 0.1, 1 / 3, -7.7])
 def test_equal_rewards_give_zero_advantage_not_nan(scale, value):
     advantages = maths.group_advantages(torch.full((14,), value), 7, scale)

@@ -326,12 +326,12 @@ def test_none_where_no_other_reward_applies_counts_as_nothing_and_is_said_once(w
 
     reward = load_reward(wrap(picky))
     with pytest.warns(
-        UserWarning, match=r"does not apply \(None\) to 1 of 2 completions.*count as 0.*'p'"
+        UserWarning, match=r"does not apply \(None\) to 1 of 2 completions.*nothing is learned from them.*'p'"
     ) as told:
         result = reward.score(["p", "q"], ["c", "d"])
         reward.score(["p", "q"], ["c", "d"])
     assert len(told) == 1
-    assert result.total[0] == 0.0 and result.total[1] > 0
+    assert result.total[0] == 0.0 and result.total[1] > 0 and result.scored.tolist() == [False, True]
     assert all(np.isnan(part[0]) and part[1] == 0.25 for part in result.parts.values())
     assert set(result.means().values()) == {0.25}
 

@@ -64,6 +64,8 @@ class GRPO(Agent):
         "vf_coef": "it has no critic",
         "n_steps": "it learns from whole episodes: n_episodes says how many",
     }
+    #: Groups stay whole; what no reward applied to has an advantage of 0, as in TRL.
+    keeps_unscored: ClassVar[bool] = True
     _told = False
 
     def __init__(
@@ -136,21 +138,29 @@ class GRPO(Agent):
         """Groups in which the reward tells no answer from another, bool ``[B / group_size]``."""
         penalties = 0.0 if rollout.penalties is None else rollout.penalties.abs()
         magnitude = self._sum(rollout.rewards.abs() + penalties, rollout).view(-1, self.group_size)
-        groups = self.scores_before_kl(rollout).view(-1, self.group_size)
+        groups = self._fill_unscored(self.scores_before_kl(rollout), rollout).view(-1, self.group_size)
         return maths.all_equal(groups, magnitude=magnitude)
 
+    def _fill_unscored(self, scores: Tensor, rollout: Rollout) -> Tensor:
+        """Scores ``[B]`` with the mean of their group for episodes to which no reward applied."""
+        if rollout.scored is None:
+            return scores
+        counted = rollout.scored.any(1).view(-1, self.group_size)
+        return maths.fill_with_group_mean(scores.view(-1, self.group_size), counted).view(-1)
+
     def advantages(self, rollout: Rollout) -> Tensor:
-        raw = self.scores_before_kl(rollout)
+        raw = self._fill_unscored(self.scores_before_kl(rollout), rollout)
         equal = self.equal_groups(rollout)  # [B / G]
         std = raw.view(-1, self.group_size).std(1) if self.group_size > 1 else torch.zeros(len(raw))
         self.logger.record("group/reward_std", float(std.mean()))
         self.logger.record("group/frac_zero_std", float(equal.float().mean()))
         scores = self.episode_scores(rollout)
-        relative = maths.group_advantages(scores, self.group_size, self.scale)
+        counted = None if rollout.scored is None else rollout.scored.any(1)
+        relative = maths.group_advantages(scores, self.group_size, self.scale, counted)
         if self.scale == "std" and equal.any():
             # Such a group differs by its KL alone. Divided by the deviation of that, the KL would weigh as much as
             # right and wrong do in other groups, whatever its coefficient; so there it keeps its own size.
-            undivided = maths.group_advantages(scores, self.group_size, "none")
+            undivided = maths.group_advantages(scores, self.group_size, "none", counted)
             relative = torch.where(equal.repeat_interleave(self.group_size), undivided, relative)
         return relative[:, None] * rollout.mask
 

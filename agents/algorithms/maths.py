@@ -140,7 +140,9 @@ def _double(x: Tensor) -> Tensor:
     return x if x.device.type == "mps" else x.double()
 
 
-def group_advantages(scores: Tensor, group_size: int, scale: str = "std") -> Tensor:
+def group_advantages(
+    scores: Tensor, group_size: int, scale: str = "std", counted: Tensor | None = None
+) -> Tensor:
     """GRPO: how much better than the other answers to the same prompt (Shao et al. 2024, section 4.1.2).
 
     Args:
@@ -148,6 +150,7 @@ def group_advantages(scores: Tensor, group_size: int, scale: str = "std") -> Ten
         group_size: ``G``; ``B`` is a multiple of it.
         scale: "std" divides by the group's standard deviation, "none" does not (Liu et al. 2025, Dr. GRPO),
             "leave-one-out" is RLOO's ``r_i - mean of the others`` (Ahmadian et al. 2024).
+        counted: bool ``[B]``, the answers that have a score; the others get 0 and belong to no mean. None is all.
 
     Returns:
         ``[B]``; a group of equal scores, or of one, gives zeros.
@@ -158,13 +161,33 @@ def group_advantages(scores: Tensor, group_size: int, scale: str = "std") -> Ten
     if group_size == 1:
         return torch.zeros_like(scores)
     groups = _double(scores.view(-1, group_size))  # [B / G, G]
-    centred = groups - groups.mean(1, keepdim=True)
+    if counted is None:
+        number, others = group_size, group_size - 1
+        mean, deviation = groups.mean(1, keepdim=True), groups.std(1, keepdim=True)
+    else:
+        groups = fill_with_group_mean(groups, counted.view(-1, group_size))
+        number = counted.view(-1, group_size).sum(1, keepdim=True)
+        others = (number - 1).clamp(min=1)
+        mean = groups.mean(1, keepdim=True)
+        deviation = ((groups - mean).square().sum(1, keepdim=True) / others).sqrt()
+    centred = groups - mean
+    if counted is not None:
+        centred = centred * counted.view(-1, group_size)
     if scale == "leave-one-out":
-        centred = centred * (group_size / (group_size - 1))
+        centred = centred * (number / others)
     elif scale == "std":
-        centred = centred / (groups.std(1, keepdim=True) + 1e-4)
-    flat = all_equal(scores.view(-1, group_size))
+        centred = centred / (deviation + 1e-4)
+    flat = all_equal(groups.to(scores.dtype))
     return centred.masked_fill(flat[:, None], 0.0).reshape(-1).to(scores.dtype)
+
+
+def fill_with_group_mean(groups: Tensor, counted: Tensor) -> Tensor:
+    """Values ``[B / G, G]`` with the mean of the counted ones of their group in place of those that are not.
+
+    Neither a group's mean nor whether its values are equal changes by that; 0 in a group of which none counts.
+    """
+    total = (groups * counted).sum(1, keepdim=True)
+    return torch.where(counted, groups, total / counted.sum(1, keepdim=True).clamp(min=1))
 
 
 def ppo_clip_loss(

@@ -279,8 +279,11 @@ def _score(
         completion_ids=[answer.tokens.tolist() for _, answer in flat],
         columns={name: [values[row] for row, _ in flat] for name, values in questions.columns.items()},
     )
-    scored = iter(result.total.tolist())
-    return [[answer._replace(score=next(scored)) for answer in group] for group in groups]
+    applies = itertools.repeat(True) if result.scored is None else iter(result.scored.tolist())
+    scored = zip(result.total.tolist(), applies, strict=False)
+    found = [[(answer, *next(scored)) for answer in group] for group in groups]
+    # An answer that the judge has no opinion of is compared with none.
+    return [[answer._replace(score=score) for answer, score, known in group if known] for group in found]
 
 
 def _pairs(

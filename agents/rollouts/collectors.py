@@ -129,6 +129,14 @@ def _kl_columns(infos: dict, ends: dict, done: np.ndarray) -> dict[str, np.ndarr
     return columns
 
 
+def _is_scored(ends: dict, done: np.ndarray) -> np.ndarray:
+    """False where an episode has just ended to which no reward applied, bool ``[N]``."""
+    if "scored" not in ends:
+        return np.ones(len(done), dtype=bool)
+    told = done & np.asarray(ends.get("_scored", done), dtype=bool)
+    return np.where(told, np.asarray(ends["scored"], dtype=bool), True)
+
+
 def _check_rewards(rewards: np.ndarray, alive: np.ndarray, agent: Collecting) -> None:
     bad = alive & ~np.isfinite(rewards)
     if bad.any():
@@ -169,7 +177,7 @@ def _step(agent: Collecting, observation: Any, alive: np.ndarray, buffer: _StepB
         bootstrap=bootstrap,
         mask=alive.copy(),
         # In the info of any other environment "kl" is something else.
-        **(_kl_columns(infos, ends, done) if buffer.scored else {}),
+        **(_kl_columns(infos, ends, done) | {"scored": _is_scored(ends, done)} if buffer.scored else {}),
     )
     agent.episodes.step(rewards, alive, done, ends, buffer.scored)
     step = {
@@ -329,6 +337,8 @@ def _run_wave(agent: Collecting, starts: list[Any]) -> Rollout:
         if agent.autoreset_mode is AutoresetMode.DISABLED and done.any() and alive.any():
             observation, _ = agent.env.reset(options={"reset_mask": done})
     rollout = _assemble(agent, buffer, np.zeros(agent.num_envs))
+    if buffer.scored and not (scored := buffer.stack("scored").all(1)).all():
+        rollout.scored = torch.from_numpy(scored[:, None] & buffer.stack("mask"))
     return rollout[torch.arange(len(starts))]
 
 
@@ -367,6 +377,7 @@ def collect_fused(agent: Collecting, n_episodes: int, group_size: int = 1) -> Ro
         penalties=_double(env.kl_coef * episodes.kl),
         sampling_log_probs=None if reported is None else _float(sequences.padded(reported[sequences.policy])),
         group=torch.from_numpy(np.arange(len(mask)) // group_size),
+        scored=None if episodes.scored is None else torch.from_numpy(episodes.scored[:, None] & mask),
     )
     rollout.evaluation = first_evaluation
     for t in range(mask.shape[1]):

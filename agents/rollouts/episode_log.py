@@ -110,6 +110,8 @@ class EpisodeLog:
         for name in ("score", "stop_reason", "response", "response_length", "kl_sum"):
             if name in ends:
                 self.text.setdefault(name, []).append(ends[name][slot])
+        told = "scored" in ends and np.all(ends.get("_scored", [True] * (slot + 1))[slot])
+        self.text.setdefault("scored", []).append(bool(ends["scored"][slot]) if told else True)
         for name in ends:
             if name.startswith("score/"):
                 self.text.setdefault(name, []).append(float(ends[name][slot]))
@@ -124,6 +126,7 @@ class EpisodeLog:
             self.add(total, length)
         columns = {
             "score": episodes.score,
+            "scored": np.ones(len(episodes), dtype=bool) if episodes.scored is None else episodes.scored,
             "stop_reason": episodes.stop_reason,
             "prompt": episodes.prompts,
             "response": episodes.responses,
@@ -173,7 +176,11 @@ class EpisodeLog:
         self.score_seconds = 0.0
 
     def _log_scores(self, record: Callable[..., None]) -> None:
-        record("objective/scores", float(np.mean(self.text["score"])))
+        # Rows to which no reward applied are not of value 0: they have none.
+        scores = np.where(self.text["scored"], self.text["score"], np.nan)
+        record("objective/scores", _mean_of_numbers(scores))
+        if not all(self.text["scored"]):
+            record("objective/unscored", float(np.mean(np.logical_not(self.text["scored"]))))
         for name, values in self.text.items():
             if name == "score/gold":
                 record("objective/gold_scores", _mean_of_numbers(values))

@@ -31,6 +31,7 @@ class Rollout:
         advantages: ``[B, T]``, set by the agent.
         returns: ``[B, T]``, the critic's targets, set by the agent.
         sampling_log_probs: ``[B, T]`` as an outside generator reported them, where it is to be corrected for.
+        scored: bool ``[B, T]``, false in the steps of episodes to which no reward applied; None where there are none.
         group: int ``[B]`` in the host's memory, the start state that each episode shares with its group.
         evaluation: The policy's evaluation of all rows, with gradient, for the first update of the whole
             rollout; parts of a rollout have none.
@@ -50,6 +51,7 @@ class Rollout:
     returns: Tensor | None = None
     sampling_log_probs: Tensor | None = None
     group: Tensor | None = None
+    scored: Tensor | None = None
 
     #: Not a field, so that no part, copy or change of a rollout has it.
     evaluation = None
@@ -58,6 +60,12 @@ class Rollout:
 
     def __len__(self) -> int:
         return len(self.mask)
+
+    def without_unscored(self) -> Rollout:
+        """The rows of episodes that a reward applied to; itself where that is all of them."""
+        if self.scored is None or bool(self.scored.any(1).all()):
+            return self
+        return self[self.scored.any(1).nonzero().squeeze(1)]
 
     @property
     def lengths(self) -> Tensor:
@@ -167,6 +175,8 @@ def concatenate(waves: list[Rollout]) -> Rollout:
         values = [getattr(wave, field.name) for wave in waves]
         if field.name in ("inputs", "group"):
             continue
+        if field.name == "scored" and any(value is not None for value in values):
+            values = [w.mask if w.scored is None else w.scored for w in waves]
         fields[field.name] = None if values[0] is None else join(values)
     return Rollout(inputs=_join_inputs(waves, join), **fields)
 

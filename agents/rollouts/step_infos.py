@@ -101,6 +101,7 @@ def fused_step(log: EpisodeLog, episodes: Any, done: np.ndarray, t: int) -> dict
                 "response": episodes.responses[i],
                 "response_length": length,
                 "score": float(episodes.score[i]),
+                **({} if episodes.scored is None else {"scored": bool(episodes.scored[i])}),
                 "kl_sum": float(episodes.kl[i].sum()),
                 "stop_reason": episodes.stop_reason[i],
                 "episode": {"r": float(episodes.rewards[i].sum()), "l": length, "t": seconds},

@@ -69,6 +69,7 @@ class Episodes:
         stop_reason: ``B`` times "eos" or "length".
         score_seconds: Time spent in the reference and the reward.
         rendered: ``B`` texts, what the model reads: of messages, what the chat template makes of them.
+        scored: bool ``[B]``, false where no reward applied; None where every response was scored.
     """
 
     sequences: Sequences
@@ -80,6 +81,7 @@ class Episodes:
     stop_reason: list[str]
     score_seconds: float
     rendered: list[str] = dataclasses.field(default_factory=list)
+    scored: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         self.rendered = self.rendered or self.prompts
@@ -314,6 +316,8 @@ class TextRLHFDynamics(KLDynamics):
             "response_length": self.length[slots] - self.prompt_length[slots],
             "stop_reason": np.array(["eos" if e else "length" for e in is_eos[slots]], dtype=object),
         }
+        if scored["scored"] is not None:
+            info["scored"] = scored["scored"]
         return info | {f"score/{name}": part for name, part in scored["parts"].items()}
 
     # -- the fused way ----------------------------------------------------------------------------------
@@ -392,7 +396,7 @@ class TextRLHFDynamics(KLDynamics):
         if self.gold is not None:
             parts["gold"] = self._gold_score(prompt_ids >= 0, given, completions, columns, ids)
         score = result.total - self.missing_eos_penalty * ~is_eos
-        return {"responses": responses_as_text, "score": score, "parts": parts}
+        return {"responses": responses_as_text, "score": score, "parts": parts, "scored": result.scored}
 
     def _given(self, text: str, prompt_id: int) -> Any:
         """A prompt as rewards get it: messages where it came as messages, its text otherwise."""
@@ -623,7 +627,8 @@ class TextRLHFEnv(_TextRLHF, KLEnv):
     reset: ``prompt``, ``prompt_id`` (-1 for a text of your own). Every step: ``ref_logprob``, ``kl``. At the
     end: ``response``, ``score`` (before the KL; ``missing_eos_penalty`` taken off), ``kl_sum``,
     ``response_length`` (end token included), ``stop_reason`` ("eos" or "length"), ``score/<name>`` for each
-    of several rewards, ``score/gold`` where there is a gold judge (NaN for a prompt of your own).
+    of several rewards, ``score/gold`` where there is a gold judge (NaN for a prompt of your own), ``scored`` (False
+    where no reward applied, each having returned None).
 
     ## Arguments
     - ``model`` (embedded SFT model): folder or hub id of any Hugging Face causal LM; reference and initial
