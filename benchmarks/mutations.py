@@ -50,6 +50,7 @@ class Bug(NamedTuple):
 
 
 KL, TEXT, CORE = "textrl_env/kl.py", "textrl_env/envs/text_rlhf.py", "textrl_env/core.py"
+WRITING = "textrl_env/envs/writing.py"
 LM, DECODING, EXACT = "textrl_env/lm/causal_lm.py", "textrl_env/lm/decoding.py", "textrl_env/exact/solver.py"
 MATHS, BASE, COLLECT = "agents/algorithms/maths.py", "agents/base.py", "agents/rollouts/collectors.py"
 GRADIENT, PPO_FILE = "agents/algorithms/gradient_step.py", "agents/algorithms/ppo.py"
@@ -73,7 +74,7 @@ BUGS = [
     # -- the environment and its KL --------------------------------------------------------------------------
     Bug("KL with the wrong sign", KL, "return KL_ESTIMATORS[estimator](log_ratio)",
         "return KL_ESTIMATORS[estimator](-log_ratio)", ("text_env", "step_equals_fused")),
-    Bug("KL with the wrong sign in the step way only", TEXT, "np.where(active, estimate_kl(log_prob - ref_logprob",
+    Bug("KL with the wrong sign in the step way only", WRITING, "np.where(active, estimate_kl(log_prob - ref_logprob",
         "np.where(active, estimate_kl(ref_logprob - log_prob", ("text_env", "step_equals_fused")),
     Bug("k3 in place of k1", KL, '"k1": lambda log_ratio: log_ratio,',
         '"k1": lambda log_ratio: np.expm1(-log_ratio) + log_ratio,', ("text_env", "step_equals_fused")),
@@ -119,13 +120,13 @@ BUGS = [
         "[r.tolist() for r in bodies]}", ("text_env", "step_equals_fused")),
     Bug("reward gets re-tokenised ids", TEXT, "[r.tolist() for r in responses]}",
         '[self.lm.tokenizer(c)["input_ids"] for c in completions]}', ("text_env",)),
-    Bug("end of an episode reported as truncation", CORE, "float(rewards[0]), done, False, info",
+    Bug("end of an episode reported as truncation", CORE, "float(rewards[0]), done, cut, info",
         "float(rewards[0]), False, done, info", ("text_env",)),
     Bug("slots share one random stream", CORE, "self.key[slots] = keys", "self.key[:] = keys[0]", ("envs",)),
     Bug("drawing in one slot advances all", CORE, "self.counter[slots] += np.uint64(1)",
         "self.counter += np.uint64(1)", ("envs",)),
-    Bug("KL sum carried into the slot's next episode", TEXT, "self.kl_sum[slots] = 0.0",
-        "self.kl_sum[slots] += 0.0", ("text_env", "step_equals_fused")),
+    Bug("KL sum carried into the slot's next episode", WRITING, "self.kl_sum[slot] = 0.0",
+        "self.kl_sum[slot] += 0.0", ("text_env", "step_equals_fused")),
     # -- collecting ----------------------------------------------------------------------------------------
     Bug("groups ABAB instead of AABB, fused way", COLLECT, "np.repeat(env.draw_prompts(n_episodes // group_size),",
         "np.tile(env.draw_prompts(n_episodes // group_size),", ("pitfalls",)),

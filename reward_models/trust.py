@@ -231,7 +231,7 @@ _RULES = frozenset(
 #: The package that transformers imports the code of a model as.
 REMOTE_CODE = "transformers_modules"
 #: Arguments that hold texts to learn from.
-_DATA = ("prompts", "ptx_data")
+_DATA = ("prompts", "ptx_data", "rows", "stop")
 
 
 def named_modules(value: Any) -> Iterator[str]:

@@ -52,10 +52,13 @@ def trajectory(env: gym.Env, seed: int, steps: int = 60) -> list:
 
 
 #: A start state of each, other than the first where there are several.
-STARTS = {"ToyBandit-v0": 0, "LineWorld-v0": 3, "GridWorld-v0": 21, "TokenTree-v0": 1, "TextRLHF-v0": 1}
+STARTS = {"ToyBandit-v0": 0, "LineWorld-v0": 3, "GridWorld-v0": 21, "TokenTree-v0": 1} | {
+    "TextRLHF-v0": 1,
+    "TextGame-v0": 5,
+}
 #: How far floats may differ with the size of the batch: not at all, but for a float32 language model.
-TOLERANCE = {"TextRLHF-v0": 1e-4}
-STEPS = {"TextRLHF-v0": 60}
+TOLERANCE = {"TextRLHF-v0": 1e-4, "TextGame-v0": 1e-4}
+STEPS = {"TextRLHF-v0": 60, "TextGame-v0": 60}
 
 
 # Every environment

@@ -17,7 +17,7 @@ from textrl_env.lazy import lazy_names, moved_modules
 __version__ = "0.1.0"
 
 #: Every id this package registers, in the order of ``textrl envs``.
-ENV_IDS = ("TextRLHF-v0", "ToyBandit-v0", "LineWorld-v0", "GridWorld-v0", "TokenTree-v0")
+ENV_IDS = ("TextRLHF-v0", "ToyBandit-v0", "LineWorld-v0", "GridWorld-v0", "TokenTree-v0", "TextGame-v0")
 
 register(
     id="TextRLHF-v0",
@@ -45,6 +45,12 @@ register(
     id="TokenTree-v0",
     entry_point="textrl_env.envs.token_tree:TokenTreeEnv",
     vector_entry_point="textrl_env.envs.token_tree:TokenTreeVectorEnv",
+)
+
+register(
+    id="TextGame-v0",
+    entry_point="textrl_env.envs.text_game:TextGameEnv",
+    vector_entry_point="textrl_env.envs.text_game:TextGameVectorEnv",
 )
 
 __getattr__, __dir__ = lazy_names(

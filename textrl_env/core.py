@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -68,6 +68,18 @@ class SlotRNG:
         return radius * np.cos(2.0 * np.pi * self.random(slots))
 
 
+class Partial(NamedTuple):
+    """A value of the step info that only some slots have.
+
+    Attributes:
+        values: ``[N]``.
+        mask: bool ``[N]``, the slots that have it.
+    """
+
+    values: np.ndarray
+    mask: np.ndarray
+
+
 class Dynamics(ABC):
     """``N`` slots of one MDP, stepped as an array program.
 
@@ -85,6 +97,8 @@ class Dynamics(ABC):
     #: Names of the array attributes that a checkpoint has to hold, each of leading size ``N``.
     state_names: ClassVar[tuple[str, ...]] = ()
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+    #: bool ``[N]``, slots that a time limit of the task itself has cut off in the last step; None where it has none.
+    cut: np.ndarray | None = None
 
     def __init__(self, num_slots: int) -> None:
         if num_slots < 1:
@@ -124,9 +138,9 @@ class Dynamics(ABC):
             active: bool ``[N]``.
 
         Returns:
-            rewards float64 ``[N]``; terminated bool ``[N]``; the step info, arrays of length ``N``; the info
-            that exists only at the end of an episode, arrays with one entry for each slot that is active and
-            terminated, in slot order.
+            rewards float64 ``[N]``; terminated bool ``[N]``; the step info, arrays of length ``N`` or
+            :class:`Partial`; the info that exists only at the end of an episode, arrays with one entry for each slot
+            that is active and terminated (or :attr:`cut`), in slot order.
         """
 
     def render(self, slot: int, mode: str) -> Any:
@@ -234,6 +248,10 @@ def _plain(name: str) -> str:
     return name.lower().replace("_", "").replace("-", "")
 
 
+def _has(value: np.ndarray | Partial, slot: int) -> bool:
+    return not isinstance(value, Partial) or bool(value.mask[slot])
+
+
 class DynamicsEnv(gym.Env):
     """One slot of a :class:`Dynamics` as an ordinary Gymnasium environment."""
 
@@ -283,10 +301,10 @@ class DynamicsEnv(gym.Env):
             )
         actions = np.asarray(action)[None]
         rewards, terminated, info, final = self.dynamics.step(actions, np.ones(1, dtype=bool))
-        done = bool(terminated[0])
-        self._running = not done
-        info = self._scalars(info | final if done else info)
-        return self._first(self.dynamics.observe()), float(rewards[0]), done, False, info
+        done, cut = bool(terminated[0]), self.dynamics.cut is not None and bool(self.dynamics.cut[0])
+        self._running = not (done or cut)
+        info = self._scalars(info | final if done or cut else info)
+        return self._first(self.dynamics.observe()), float(rewards[0]), done, cut, info
 
     def render(self):
         if self.render_mode is None:
@@ -315,7 +333,8 @@ class DynamicsEnv(gym.Env):
     @staticmethod
     def _scalars(info: dict[str, np.ndarray]) -> dict[str, Any]:
         """The first entry of each array, as a Python scalar where it is one."""
-        first = {name: value[0] for name, value in info.items()}
+        whole = {n: v.values if isinstance(v, Partial) else v for n, v in info.items() if _has(v, 0)}
+        first = {name: value[0] for name, value in whole.items()}
         return {name: v.item() if isinstance(v, np.generic) else v for name, v in first.items()}
 
 
@@ -390,20 +409,22 @@ class DynamicsVectorEnv(gym.vector.VectorEnv):
         if active is not self._all:
             rewards, terminated = np.where(active, rewards, 0.0), terminated & active
         self._elapsed += active
-        truncated = np.zeros(self.num_envs, dtype=bool)
+        cut = self.dynamics.cut
+        truncated = np.zeros(self.num_envs, dtype=bool) if cut is None else cut & active
+        ended = terminated | truncated  # those that the task itself has ended, and tells more of
         if self.max_episode_steps is not None:
             # Like Gymnasium's TimeLimit, the last step may be both terminated and truncated.
-            truncated = active & (self._elapsed >= self.max_episode_steps)
+            truncated = truncated | (active & (self._elapsed >= self.max_episode_steps))
         done = terminated | truncated
         infos: dict[str, Any] = {}
         resets = done if self.autoreset_mode is AutoresetMode.SAME_STEP else ~active
         if self.autoreset_mode is AutoresetMode.SAME_STEP:
-            self._put(infos, {name: value[~done] for name, value in info.items()}, ~done)
+            self._put_step(infos, info, ~done)
             if done.any():
-                self._put_final(infos, info, final, terminated, done)
+                self._put_final(infos, info, final, ended, done)
         else:
-            self._put(infos, {name: value[active] for name, value in info.items()}, active)
-            self._put(infos, final, terminated)
+            self._put_step(infos, info, active)
+            self._put(infos, final, ended)
             self._finished |= done
         if resets.any():
             slots = np.flatnonzero(resets)
@@ -515,12 +536,23 @@ class DynamicsVectorEnv(gym.vector.VectorEnv):
             infos[name][mask] = value
             infos[f"_{name}"] |= mask
 
+    def _put_step(
+        self, infos: dict[str, Any], info: dict[str, np.ndarray | Partial], mask: np.ndarray
+    ) -> None:
+        """The step info of the slots of ``mask``, each value where there is one."""
+        for name, value in info.items():
+            if isinstance(value, Partial):
+                where = mask & value.mask
+                self._put(infos, {name: value.values[where]}, where)
+            else:
+                self._put(infos, {name: value[mask]}, mask)
+
     def _put_final(
         self,
         infos: dict[str, Any],
         info: dict[str, np.ndarray],
         final: dict[str, np.ndarray],
-        terminated: np.ndarray,
+        ended: np.ndarray,
         done: np.ndarray,
     ) -> None:
         observations, slots = self.dynamics.observe(), np.flatnonzero(done)
@@ -533,7 +565,7 @@ class DynamicsVectorEnv(gym.vector.VectorEnv):
         for slot, row in zip(slots.tolist(), rows, strict=True):
             final_obs[slot] = row
         final_info: dict[str, Any] = {}
-        self._put(final_info, {name: value[done] for name, value in info.items()}, done)
-        self._put(final_info, final, terminated)
+        self._put_step(final_info, info, done)
+        self._put(final_info, final, ended)
         infos |= {"final_obs": final_obs, "_final_obs": done.copy()}
         infos |= {"final_info": final_info, "_final_info": done.copy()}

@@ -53,8 +53,46 @@ class TextEnv(ChargesKL, Protocol):
         """Prompt ids ``[num_episodes]`` from the environment's own random streams."""
         ...
 
-    def run_episodes(self, generate: Callable[..., Any], prompt_ids: Sequence[int] | np.ndarray) -> Any:
-        """Whole episodes from the given prompts."""
+    def run_episodes(
+        self,
+        generate: Callable[..., Any],
+        prompt_ids: Sequence[int] | np.ndarray,
+        evaluate: Callable[[Any], Any] | None = None,
+    ) -> Any:
+        """Whole episodes from the given prompts; ``evaluate`` sees all finished sequences before they are charged."""
+        ...
+
+
+@runtime_checkable
+class Game(Protocol):
+    """A text game: Gymnasium's five values, with text for observation and action.
+
+    An observation is a text, or messages (a list of dicts with "role" and "content"). What ``step`` returns as one is
+    the game's answer to the policy's turn.
+    """
+
+    def reset(self, seed: int | None = None, **row: Any) -> tuple[Any, dict[str, Any]]:
+        """Begin anew; the same seed and row begin alike.
+
+        Args:
+            seed: Of the game's randomness.
+            **row: A row of the data that the environment was given, if it was given any.
+
+        Returns:
+            The opening, which the policy answers, and an info.
+        """
+        ...
+
+    def step(self, text: str) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Answer the policy's turn.
+
+        Args:
+            text: What the policy wrote, without its end token.
+
+        Returns:
+            The answer, the reward of the turn, whether the game has ended, whether a time limit of its own has cut it
+            off, and an info.
+        """
         ...
 
 

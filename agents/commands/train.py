@@ -37,6 +37,7 @@ _LOADING, _WEIGHTS = "Loading of --model", "What is trained of --model, and how"
 #: Flags that the trainers on files have too: what the policy takes, what the environment takes, and the rest.
 _POLICY_OPTIONS = ("lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing")
 _SHARED = dict.fromkeys((*_POLICY_OPTIONS, "autocast"), _WEIGHTS) | {"report_to": _SAVING}
+_GAME = "TextGame-v0 (and what it shares with TextRLHF-v0)"
 
 
 def train(ctx: typer.Context) -> None:
@@ -295,6 +296,46 @@ def _train(
             help="Taken off a response cut by the budget.", show_default="0.0", rich_help_panel=_TEXT
         ),
     ] = None,
+    game: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help="package.module:Game or file.py:Game; --env is TextGame-v0 then.",
+            show_default="the embedded one",
+            rich_help_panel=_GAME,
+        ),
+    ] = None,
+    max_turns: Annotated[
+        int | None,
+        typer.Option(min=1, help="Turns of an episode.", show_default="4", rich_help_panel=_GAME),
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Tokens of a whole conversation.",
+            show_default="the model's context, at most 2048",
+            rich_help_panel=_GAME,
+        ),
+    ] = None,
+    rows: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Rows that a game begins from: .jsonl, .csv or .parquet.",
+            show_default="none",
+            rich_help_panel=_GAME,
+        ),
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="A text that ends a turn; repeatable.",
+            show_default="none",
+            rich_help_panel=_GAME,
+        ),
+    ] = None,
     save_every: Annotated[
         str | None,
         typer.Option(
@@ -346,6 +387,8 @@ def _with_flags(flags: list[hyper.Flag], args: list[str]) -> Any:
         chosen = {n: _hyper_value(own[n], values[n]) for n in own if n in given}
         general = {n: value for n, value in values.items() if n not in own}
         general |= hyper.parse_values(shared, {n: general[n] for n in given if n in panels})
+        if general["game"] is not None and "env" not in given:
+            general["env"] = "TextGame-v0"
         _run(general, given, chosen, flags, shlex.join(["textrl", "train", *args]))
 
     general = list(inspect.signature(_train).parameters.values())
@@ -696,12 +739,14 @@ def _env_kwargs(values: dict[str, Any]) -> dict[str, Any]:
         "temperature",
         "missing_eos_penalty",
         "autocast",
+        "max_turns",
+        "max_length",
+        "stop",
         *(flag.name for flag in hyper.loading_flags()),
     )
     given = {name: values[name] for name in names if values[name] is not None}
-    given |= {
-        name: _absolute(values[name]) for name in ("model", "prompts", "gold") if values[name] is not None
-    }
+    paths = ("model", "prompts", "gold", "game", "rows")
+    given |= {name: _absolute(values[name]) for name in paths if values[name] is not None}
     template = hyper.parse_object("--chat-template-kwargs", values["chat_template_kwargs"])
     if template is not None:
         given["chat_template_kwargs"] = template

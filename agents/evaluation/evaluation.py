@@ -28,6 +28,8 @@ from textrl_env.protocols import TextEnv
 #: Responses that are generated at once.
 _BATCH = 512
 _RESAMPLES = 2000
+#: Starts that are played where nobody says which.
+_MOST_PROMPTS = 50_000
 
 
 @dataclasses.dataclass
@@ -42,7 +44,7 @@ class EvaluationResult:
         parts: Each of several rewards by name, float64 ``[P, n_samples]``.
         kl: float64 ``[P, n_samples]``, ``log pi - log pi_ref`` summed over the response, in nats.
         length: int64 ``[P, n_samples]``, tokens, the end token included.
-        ended: bool ``[P, n_samples]``, true where the response ended within the budget.
+        ended: bool ``[P, n_samples]``, true where the response (or the game) ended within the budget.
         prompt_ids: int64 ``[P]``, the prompts' places in their source.
         columns: What came with the prompts, by name, ``P`` values each.
     """
@@ -87,8 +89,8 @@ def evaluate_policy(
     Args:
         policy_or_lm: An agent, a :class:`~agents.policies.factory.CausalLMPolicy`, a
             :class:`~textrl_env.lm.causal_lm.CausalLM`, or the folder of one.
-        env: A ``TextRLHF-v0`` env with the prompts to answer, wrapped or not. Only its reward, gold judge and
-            reference are used; its episode and its random stream are left alone.
+        env: A ``TextRLHF-v0`` or ``TextGame-v0`` env with the prompts to answer, wrapped or not. Only its reward,
+            gold judge, games and reference are used; its episode and its random stream are left alone.
         n_samples: Answers to each prompt.
         seed: Of the sampling.
         deterministic: Take the most likely token instead of sampling.
@@ -99,21 +101,29 @@ def evaluate_policy(
     """
     env = getattr(env, "unwrapped", env)
     if not isinstance(env, TextEnv):
-        raise TypeError(f"evaluate_policy wants a TextRLHF-v0 env, got {type(env).__name__}")
+        raise TypeError(f"evaluate_policy wants a TextRLHF-v0 or TextGame-v0 env, got {type(env).__name__}")
+    if prompt_ids is None and env.num_prompts > _MOST_PROMPTS:
+        raise ValueError(
+            f"this env has {env.num_prompts:,} starts, too many to play them all; say which with prompt_ids, or make "
+            "it with a smaller num_seeds"
+        )
     if n_samples < 1:
         raise ValueError(f"n_samples must be at least 1, got {n_samples}")
     lm = _language_model(policy_or_lm, env.lm.temperature)
     generator = torch.Generator(lm.device).manual_seed(seed)
 
+    how = {"stop": getattr(env, "stop", None)}
+
     def sample(prompts: list[np.ndarray]) -> Sequences:
-        sequences = generate(lm, prompts, env.max_new_tokens, generator, deterministic)
+        sequences = generate(lm, prompts, env.max_new_tokens, generator, deterministic, **how)
         if not lm.autocast:
             return sequences
         # Decoded in bfloat16; the KL is that of the model that the update trains.
         return sequences.with_values(log_probs=sequences.spread(lm.log_probs(sequences)))
 
     ids = np.arange(env.num_prompts) if prompt_ids is None else np.asarray(prompt_ids)
-    columns = {name: [values[i] for i in ids] for name, values in env.dynamics.prompts.columns.items()}
+    columns = getattr(getattr(env.dynamics, "prompts", None), "columns", {})
+    columns = {name: [values[i] for i in ids] for name, values in columns.items()}
     rows = np.repeat(ids, n_samples)  # the answers to one prompt are neighbours
     chunks = [env.run_episodes(sample, rows[i : i + _BATCH]) for i in range(0, len(rows), _BATCH)]
     return dataclasses.replace(_result(chunks, n_samples), prompt_ids=ids, columns=columns)
@@ -175,7 +185,9 @@ def _result(chunks: list[Episodes], n_samples: int) -> EvaluationResult:
         parts=parts,
         kl=rows([((c.log_prob - c.ref_logprob) * c.mask).sum(1) for c in chunks]),
         length=rows([chunk.mask.sum(1) for chunk in chunks]),
-        ended=rows([np.array([reason == "eos" for reason in chunk.stop_reason]) for chunk in chunks]),
+        ended=rows(
+            [np.array([reason in ("eos", "game") for reason in chunk.stop_reason]) for chunk in chunks]
+        ),
         prompt_ids=np.arange(len(prompts) // n_samples),
     )
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from textrl_env.generators.registry import NATIVE, make_generator
 from textrl_env.generators.sampling import Sampling, check_knobs, limit_logits
 from textrl_env.lm import checkpointing
 from textrl_env.lm.causal_lm import CausalLM
-from textrl_env.lm.decoding import SlotDecoder, gather_log_probs, sample_actions
+from textrl_env.lm.decoding import DecodedSequences, SlotDecoder, gather_log_probs, sample_actions
 from textrl_env.lm.decoding import generate as generate_sequences
 from textrl_env.lm.sequences import ENVIRONMENT, POLICY, PROMPT, Sequences, step_places
+from textrl_env.lm.stop_strings import StopStrings
 
 
 class CausalLMPolicy(Policy):
@@ -124,6 +126,8 @@ class CausalLMPolicy(Policy):
         self.engine, self.engine_name = make_generator(generator, generator_kwargs)
         self.sampling = check_knobs(sampling)
         self._engine_waits = True
+        self._stop: StopStrings | None = None
+        self._memory: DecodedSequences | None = None
 
     def _own_body(self) -> PreTrainedModel:
         """A body for the critic alone."""
@@ -179,7 +183,8 @@ class CausalLMPolicy(Policy):
         sampling = self._sampling(max_new_tokens, deterministic)
         if self.engine is None:
             limit = limit_logits(sampling, self.lm.temperature)
-            return generate_sequences(self.lm, prompts, max_new_tokens, self.generator, deterministic, limit)
+            how = {"limit": limit, "stop": self._stop, "memory": self._memory}
+            return generate_sequences(self.lm, prompts, max_new_tokens, self.generator, deterministic, **how)
         if self._engine_waits:
             push_weights(self.engine, self.lm.plain_model(), self.engine_name)
             self._engine_waits = False
@@ -195,6 +200,20 @@ class CausalLMPolicy(Policy):
             deterministic=deterministic,
             **own,
         )
+
+    @contextlib.contextmanager
+    def talking(self, max_length: int, stop: StopStrings | None = None) -> Iterator[None]:
+        """Within it, :meth:`generate` writes turns of conversations and does not read again what it has written.
+
+        Args:
+            max_length: Tokens that a conversation can have.
+            stop: Texts that end a turn.
+        """
+        self._stop, self._memory = stop, DecodedSequences(max_length)
+        try:
+            yield
+        finally:
+            self._stop = self._memory = None
 
     def prepare(self, rollout: Rollout) -> None:
         rollout.inputs["sequences"].derived(step_places)

@@ -8,6 +8,7 @@ Segments of ``n_steps`` (:func:`collect_steps`), whole episodes stepped through 
 from __future__ import annotations
 
 import itertools
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -349,28 +350,36 @@ def collect_fused(agent: Collecting, n_episodes: int, group_size: int = 1) -> Ro
     evaluation = None
 
     def generate(prompts: list[np.ndarray]) -> Sequences:
+        return Sequences.from_generated(policy.generate(prompts, env.max_new_tokens), prompts)
+
+    def evaluate(sequences: Sequences) -> Sequences:
         nonlocal evaluation
-        sequences = Sequences.from_generated(policy.generate(prompts, env.max_new_tokens), prompts)
         sequences = sequences.to(agent.device)
         if policy.has_critic or policy.autocast or not sequences.native:
             # One pass for the values also gives the log-probabilities as the update will.
             sequences, *evaluation = _evaluate_responses(agent, sequences)
         return sequences
 
-    episodes = env.run_episodes(generate, prompt_ids)
+    with _conversations(env, policy):
+        episodes = env.run_episodes(generate, prompt_ids, evaluate)
     agent.record_text_episodes(episodes)
     sequences, mask = episodes.sequences, episodes.mask
     done = np.zeros_like(mask)
     done[np.arange(len(mask)), mask.sum(1) - 1] = True
     reported = sequences.sampling_log_probs
     values, first_evaluation = (np.zeros(mask.shape), None) if evaluation is None else evaluation
+    ends, last_values = done, np.zeros(len(mask))
+    if episodes.truncated is not None and episodes.truncated.any() and policy.has_critic:
+        ends = done & ~episodes.truncated[:, None]
+        last_values = np.where(episodes.truncated, policy.predict_values(_final_states(sequences)), 0.0)
+    next_values = maths.shift_values(values, last_values, mask, ends) * mask
     rollout = Rollout(
         inputs={"sequences": sequences},
         actions=torch.from_numpy(episodes.tokens),
         rewards=_double(episodes.rewards),
         log_probs=_float(episodes.log_prob),
         values=_float(values),
-        next_values=_float(maths.shift_values(values, np.zeros(len(mask)), mask, done) * mask),
+        next_values=_float(next_values),
         mask=torch.from_numpy(mask),
         done=torch.from_numpy(done),
         ref_log_probs=_float(episodes.ref_logprob),
@@ -385,6 +394,24 @@ def collect_fused(agent: Collecting, n_episodes: int, group_size: int = 1) -> Ro
         if not agent.count_steps(int(mask[:, t].sum()), done[:, t], **step):
             break
     return rollout
+
+
+def _conversations(env: TextEnv, policy: Policy) -> AbstractContextManager[None]:
+    """Where an env has several turns, a policy that goes on from what it has written is told so."""
+    if not hasattr(env, "max_turns") or not hasattr(policy, "talking"):
+        return nullcontext()
+    return policy.talking(env.max_length, env.stop)
+
+
+def _final_states(sequences: Sequences) -> dict[str, np.ndarray]:
+    """Whole sequences as observations, left-padded: what comes after an episode that was cut off."""
+    lengths = sequences.lengths
+    column = np.arange(lengths.max()) - (lengths.max() - lengths)[:, None]
+    at = sequences.starts[:, None] + np.maximum(column, 0)
+    return {
+        "input_ids": sequences.tokens[at] * (column >= 0),
+        "attention_mask": (column >= 0).astype(np.int64),
+    }
 
 
 def _evaluate_responses(

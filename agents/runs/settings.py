@@ -35,6 +35,8 @@ _TEXT_SETTINGS = (
     "missing_eos_penalty",
     "prompts_skipped",
     "prompts_cut",
+    "max_turns",
+    "max_length",
 )
 
 
@@ -90,10 +92,11 @@ def _is_plain(value: Any) -> bool:
 
 def _env_settings(agent: Agent) -> dict[str, Any]:
     dynamics = getattr(getattr(agent.env, "unwrapped", None), "dynamics", None)
-    if not hasattr(dynamics, "prompt_tokens"):
+    if not hasattr(dynamics, "lm"):
         return {}
     found = {name: getattr(dynamics, name) for name in _TEXT_SETTINGS if hasattr(dynamics, name)}
-    return found | {"temperature": dynamics.lm.temperature, "prompts": len(dynamics.prompt_tokens)}
+    found["temperature"] = dynamics.lm.temperature
+    return found | ({"prompts": len(dynamics.prompt_tokens)} if hasattr(dynamics, "prompt_tokens") else {})
 
 
 def origin(agent: Agent, name: str) -> str:

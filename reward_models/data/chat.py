@@ -175,7 +175,58 @@ class ChatTemplate:
             return None if end is None else end[-1]
         return None
 
+    def after_turn(self, messages: Messages, answer: Messages, row: Mapping[str, Any] | None = None) -> str:
+        """What stands between the assistant's words and where it writes next; control tokens in messages are masked.
+
+        Args:
+            messages: What the words answer.
+            answer: What follows them.
+            row: See :meth:`render`.
+
+        Raises:
+            ValueError: The template does not show the words, or refuses the conversation.
+        """
+        turn = {"role": "assistant", "content": _PROBE}
+        conversation = [*self._tidy(messages), turn, *self._tidy(answer)]
+        _, found, after = self._apply(conversation, row, add_generation_prompt=True).rpartition(_PROBE)
+        if not found:
+            raise ValueError(
+                f"the chat template of {self.tokenizer.name_or_path!r} does not show what the assistant has said before"
+            )
+        return after
+
+    def rewriting(self, row: Mapping[str, Any] | None = None) -> str | None:
+        """How the template changes earlier turns of the assistant, found out with small conversations.
+
+        White space around a turn does not count. None if a turn stays as it was written, once others follow.
+        """
+        ask = [{"role": "user", "content": text} for text in ("one?", "two?", "three?")]
+        for words in ("first", "<think>\nhidden\n</think>\n\nfirst"):
+            turn = [
+                {"role": "assistant", "content": text} for text in (words, words.replace("first", "second"))
+            ]
+            try:
+                prompt = self._apply(ask[:1], row, add_generation_prompt=True)
+                once = self._apply([ask[0], turn[0], ask[1]], row, add_generation_prompt=True)
+                conversation = [ask[0], turn[0], ask[1], turn[1], ask[2]]
+                twice = self._apply(conversation, row, add_generation_prompt=True)
+            except ValueError as error:
+                return str(error)
+            written = prompt + _past_opening(words, _OPEN_TAG.search(prompt))
+            if not _squeezed(once).startswith(_squeezed(written)):
+                return f"what was written as {_excerpt(written, once)} becomes {_excerpt(once, written)}"
+            end = self.turn_end
+            if end and not _squeezed(once).startswith(_squeezed(written + end)):
+                return f"a last turn ends with {end!r}, and an earlier one becomes {_excerpt(once, written + end)}"
+            if not _squeezed(twice).startswith(_squeezed(once)):
+                return f"what was shown as {_excerpt(once, twice)} becomes {_excerpt(twice, once)}"
+        return None
+
     # -- control tokens in messages ---------------------------------------------------------------------
+
+    def mask(self, text: str) -> str:
+        """A text of somebody else's with its control tokens masked, unless they are allowed."""
+        return text if self.allow_control_tokens else self._mask(text)
 
     def is_masked(self, text: str) -> bool:
         """Whether a text of ours holds masks."""
@@ -538,6 +589,12 @@ def _past_opening(content: str, opened: re.Match | None) -> str:
         return content
     content = content.lstrip().removeprefix(tag)
     return content.removeprefix(opened[0][len(tag) :])
+
+
+def _excerpt(text: str, other: str) -> str:
+    """A few words of a text, from shortly before it differs from the other."""
+    start = max(_common_prefix(text, other) - 12, 0)
+    return repr(text[start : start + 48])
 
 
 def _parsed(value: Any) -> Any:

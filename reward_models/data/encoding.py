@@ -143,6 +143,42 @@ class TextEncoder:
             return self.conversation(messages, row, first, ended).ids
         return self._ids(self.template.render(messages, row))
 
+    # -- texts of others that come between ----------------------------------------------------------------
+
+    def opening(self, text: str) -> list[int]:
+        """Ids of a text of somebody else's to begin with; control tokens that it spells stay plain text."""
+        masked = self.template.mask(text)
+        if not self.template.is_masked(masked):
+            return self._opening(text)
+        starts = self._added[0] and not text.startswith(self.tokenizer.bos_token)
+        return [*([self.tokenizer.bos_token_id] if starts else []), *self._ids(masked)]
+
+    def insertion(self, text: str) -> list[int]:
+        """Ids of a text of somebody else's that follows what is there; nothing is put in front of it.
+
+        Control tokens that it spells stay plain text.
+        """
+        masked = self.template.mask(text)
+        return self._without_space(self._ids, masked) if self._adds_space and masked else self._ids(masked)
+
+    def after_turn(
+        self, messages: Any, answer: Any, row: Mapping[str, Any] | None = None, ended: int | None = None
+    ) -> list[int]:
+        """Ids that come between two turns of the assistant: the end of the first, other messages, the next header.
+
+        Args:
+            messages: What the first of the two turns answers.
+            answer: Messages that answer it.
+            row: See :meth:`prompt`.
+            ended: The end token that the assistant has written itself, which is not put there again.
+        """
+        text = self.template.after_turn(messages, answer, row)
+        end, rest = self.template.turn_end, text.lstrip()
+        if end is None or not rest.startswith(end):
+            return self._without_space(self._ids, text) if self._adds_space else self._ids(text)
+        after = self._extension([self.turn_end_id], end, rest.removeprefix(end))
+        return after if ended is not None and ended == self.turn_end_id else [self.turn_end_id, *after]
+
     # -- ends -------------------------------------------------------------------------------------------
 
     @property

@@ -14,22 +14,24 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
-from gymnasium import logger, spaces
+from gymnasium import logger
 
 from reward_models import Reward, TrainerState, load_reward
 from reward_models.data.encoding import TEMPLATE_COLUMNS, TextEncoder, check_ids
 from textrl_env import embedded
 from textrl_env.data.prompts import load_prompts
 from textrl_env.envs.text_picture import draw_response, token_texts
+from textrl_env.envs.writing import WritingDynamics
 from textrl_env.errors import check_choice
-from textrl_env.kl import KLDynamics, KLEnv, KLVectorEnv, estimate_kl
+from textrl_env.kl import KLEnv, KLVectorEnv, estimate_kl
 from textrl_env.lm.causal_lm import CausalLM
-from textrl_env.lm.decoding import SlotDecoder, gather_log_probs
 from textrl_env.lm.sequences import Sequences
 
 #: Whole responses for given prompts: lists of token ids in; out come :class:`~textrl_env.lm.sequences.Sequences`, or a
 #: pair (responses, log-probabilities) of lists of arrays.
 Generate = Callable[[Sequence[np.ndarray]], Any]
+#: The finished sequences with other log-probabilities beside them, for example the trained model's own.
+Evaluate = Callable[[Sequences], Sequences]
 
 
 #: The response budget with a model that is not the embedded one, in tokens.
@@ -66,10 +68,11 @@ class Episodes:
         score: float64 ``[B]``, before the KL.
         parts: Each reward by name, float64 ``[B]``.
         responses: ``B`` texts.
-        stop_reason: ``B`` times "eos" or "length".
+        stop_reason: ``B`` times "eos" or "length", of games "game", "turns" or "context".
         score_seconds: Time spent in the reference and the reward.
         rendered: ``B`` texts, what the model reads: of messages, what the chat template makes of them.
         scored: bool ``[B]``, false where no reward applied; None where every response was scored.
+        truncated: bool ``[B]``, cut off by a time limit of the task's own; None where there is none.
     """
 
     sequences: Sequences
@@ -82,6 +85,7 @@ class Episodes:
     score_seconds: float
     rendered: list[str] = dataclasses.field(default_factory=list)
     scored: np.ndarray | None = None
+    truncated: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         self.rendered = self.rendered or self.prompts
@@ -128,13 +132,12 @@ class Episodes:
         return self.sequences.padded(getattr(self.sequences, name)[self.sequences.policy])
 
 
-class TextRLHFDynamics(KLDynamics):
+class TextRLHFDynamics(WritingDynamics):
     """``N`` responses being written, as arrays; see :class:`TextRLHFEnv`."""
 
     start_option: ClassVar[str] = "prompt_id"
     budget_argument: ClassVar[str] = "max_new_tokens"
     extra_start_options: ClassVar[tuple[str, ...]] = ("prompt",)
-    state_names: ClassVar[tuple[str, ...]] = ("prompt_id", "tokens", "length", "prompt_length", "kl_sum")
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
 
     def __init__(
@@ -209,24 +212,8 @@ class TextRLHFDynamics(KLDynamics):
         self.max_new_tokens = budget
         self._check_context()
         self.lm.check()
-        self.max_length = self.max_prompt_length + self.max_new_tokens
-
-        vocab = self.lm.vocab_size
-        high = max(vocab, self.lm.pad_id + 1) - 1
-        self.action_space = spaces.Discrete(vocab)
-        self.observation_space = spaces.Dict(
-            {
-                "input_ids": spaces.Box(0, high, (self.max_length,), dtype=np.int64),
-                "attention_mask": spaces.Box(0, 1, (self.max_length,), dtype=np.int64),
-            }
-        )
-        self.prompt_id = np.zeros(num_slots, dtype=np.int64)
-        self.tokens = np.full((num_slots, self.max_length), self.lm.pad_id, dtype=np.int64)
-        self.length = np.ones(num_slots, dtype=np.int64)
-        self.prompt_length = np.ones(num_slots, dtype=np.int64)
-        self.kl_sum = np.zeros(num_slots)
+        self._open_slots(self.lm, self.max_prompt_length + self.max_new_tokens)
         self.custom_prompt: list[str | None] = [None] * num_slots
-        self._reference: SlotDecoder | None = None
 
     # -- the step way -----------------------------------------------------------------------------------
 
@@ -243,30 +230,13 @@ class TextRLHFDynamics(KLDynamics):
             else:
                 ids[i] = ids[i] if start is None else self._check_prompt_id(start)
                 tokens = self.prompt_tokens[ids[i]]
-            self.tokens[slot] = self.lm.pad_id
-            self.tokens[slot, : len(tokens)] = tokens
-            self.prompt_length[slot] = len(tokens)
+            self._begin(slot, tokens)
             texts[i] = self._prompt_text(slot, ids[i])
         self.prompt_id[slots] = ids
-        self.length[slots] = self.prompt_length[slots]
-        self.kl_sum[slots] = 0.0
         return {"prompt": texts, "prompt_id": ids}
 
-    def observe(self) -> dict[str, np.ndarray]:
-        column = np.arange(self.max_length) - (self.max_length - self.length)[:, None]  # [N, L]
-        mask = column >= 0
-        shifted = np.take_along_axis(self.tokens, np.maximum(column, 0), axis=1)
-        return {"input_ids": np.where(mask, shifted, self.lm.pad_id), "attention_mask": mask.astype(np.int64)}
-
     def step(self, actions: np.ndarray, active: np.ndarray):
-        slots = np.flatnonzero(active)
-        log_prob = self.acting_log_prob(actions)
-        ref_logprob = np.zeros(self.num_slots)
-        ref_logprob[slots] = self._reference_log_prob(slots, actions[slots])
-        kl = np.where(active, estimate_kl(log_prob - ref_logprob, self.kl_estimator), 0.0)
-        self.tokens[slots, self.length[slots]] = actions[slots]
-        self.length[slots] += 1
-        self.kl_sum += kl
+        ref_logprob, kl = self._write(actions, active)
         is_eos = np.isin(actions, self.lm.eos_ids)
         terminated = active & (is_eos | (self.length - self.prompt_length >= self.max_new_tokens))
         rewards = -self.kl_coef * kl
@@ -295,15 +265,6 @@ class TextRLHFDynamics(KLDynamics):
             ids = self.tokens[slot, : self.prompt_length[slot]]
             self.custom_prompt[slot] = self.lm.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def _reference_log_prob(self, slots: np.ndarray, actions: np.ndarray) -> np.ndarray:
-        import torch
-
-        if self._reference is None:
-            self._reference = SlotDecoder(self.lm.for_decoding(), self.num_slots, self.max_length)
-        logits = self._reference.next_logits(self.tokens, self.length, slots)
-        chosen = torch.from_numpy(np.ascontiguousarray(actions, dtype=np.int64)).to(logits.device)
-        return gather_log_probs(logits, chosen).double().cpu().numpy()
-
     def _final_info(self, slots: np.ndarray, is_eos: np.ndarray) -> dict[str, np.ndarray]:
         prompts = [self.tokens[s, : self.prompt_length[s]] for s in slots]
         responses = [self.tokens[s, self.prompt_length[s] : self.length[s]] for s in slots]
@@ -329,11 +290,14 @@ class TextRLHFDynamics(KLDynamics):
             :num_episodes
         ]
 
-    def run_episodes(self, generate: Generate, prompt_ids: np.ndarray) -> Episodes:
+    def run_episodes(
+        self, generate: Generate, prompt_ids: np.ndarray, evaluate: Evaluate | None = None
+    ) -> Episodes:
         """Whole episodes from ``prompt_ids`` (int ``[B]``); see :meth:`TextRLHFEnv.run_episodes`."""
         prompt_ids = np.array([self._check_prompt_id(k) for k in prompt_ids], dtype=np.int64)
         prompts = [self.prompt_tokens[k] for k in prompt_ids]
         sequences = Sequences.from_generated(generate(prompts), prompts)
+        sequences = sequences if evaluate is None else evaluate(sequences)
         self._check_generated(sequences)
         started = time.perf_counter()
         log_prob, ref_logprob = sequences.log_probs[sequences.policy], self.lm.log_probs(sequences)
@@ -576,7 +540,12 @@ class _TextRLHF:
             self.reset()
         return self.dynamics.draw_prompts(num_episodes)
 
-    def run_episodes(self, generate: Generate, prompt_ids: Sequence[int] | np.ndarray) -> Episodes:
+    def run_episodes(
+        self,
+        generate: Generate,
+        prompt_ids: Sequence[int] | np.ndarray,
+        evaluate: Evaluate | None = None,
+    ) -> Episodes:
         """The fused way: whole episodes at once, with the rewards that ``step`` would have given.
 
         Args:
@@ -584,11 +553,13 @@ class _TextRLHF:
                 ``log_probs``, or a pair: ``B`` int64 arrays of response tokens (the end token included, at most
                 ``max_new_tokens``) and ``B`` arrays with the acting policy's log-probability of each of them.
             prompt_ids: Where each episode starts, int ``[B]``.
+            evaluate: Called once with all finished sequences, before anything is charged; what it returns has the
+                log-probabilities that count. None takes those of ``generate``.
 
         Returns:
             The episodes; nothing of them is a torch tensor.
         """
-        return self.dynamics.run_episodes(generate, np.asarray(prompt_ids))
+        return self.dynamics.run_episodes(generate, np.asarray(prompt_ids), evaluate)
 
 
 class TextRLHFEnv(_TextRLHF, KLEnv):

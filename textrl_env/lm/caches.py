@@ -54,6 +54,14 @@ class SlotLayer(CacheLayerMixin):
         self.values = _grown(other.values[:, :, :width].index_select(0, slots), width + _GROWTH)
         self.is_initialized = True
 
+    def gather(self, others: list[SlotLayer], width: int) -> None:
+        """Hold the slots of several other caches one after another, up to ``width`` positions of each."""
+        self.keys, self.values = (
+            torch.cat([_grown(getattr(other, name)[:, :, :width], width + _GROWTH) for other in others])
+            for name in ("keys", "values")
+        )
+        self.is_initialized = True
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)

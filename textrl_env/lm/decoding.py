@@ -19,6 +19,7 @@ from textrl_env.lm.attention_masks import PADDING, AttentionMasks
 from textrl_env.lm.fused_llama import FusedLlama
 from textrl_env.lm.sequences import POLICY, Sequences, distinct, right_padded
 from textrl_env.lm.shared_prompts import SharedPrompts, attending
+from textrl_env.lm.stop_strings import StopStrings
 
 
 class DecodingModel(Protocol):
@@ -167,12 +168,63 @@ class SlotDecoder:
             return self._plain(slots)
         return self._forward(slots, tokens[:, None], positions[:, None], None)
 
+    @property
+    def takes_many(self) -> bool:
+        """Whether :meth:`extend` reads many tokens in one pass.
+
+        Modules that make their own masks from the padding take those of a pass to stand in the last columns of the
+        cache, which they do not where slots are of different lengths.
+        """
+        return self.use_cache and (self._fused is not None or self.lm.masks.form != PADDING)
+
+    @torch.no_grad()
+    def extend(self, slots: np.ndarray, more: Sequence[np.ndarray]) -> Tensor:
+        """Append tokens to each of ``slots``, as many as there are.
+
+        Args:
+            slots: int ``[k]``.
+            more: ``k`` int64 arrays, each of at least one token.
+
+        Returns:
+            Acting logits ``[k, vocab_size]`` of the token after each sequence.
+        """
+        counts, known = np.array([len(row) for row in more]), self.lengths[slots]
+        width = int(counts.max())
+        if width == 1:
+            return self.step(slots, np.array([row[0] for row in more]))
+        fits = known.max() + width <= self.max_length  # the padding of shorter rows too
+        if self.use_cache and not (self.takes_many and fits):
+            return self._extend_in_turn(slots, more, counts)
+        for slot, start, row in zip(slots, known, more, strict=True):
+            self.tokens[slot, start : start + len(row)] = row
+        self.lengths[slots] = known + counts
+        self._has_logits[slots] = False
+        if not self.use_cache:
+            return self._plain(slots)
+        positions = known[:, None] + np.arange(width)
+        return self._forward(slots, right_padded(more), positions, counts - 1)
+
+    def _extend_in_turn(self, slots: np.ndarray, more: Sequence[np.ndarray], counts: np.ndarray) -> Tensor:
+        """The same where rows cannot be padded: a token of each at a time."""
+        logits = torch.empty(len(slots), self.lm.vocab_size, device=self.lm.device)
+        for j in range(int(counts.max())):
+            rows = np.flatnonzero(counts > j)
+            step = self.step(slots[rows], np.array([more[i][j] for i in rows]))
+            last = counts[rows] == j + 1
+            logits[torch.from_numpy(rows[last])] = step[torch.from_numpy(last)]
+        return logits
+
+    def rewind(self, slots: np.ndarray, lengths: np.ndarray) -> None:
+        """Forget what stands behind the first ``lengths`` tokens of each of ``slots``."""
+        self.lengths[slots] = np.minimum(self.lengths[slots], lengths)
+        self._has_logits[slots] = False
+
     @torch.no_grad()
     def next_logits(self, tokens: np.ndarray, lengths: np.ndarray, slots: np.ndarray) -> Tensor:
         """Acting logits after given sequences, at the cost of what is new in them.
 
-        A slot whose sequence is the cached one plus one token takes a single cached step; an unchanged one
-        costs nothing; any other is prefilled.
+        A slot whose sequence goes on from the cached one is read from there; an unchanged one costs nothing; any
+        other is prefilled.
 
         Args:
             tokens: int64 ``[N, L]``, left-aligned sequences.
@@ -189,15 +241,36 @@ class SlotDecoder:
         same = (self.tokens[slots, :width] == tokens[slots, :width]) | (np.arange(width) >= known[:, None])
         same = same.all(1) & (known > 0)
         grown = same & (lengths[slots] == known + 1)
-        fresh = ~grown & ~(same & (lengths[slots] == known) & self._has_logits[slots])
+        longer = same & (lengths[slots] > known + 1) & self.takes_many
+        fresh = ~(grown | longer | (same & (lengths[slots] == known) & self._has_logits[slots]))
         if fresh.any():
             rows = slots[fresh]
             self._logits[rows] = self.prefill(rows, [tokens[r, : lengths[r]] for r in rows])
         if grown.any():
             rows = slots[grown]
             self._logits[rows] = self.step(rows, tokens[rows, lengths[rows] - 1])
+        if longer.any():
+            rows = slots[longer]
+            self._logits[rows] = self.extend(rows, [tokens[r, self.lengths[r] : lengths[r]] for r in rows])
         self._has_logits[slots] = True
         return self._logits[slots]
+
+    @staticmethod
+    def joined(parts: Sequence[SlotDecoder]) -> SlotDecoder:
+        """One decoder with the slots of several, one after another; they are of one model and length."""
+        if len(parts) == 1:
+            return parts[0]
+        first = parts[0]
+        twin = SlotDecoder(first.lm, sum(part.num_slots for part in parts), first.max_length, first.use_cache)
+        twin.tokens = np.concatenate([part.tokens for part in parts])
+        twin.lengths = np.concatenate([part.lengths for part in parts])
+        if first._prompts is not None:
+            twin._prompts = SharedPrompts.joined([part._prompts for part in parts])
+        if first.use_cache:
+            own = twin.lengths - twin._before(np.arange(twin.num_slots))
+            for i, mine in enumerate(twin._cache.layers):
+                mine.gather([part._cache.layers[i] for part in parts], int(own.max()))
+        return twin
 
     def fork(self, sources: np.ndarray) -> SlotDecoder:
         """A new decoder whose slot i holds what slot ``sources[i]`` holds here (drop, reorder or repeat)."""
@@ -302,6 +375,54 @@ class SlotDecoder:
         return logits
 
 
+class DecodedSequences:
+    """What :func:`generate` has read and written, so that sequences which go on from it are not read again.
+
+    Whoever plays several turns with the same weights keeps one for as long as they last.
+
+    Args:
+        max_length: Tokens that the longest sequence can have in the end.
+    """
+
+    def __init__(self, max_length: int) -> None:
+        self.max_length = max_length
+        self._parts: list[SlotDecoder] = []
+
+    def keep(self, decoder: SlotDecoder, rows: np.ndarray, lengths: np.ndarray) -> None:
+        """Keep some slots of a decoder, of each its first ``lengths`` tokens."""
+        if len(rows) and decoder.takes_many:
+            part = decoder if len(rows) == decoder.num_slots else decoder.fork(rows)
+            part.rewind(np.arange(len(rows)), lengths)
+            self._parts.append(part)
+
+    def take(self, sequences: Sequence[np.ndarray]) -> SlotDecoder | None:
+        """A decoder whose slots hold the beginnings of these sequences; None where one of them is not known."""
+        if not self._parts:
+            return None
+        held = SlotDecoder.joined(self._parts)
+        self._parts = [held]
+        places: dict[bytes, list[int]] = {}
+        for slot, length in enumerate(held.lengths):
+            places.setdefault(held.tokens[slot, :length].tobytes(), []).append(slot)
+        lengths = np.unique(held.lengths)[::-1]
+        found = [self._place(places, sequence, lengths[lengths < len(sequence)]) for sequence in sequences]
+        if None in found:
+            self._parts = []
+            return None
+        rest = np.setdiff1d(np.arange(held.num_slots), found)
+        self._parts = [held.fork(rest)] if len(rest) else []
+        return held if found == list(range(held.num_slots)) else held.fork(np.array(found))
+
+    @staticmethod
+    def _place(places: dict[bytes, list[int]], sequence: np.ndarray, lengths: np.ndarray) -> int | None:
+        """The slot that holds most of a sequence's beginning; it is taken."""
+        for length in lengths:
+            slots = places.get(sequence[:length].tobytes())
+            if slots:
+                return slots.pop(0)
+        return None
+
+
 @torch.no_grad()
 def generate(
     lm: DecodingModel,
@@ -310,10 +431,12 @@ def generate(
     generator: torch.Generator | None = None,
     deterministic: bool = False,
     limit: Callable[[Tensor, int], Tensor] | None = None,
+    stop: StopStrings | None = None,
+    memory: DecodedSequences | None = None,
 ) -> Sequences:
     """Sample one response to each prompt, or one more turn in each sequence, with a key/value cache.
 
-    Equal prompts are prefilled once; finished rows leave the batch.
+    Equal prompts are prefilled once, and what ``memory`` holds is not read again; finished rows leave the batch.
 
     Args:
         lm: The model.
@@ -323,6 +446,8 @@ def generate(
         deterministic: Take the most likely token instead of sampling.
         limit: Changes the acting logits ``[N, V]`` before a token is drawn, given how many have been written (a cut to
             the likeliest tokens, for example).
+        stop: Texts that end a response, beside end tokens.
+        memory: Of earlier turns with the same weights; this one is added.
 
     Returns:
         The prompts with their responses (the end token included) and the log-probability of each of the policy's
@@ -332,16 +457,7 @@ def generate(
     lm = lm.for_decoding()
     given = prompts if isinstance(prompts, Sequences) else Sequences.from_prompts(prompts)
     prompts = given.split(given.tokens)
-    first, inverse = distinct(prompts)
-    unique = [prompts[i] for i in first]
-    longest = max(len(p) for p in unique)
-    decoder = SlotDecoder(lm, len(unique), longest + max_new_tokens)
-    logits = decoder.prefill(np.arange(len(unique)), unique)
-    if len(unique) < len(prompts):
-        # Short prompts are copied: two products in place of one cost more than reading them again.
-        shared = longest >= SHARED_TOKENS and decoder.use_cache and lm.shared_prompts_work(decoder.max_length)
-        decoder = decoder.continue_each(inverse) if shared else decoder.fork(inverse)
-        logits = logits[torch.from_numpy(inverse).to(logits.device)]
+    decoder, logits = _read(lm, prompts, max_new_tokens, memory)
     eos = torch.from_numpy(lm.eos_ids).to(lm.device)
     episodes = np.arange(len(prompts))  # row of the batch -> episode
     tokens = np.zeros((len(prompts), max_new_tokens), dtype=np.int64)
@@ -354,6 +470,8 @@ def generate(
         # All of it in one transfer, or a GPU is waited for three times a token; float32 holds ids below 2^24.
         step = torch.stack([actions, gather_log_probs(logits, actions), torch.isin(actions, eos)])
         tokens[episodes, t], log_probs[episodes, t], is_end = step.cpu().numpy()
+        if stop is not None:
+            is_end += [stop.end(tokens[episode, : t + 1]) for episode in episodes]
         ended = alive & (is_end > 0)
         lengths[episodes[ended]] = t + 1
         alive &= ~ended
@@ -362,9 +480,36 @@ def generate(
         # Dropping finished rows moves the cache, so it waits until a fifth of the batch can go.
         if alive.sum() <= 0.8 * len(alive):
             rows = np.flatnonzero(alive)
+            if memory is not None:
+                over = np.flatnonzero(~alive)
+                memory.keep(decoder, over, given.lengths[episodes[over]] + lengths[episodes[over]] - 1)
             decoder, episodes, alive = decoder.fork(rows), episodes[rows], alive[rows]
         logits = decoder.step(np.arange(len(episodes)), tokens[episodes, t])
+    if memory is not None:  # the last token of each has not been read yet
+        memory.keep(decoder, np.arange(len(episodes)), given.lengths[episodes] + lengths[episodes] - 1)
     responses, known = (
         [row[:n] for row, n in zip(rows, lengths, strict=True)] for rows in (tokens, log_probs)
     )
     return given.extended(responses, POLICY, known, native=limit is None)
+
+
+def _read(
+    lm: DecodingModel, prompts: list[np.ndarray], max_new_tokens: int, memory: DecodedSequences | None
+) -> tuple[SlotDecoder, Tensor]:
+    """A decoder that has read the prompts, and the logits after each, ``[B, V]``."""
+    decoder = None if memory is None else memory.take(prompts)
+    if decoder is not None:
+        more = [prompt[n:] for prompt, n in zip(prompts, decoder.lengths, strict=True)]
+        return decoder, decoder.extend(np.arange(len(prompts)), more)
+    first, inverse = distinct(prompts)
+    unique = [prompts[i] for i in first]
+    longest = max(len(p) for p in unique)
+    max_length = longest + max_new_tokens if memory is None else memory.max_length
+    decoder = SlotDecoder(lm, len(unique), max_length)
+    logits = decoder.prefill(np.arange(len(unique)), unique)
+    if len(unique) < len(prompts):
+        # Short prompts are copied: two products in place of one cost more than reading them again.
+        shared = longest >= SHARED_TOKENS and decoder.use_cache and lm.shared_prompts_work(decoder.max_length)
+        decoder = decoder.continue_each(inverse) if shared else decoder.fork(inverse)
+        logits = logits[torch.from_numpy(inverse).to(logits.device)]
+    return decoder, logits

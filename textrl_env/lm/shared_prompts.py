@@ -57,6 +57,14 @@ class SharedPrompts:
         """The same prompts for some of the rows."""
         return SharedPrompts(self.keys, self.values, self.lengths, self.owners[rows])
 
+    @staticmethod
+    def joined(parts: list[SharedPrompts]) -> SharedPrompts:
+        """The same prompts for the rows of several, which all continue these prompts, one after another."""
+        first = parts[0]
+        return SharedPrompts(
+            first.keys, first.values, first.lengths, np.concatenate([x.owners for x in parts])
+        )
+
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scaling: float
     ) -> Tensor:
