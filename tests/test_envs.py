@@ -58,7 +58,7 @@ STARTS = {"ToyBandit-v0": 0, "LineWorld-v0": 3, "GridWorld-v0": 21, "TokenTree-v
 }
 #: How far floats may differ with the size of the batch: not at all, but for a float32 language model.
 TOLERANCE = {"TextRLHF-v0": 1e-4, "TextGame-v0": 1e-4}
-STEPS = {"TextRLHF-v0": 60, "TextGame-v0": 60}
+STEPS = {"TextRLHF-v0": 60, "TextGame-v0": 30}
 
 
 # Every environment
