@@ -54,6 +54,10 @@ CHATTER = (
 # --- text of the world -------------------------------------------------------------------------------------
 
 
+#: Web pages whose perplexity tells what alignment has cost.
+TAX_PAGES = 200
+
+
 def your(text: str) -> str:
     """The asker's words from the answerer's mouth."""
     return re.sub(r"\bmy\b", "your", text)
@@ -335,6 +339,13 @@ def main(
     output.mkdir(parents=True, exist_ok=True)
     write_prompts(output / "prompts_train.jsonl", train)
     write_prompts(output / "prompts_heldout.jsonl", heldout)
+    pages_apart = random.Random(
+        seed + 1
+    )  # the tax of alignment is measured on pages that were not trained on
+    write_rows(
+        output / "pretraining_sample.jsonl",
+        [{"text": web_page(train, pages_apart)} for _ in range(TAX_PAGES)],
+    )
     tokenizer = make_tokenizer()
     say(f"{len(train)} train and {len(heldout)} held-out prompts, {len(tokenizer)} words")
 

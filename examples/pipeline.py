@@ -107,8 +107,8 @@ def evaluate(folder: Path, seed: int) -> dict[str, dict[str, float]]:
     """Every model on the held-out prompts: gold score, win rate over SFT, KL from SFT, distinct-2 of a prompt."""
     import numpy as np
 
+    from agents.evaluation.diversity import distinct_n
     from agents.evaluation.evaluation import evaluate_policy, heldout_env, win_rate
-    from agents.rollouts.episode_log import distinct_n
 
     models = {"base": embedded.path("base")} | {
         name: folder / name.lower() for name in ("SFT", "PPO", "GRPO", "DPO")

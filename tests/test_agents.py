@@ -30,8 +30,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from agents import GRPO, PPO, REINFORCE, Agent, Rollout, presets, process
 from agents.algorithms import maths
 from agents.cli import main
+from agents.evaluation.diversity import distinct_n
 from agents.process import fitting_threads, tuned_process
-from agents.rollouts.episode_log import distinct_n
 from agents.rollouts.vector_envs import bind_policy
 from tests.tiny import PROMPTS, count_a, id_sum, make_env
 

@@ -16,6 +16,7 @@ Left out: environments that are no texts; stable-baselines3's own ``EvalCallback
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -27,13 +28,17 @@ from gymnasium import logger
 from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 
 from agents.callbacks.kl_control import check_budget
+from agents.evaluation.alignment_tax import perplexity, pretraining_texts
+from agents.evaluation.diversity import distinct_of
 from agents.evaluation.evaluation import (
     EvaluationResult,
     evaluate_policy,
     evaluation_env,
+    language_model,
     sample_texts,
     win_rate,
 )
+from agents.evaluation.kinds import by_kind, column_of
 from agents.evaluation.records import (
     BEST,
     FINAL,
@@ -51,6 +56,8 @@ from textrl_env.lm.causal_lm import CausalLM
 MAX_PROMPTS = 128
 #: Prompts that are answered ten times, and how often answers come in the evaluation at the end.
 _TEN_TIMES, _SAMPLES_AT_THE_END = 12, 4
+#: Kinds of prompts that are logged one by one, at most.
+_KINDS = 20
 
 
 class EvalCallback(EventCallback):
@@ -70,6 +77,8 @@ class EvalCallback(EventCallback):
         kl_budget: The KL in nats that the best model of a run without a gold judge may have.
         max_share: Tokens generated for evaluations may come to this share of the timesteps; an evaluation beyond it is
             skipped and counted. The first and the last always take place.
+        pretraining_texts: Texts whose perplexity tells what the first, best and last policy have unlearned; None is
+            the embedded world's for its vocabulary, and none for others.
         seed: Of the sampling.
         verbose: As in stable-baselines3.
 
@@ -94,6 +103,7 @@ class EvalCallback(EventCallback):
         best_model_save_path: str | Path | None = None,
         kl_budget: float | None = None,
         max_share: float = 0.5,
+        pretraining_texts: Sequence[str] | None = None,
         seed: int = 0,
         verbose: int = 1,
     ) -> None:
@@ -110,6 +120,7 @@ class EvalCallback(EventCallback):
         self.log_path = None if log_path is None else Path(log_path)
         self.best_model_save_path = None if best_model_save_path is None else Path(best_model_save_path)
         self.kl_budget, self.max_share = kl_budget, max_share
+        self.pretraining_texts = pretraining_texts
         self.best_mean_reward = self.last_mean_reward = -math.inf
         self.evaluations_timesteps: list[int] = []
         self.evaluations_results: list[np.ndarray] = []
@@ -156,7 +167,7 @@ class EvalCallback(EventCallback):
         self._end(START, policy, 0)
         first = self._evaluate(policy, 0, self._samples, self.seed)
         self._note(first, write=True)
-        for name, value in first.means().items():
+        for name, value in (first.means() | _means_by_kind(first.sampled)).items():
             self.logger.record(f"eval/{name}", value)
         self.logger.record("eval/held_out", float(self.held_out))
         self.logger.dump(0)
@@ -183,7 +194,7 @@ class EvalCallback(EventCallback):
         evaluation = self._evaluate(self.model, self.model.num_timesteps, self._samples, self.seed)
         self._note(evaluation, write=True)
         means = evaluation.means() | {"win_rate": self._win_rate(evaluation.sampled)[0]}
-        for name, value in means.items():
+        for name, value in (means | _means_by_kind(evaluation.sampled)).items():
             self.logger.record(f"eval/{name}", value)
         self.logger.record("eval/seconds", evaluation.seconds)
         self._keep_best()
@@ -206,7 +217,7 @@ class EvalCallback(EventCallback):
             sampled=sampled,
             greedy=greedy,
             held_out=self.held_out,
-            distinct_of_10=float(np.mean([len(set(answers)) for answers in texts])),
+            distinct_of_10=distinct_of(texts, 10),
             tokens=int(sampled.length.sum() + greedy.length.sum()) + tokens,
             seconds=time.perf_counter() - started,
         )
@@ -258,7 +269,12 @@ class EvalCallback(EventCallback):
     def _end(self, name: str, policy: Any, timesteps: int) -> None:
         """An evaluation of more answers, by random numbers of its own: sides that are compared share none."""
         seed = self.seed + 1 + (START, BEST, FINAL).index(name)
-        self.ends[name] = self._evaluate(policy, timesteps, _SAMPLES_AT_THE_END, seed)
+        evaluation = self._evaluate(policy, timesteps, _SAMPLES_AT_THE_END, seed)
+        lm = language_model(policy, self.eval_env.lm.temperature)
+        texts = pretraining_texts(lm.tokenizer) if self.pretraining_texts is None else self.pretraining_texts
+        if texts:
+            evaluation = dataclasses.replace(evaluation, perplexity=perplexity(lm, texts))
+        self.ends[name] = evaluation
         if self.log_path is not None:
             write_evaluation(self.log_path, self.ends[name], name)
 
@@ -267,6 +283,21 @@ def _judged(result: EvaluationResult) -> np.ndarray:
     """The gold scores, or the scores where there is no gold judge, ``[P, n]``; a prompt the judge has no score for
     counts as a tie with itself."""
     return result.score if result.gold is None else np.nan_to_num(result.gold)
+
+
+def _means_by_kind(result: EvaluationResult) -> dict[str, float]:
+    """Figures by kind of prompt, ``<kind>/scores`` and so on; empty where there are no kinds, or too many to chart."""
+    column = column_of([result])
+    kinds = by_kind(result, column) if column is not None else []
+    if not 2 <= len(kinds) <= _KINDS:
+        return {}
+    found = {}
+    for kind in kinds:
+        figures = {"scores": kind.score, "gold_scores": kind.gold, "kl": kind.kl, "refuses": kind.refuses}
+        figures["does_not_know"] = kind.does_not_know
+        name = kind.name.replace("/", "-")
+        found |= {f"{name}/{figure}": value for figure, value in figures.items() if not math.isnan(value)}
+    return found
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.callbacks.kl_control import episode_kl
-from agents.rollouts.episode_log import distinct_n
+from agents.evaluation.diversity import distinct_n
 from agents.rollouts.rollout import Rollout
 
 #: Rollouts whose mean is where a run began and where it stands; one rollout is too noisy.

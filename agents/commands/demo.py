@@ -100,6 +100,7 @@ def _train(folder: Path, total_timesteps: int, seed: int) -> None:
 def _report(console: Any, folder: Path) -> None:
     from agents.commands import terminal
     from agents.evaluation.evaluation import win_rate
+    from agents.evaluation.kinds import changes
     from agents.evaluation.plots import plot_learning_curve
     from agents.evaluation.records import read_ends
     from agents.runs import run_directory as runs
@@ -125,8 +126,18 @@ def _report(console: Any, folder: Path) -> None:
         "samples_per_prompt": samples,
     }
     runs.write_json(folder / runs.EVALUATION, results)
-    sides = {"before": first, "best": last} | ({} if best is final else {"last": final.sampled.summary()})
+    shown = {"before": before, "best": best} | ({} if best is final else {"last": final})
+    extra = ("distinct_of_10", "perplexity")
+    sides = {
+        name: end.sampled.summary() | {figure: getattr(end, figure) for figure in extra}
+        for name, end in shown.items()
+    }
     console.print(_comparison(sides))
+    compared = {"before": before.sampled, "best": best.sampled}
+    found = [change for change in changes(*compared.values(), "kind") if change.name]
+    console.print(terminal.kinds_table(compared, "kind", [(change.kind, change.what) for change in found]))
+    for change in found:
+        console.print(f"[red]{change.name}[/red]: {_in_words(change)}", highlight=False)
     console.print(
         f"\n[bold]Gold win rate over the initial model: {rate:.1%}[/bold] "
         f"(95 % confidence {low:.1%} to {high:.1%}; ties count half; {prompts} prompts)",
@@ -162,6 +173,11 @@ def _report(console: Any, folder: Path) -> None:
     terminal.print_files(console, folder, what, commands)
 
 
+def _in_words(change: Any) -> str:
+    does = {"refuses": "refused", "does not know": "answered with \u201ci do not know\u201d"}[change.what]
+    return f"{change.kind} is {does} in {change.after:.0%} of answers, {change.before:.0%} before"
+
+
 def _which(best: Any, final: Any) -> str:
     """Which policy the demo ends on, and how the last one compares with it."""
     from agents.evaluation.evaluation import win_rate
@@ -186,6 +202,8 @@ def _comparison(sides: dict[str, dict[str, float]]) -> Any:
         "gold": "gold score",
         "kl": "KL from the initial model (nats)",
         "length": "tokens in an answer",
+        "distinct_of_10": "different answers in ten to one question",
+        "perplexity": "perplexity of pre-training text",
     }
     for name, label in labels.items():
         values = (side[name] + 0.0 if name != "kl" else max(side[name], 0.0) for side in sides.values())

@@ -47,8 +47,8 @@ def evaluate(
 
     from agents.commands.flags import parse_object
     from agents.commands.terminal import means_table, quiet_transformers
+    from agents.evaluation.diversity import distinct_n
     from agents.evaluation.evaluation import evaluate_policy, heldout_env, win_rate
-    from agents.rollouts.episode_log import distinct_n
     from agents.runs.run_directory import write_json
     from textrl_env.envs.text_rlhf import TextRLHFEnv
     from textrl_env.lm.causal_lm import CausalLM

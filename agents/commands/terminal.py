@@ -100,6 +100,9 @@ _FIGURES = {
     "length": "tokens in an answer",
     "ended": "answers that end",
     "distinct_2": "distinct-2",
+    "distinct_of_10": "different answers in ten to one prompt",
+    "self_similarity": "words that answers to one prompt share",
+    "perplexity": "perplexity of pre-training text",
 }
 
 
@@ -116,6 +119,33 @@ def means_table(means: dict[str, dict[str, float]], title: str) -> Table:
         table.add_column(side, justify="right")
     for name in next(iter(means.values())):
         table.add_row(_FIGURES.get(name, name), *(f"{side[name]:.3f}" for side in means.values()))
+    return table
+
+
+def kinds_table(sides: dict[str, Any], column: str, flagged: Sequence[tuple[str, str]] = ()) -> Table:
+    """Gold (or the score, without a gold judge) and refusals by kind of prompt, sides next to each other.
+
+    Args:
+        sides: An :class:`~agents.evaluation.evaluation.EvaluationResult` for each side, on the same prompts.
+        column: That tells the kinds apart.
+        flagged: Kinds and what they do ("refuses", "does not know") whose last figure is shown in red.
+    """
+    from agents.evaluation.kinds import by_kind
+
+    found = {side: by_kind(result, column) for side, result in sides.items()}
+    judge = "score" if next(iter(sides.values())).gold is None else "gold"
+    table = Table(title=f"By {column}: {', '.join(sides)}", title_justify="left", header_style="bold")
+    table.add_column("")
+    for heading in ("prompts", judge, "refuses", "does not know"):
+        table.add_column(heading, justify="right")
+    for kinds in zip(*found.values(), strict=True):
+        cells: list[Any] = [printable(kinds[0].name), str(kinds[0].prompts)]
+        cells.append("  ".join(f"{getattr(kind, judge):.2f}" for kind in kinds))
+        for what, name in (("refuses", "refuses"), ("does not know", "does_not_know")):
+            *shown, last = [f"{100 * getattr(kind, name):3.0f} %" for kind in kinds]
+            style = "bold red" if (kinds[0].name, what) in flagged else ""
+            cells.append(Text.assemble("  ".join(shown), "  " if shown else "", (last, style)))
+        table.add_row(*cells)
     return table
 
 

@@ -109,7 +109,7 @@ def evaluate_policy(
         )
     if n_samples < 1:
         raise ValueError(f"n_samples must be at least 1, got {n_samples}")
-    lm = _language_model(policy_or_lm, env.lm.temperature)
+    lm = language_model(policy_or_lm, env.lm.temperature)
     generator = torch.Generator(lm.device).manual_seed(seed)
 
     how = {"stop": getattr(env, "stop", None)}
@@ -145,7 +145,7 @@ def sample_texts(
         A list of texts for each prompt, and the tokens generated.
     """
     env = getattr(env, "unwrapped", env)
-    lm = _language_model(policy_or_lm, env.lm.temperature)
+    lm = language_model(policy_or_lm, env.lm.temperature)
     prompts = [env.dynamics.prompt_tokens[i] for i in prompt_ids for _ in range(n_samples)]
     generator = torch.Generator(lm.device).manual_seed(seed)
     texts, tokens = [], 0
@@ -156,7 +156,8 @@ def sample_texts(
     return [texts[i : i + n_samples] for i in range(0, len(texts), n_samples)], tokens
 
 
-def _language_model(policy_or_lm: Any, temperature: float) -> CausalLM:
+def language_model(policy_or_lm: Any, temperature: float) -> CausalLM:
+    """The language model of what :func:`evaluate_policy` takes; a folder is loaded."""
     policy = getattr(policy_or_lm, "policy", policy_or_lm)  # of an agent
     lm = getattr(policy, "lm", policy)  # of a policy
     if isinstance(lm, CausalLM):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ _FORMAT = 1
 _COLUMN, _PART = "column/", "rewards/"
 _KEY = b"textrl"
 #: What a file says beside its rows.
-_ABOUT = ("timesteps", "held_out", "distinct_of_10", "tokens", "seconds")
+_ABOUT = ("timesteps", "held_out", "distinct_of_10", "tokens", "seconds", "perplexity")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Evaluation:
         distinct_of_10: Different answers among ten to the same prompt, mean over some prompts.
         tokens: Generated for it.
         seconds: That it took.
+        perplexity: Per token of text of the pre-training, see :mod:`agents.evaluation.alignment_tax`; NaN where it was not
+            measured.
     """
 
     timesteps: int
@@ -56,6 +59,7 @@ class Evaluation:
     distinct_of_10: float
     tokens: int
     seconds: float
+    perplexity: float = math.nan
 
     @property
     def has_gold(self) -> bool:
@@ -140,7 +144,9 @@ def read_evaluation(file: Path) -> Evaluation:
         results = [_result(rows, which) for which in (~greedy, greedy)]
     except (pa.ArrowException, ValueError, KeyError, IndexError) as error:
         raise ValueError(f"{file} is no evaluation of a run: {error}") from error
-    return Evaluation(sampled=results[0], greedy=results[1], **{name: about[name] for name in _ABOUT})
+    return Evaluation(
+        sampled=results[0], greedy=results[1], **{name: about[name] for name in _ABOUT if name in about}
+    )
 
 
 def _result(rows: dict[str, list[Any]], which: np.ndarray) -> EvaluationResult:

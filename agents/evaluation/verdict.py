@@ -42,6 +42,11 @@ class Interval:
         return self.high < 0
 
 
+def interval_of(values: np.ndarray) -> Interval:
+    """The mean of one value for each prompt, with its 95 % interval over prompts."""
+    return Interval(*mean_interval(values))
+
+
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """One policy against another on the same prompts.
@@ -138,12 +143,12 @@ def compare(a: EvaluationResult, b: EvaluationResult) -> Comparison:
         raise ValueError(
             f"a comparison wants the same prompts, got {len(a.prompts)} and {len(b.prompts)} that differ"
         )
-    score = Interval(*mean_interval(a.score.mean(1) - b.score.mean(1)))
+    score = interval_of(a.score.mean(1) - b.score.mean(1))
     if a.gold is None or b.gold is None:
         return Comparison(score, None, Interval(*win_rate(a.score, b.score)))
     known = ~(np.isnan(a.gold).any(1) | np.isnan(b.gold).any(1))
     if not known.any():
         return Comparison(score, None, Interval(*win_rate(a.score, b.score)))
     gold_a, gold_b = a.gold[known], b.gold[known]
-    gold = Interval(*mean_interval(gold_a.mean(1) - gold_b.mean(1)))
+    gold = interval_of(gold_a.mean(1) - gold_b.mean(1))
     return Comparison(score, gold, Interval(*win_rate(gold_a, gold_b)))

@@ -218,6 +218,42 @@ def _far_away(run: Run) -> str | None:
     return f"Answers end {write_number(kl, 1)} nats from the reference."
 
 
+def _has_kinds(run: Run) -> bool:
+    return run.kind_column is not None
+
+
+def _changed(name: str) -> Callable[[Run], str | None]:
+    """Finds the kinds of prompts whose share of refusals has changed in one way."""
+
+    def find(run: Run) -> str | None:
+        found = [change for change in run.changes if change.name == name]
+        verb = {
+            "refuses": "is refused",
+            "does not know": "gets an \N{LEFT DOUBLE QUOTATION MARK}I do not know"
+            "\N{RIGHT DOUBLE QUOTATION MARK}",
+        }
+        parts = [
+            f"{c.kind} {verb[c.what]} in {_share(c.after)} of answers, {_share(c.before)} at first"
+            for c in found
+        ]
+        return "; ".join(parts) + "." if parts else None
+
+    return find
+
+
+#: The share of what it was to which the different answers of ten may fall.
+_SAME_ANSWERS = 0.5
+
+
+def _mode_collapse(run: Run) -> str | None:
+    if run.verdict is None:
+        return None
+    first, last = (run.ends[end].distinct_of_10 for end in ("start", "final"))
+    if not last < _SAME_ANSWERS * first:
+        return None
+    return f"Of ten answers to one prompt {last:.1f} differ, {first:.1f} at first."
+
+
 def _stopped_at_kl(run: Run) -> str | None:
     if run.stopped_at_kl is None:
         return None
@@ -321,6 +357,37 @@ CHECKS = (
         _fooled,
         advice="What the reward likes better, the gold judge does not. Read samples, and mend the reward.",
         applies=_can_compare,
+    ),
+    Check(
+        "over-refusal",
+        _changed("over-refusal"),
+        advice="Declining is worth less to the gold judge than the best answers to such prompts.",
+        applies=_has_kinds,
+    ),
+    Check(
+        "lost refusals",
+        _changed("lost refusals"),
+        advice="Declining is what the gold judge likes best with such prompts.",
+        applies=_has_kinds,
+    ),
+    Check(
+        "more refusals",
+        _changed("more refusals"),
+        advice="Whether that is wanted cannot be told without a gold judge that has seen both.",
+        applies=_has_kinds,
+    ),
+    Check(
+        "fewer refusals",
+        _changed("fewer refusals"),
+        advice="Whether that is wanted cannot be told without a gold judge that has seen both.",
+        applies=_has_kinds,
+    ),
+    Check(
+        "mode collapse",
+        _mode_collapse,
+        advice="The policy says the same thing again and again. A larger KL coefficient, an entropy bonus or an earlier "
+        "end helps.",
+        applies=lambda run: run.verdict is not None,
     ),
     Check(
         "undecided",

@@ -8,6 +8,8 @@ from html import escape
 
 import numpy as np
 
+from agents.evaluation.diversity import self_similarity
+from agents.evaluation.kinds import by_kind
 from agents.evaluation.records import BEST, FINAL, START, Evaluation
 from agents.evaluation.verdict import Verdict
 from agents.report import pictures
@@ -129,7 +131,7 @@ def section(runs: Sequence[Run]) -> str:
 def _one(run: Run, found: Answer) -> str:
     style = {True: "good", False: "bad", None: "unknown"}[found.is_good]
     said = f'<p class="verdict {style}">{escape(found.text)}</p>'
-    return f"{said}{_picture([run])}{_table(run)}"
+    return f"{said}{_picture([run])}{_table(run)}{_kinds(run)}"
 
 
 def _several(answers: Sequence[tuple[Run, Answer]]) -> str:
@@ -188,6 +190,28 @@ def _table(run: Run) -> str:
     return f"<div class=wide>{table(heads, judged, 'narrow')}</div><p class=quiet>{note}</p>"
 
 
+def _kinds(run: Run) -> str:
+    """What has become of each kind of prompt: gold and refusals, first and last policy."""
+    column = run.kind_column
+    if column is None:
+        return ""
+    first, last = (by_kind(run.ends[end].sampled, column) for end in (START, FINAL))
+    judged = "score" if np.isnan([kind.gold for kind in first]).all() else "gold"
+    marked = {(change.kind, change.what) for change in run.changes if change.name}
+    rows = []
+    for before, after in zip(first, last, strict=True):
+        values = [getattr(side, judged) for side in (before, after)]
+        cells = [num(str(before.prompts)), *(num(write_number(value, 2)) for value in values)]
+        for what, name in (("refuses", "refuses"), ("does not know", "does_not_know")):
+            shown = [f"{100 * getattr(side, name):.0f} %" for side in (before, after)]
+            style = "num flag" if (before.name, what) in marked else "num"
+            cells += [num(shown[0]), f'<td class="{style}">{shown[1]}</td>']
+        rows.append([escape(before.name), *cells])
+    heads = ["", "#prompts", f"#{judged}<br>first", "#<br>last", "#refuses<br>first", "#<br>last"]
+    heads += ["#does not know<br>first", "#<br>last"]
+    return f"<h3>By {escape(column)} of prompt</h3><div class=wide>{table(heads, rows, 'narrow')}</div>"
+
+
 def _gold(evaluation: Evaluation, greedy: bool = False) -> float:
     result = evaluation.greedy if greedy else evaluation.sampled
     return float("nan") if result.gold is None else float(np.nanmean(result.gold))
@@ -201,6 +225,8 @@ _FIGURES = (
     ("tokens in an answer", lambda e: e.sampled.length.mean(), 1),
     ("share that ends within the budget", lambda e: e.sampled.ended.mean(), 3),
     ("different answers in ten to one prompt", lambda e: e.distinct_of_10, 1),
+    ("words that answers to one prompt share", lambda e: self_similarity(e.sampled.responses), 3),
+    ("perplexity of pre-training text", lambda e: e.perplexity, 2),
 )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from agents import presets
+from agents.evaluation.kinds import Change, changes, column_of
 from agents.evaluation.records import Evaluation, read_ends, read_evaluations
 from agents.evaluation.verdict import Verdict, judge
 from agents.report.samples import Table, read_tables
@@ -60,6 +61,18 @@ class Run:
     def verdict(self) -> Verdict | None:
         """What held-out comparisons say; None for a run that has not ended, or was not evaluated."""
         return judge(self.ends)
+
+    @functools.cached_property
+    def kind_column(self) -> str | None:
+        """The column of the prompts that tells their kinds apart; None where there is none, or no verdict."""
+        return None if self.verdict is None else column_of([self.ends["start"].sampled])
+
+    @functools.cached_property
+    def changes(self) -> list[Change]:
+        """Kinds of prompts that the last policy declines more or less often than the first one did."""
+        if self.kind_column is None:
+            return []
+        return changes(self.ends["start"].sampled, self.ends["final"].sampled, self.kind_column)
 
     def series(self, column: str) -> tuple[np.ndarray, np.ndarray]:
         """Timesteps and values ``[n]`` of the rows that have a finite value; empty where none has."""

@@ -51,6 +51,8 @@ th.num { white-space: normal; }
 .verdict.good { border-color: var(--good-edge); background: var(--good); }
 .verdict.bad { border-color: var(--bad-edge); background: var(--bad); }
 figure.main { max-width: 860px; margin-bottom: 18px; }
+h3 { font-size: 15px; margin: 22px 0 6px; }
+td.flag { color: var(--bad-edge); font-weight: 700; }
 .name { white-space: nowrap; }
 .plots { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 22px 26px; }
 figure { margin: 0; break-inside: avoid; }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from gymnasium import logger
 from torch import Tensor
 
+from agents.evaluation.diversity import distinct_n
 from agents.rollouts.rollout import Rollout
 from textrl_env.printable import markdown_cell
 
@@ -245,13 +246,3 @@ def _log_objective(record: Callable[..., None], rollout: Rollout) -> None:
     record("objective/entropy", -mean(rollout.log_probs))
     record("objective/non_score_reward", -mean(rollout.penalties))
     record("objective/rlhf_reward", mean(rollout.rewards))
-
-
-def distinct_n(texts: list[str], n: int) -> float:
-    """Distinct n-grams of words divided by all of them, over all texts (Li et al. 2016); 0 if there are none."""
-    grams: Counter[tuple[str, ...]] = Counter()
-    for text in texts:
-        words = text.split()
-        grams.update(zip(*(words[i:] for i in range(n)), strict=False))
-    total = sum(grams.values())
-    return len(grams) / total if total else 0.0
