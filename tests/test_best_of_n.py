@@ -1,4 +1,4 @@
-"""Claims about choosing among answers, pass@k, lengths and diversity, against values worked out by hand or by sampling."""
+"""Claims about choosing among answers, pass@k, lengths and diversity, against values worked out otherwise."""
 
 from __future__ import annotations
 

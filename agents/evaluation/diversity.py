@@ -64,7 +64,7 @@ def distinct_of(responses: Sequence[Sequence[str]], count: int) -> float:
 
 
 def self_similarity(responses: Sequence[Sequence[str]]) -> float:
-    """How alike answers to the same prompt are: shared words of two over the words of both, mean over pairs and prompts.
+    """How alike answers to the same prompt are: the words that two share over all of theirs, mean over pairs.
 
     1 where all answers have the same words, 0 where none have one in common; NaN where no prompt has two answers.
     """

@@ -48,8 +48,8 @@ class Evaluation:
         distinct_of_10: Different answers among ten to the same prompt, mean over some prompts.
         tokens: Generated for it.
         seconds: That it took.
-        perplexity: Per token of text of the pre-training, see :mod:`agents.evaluation.alignment_tax`; NaN where it was not
-            measured.
+        perplexity: Per token of text of the pre-training, see :mod:`agents.evaluation.alignment_tax`; NaN where it was
+            not measured.
     """
 
     timesteps: int

@@ -385,8 +385,8 @@ CHECKS = (
     Check(
         "mode collapse",
         _mode_collapse,
-        advice="The policy says the same thing again and again. A larger KL coefficient, an entropy bonus or an earlier "
-        "end helps.",
+        advice="The policy says the same thing again and again. A larger KL coefficient, an entropy bonus or an "
+        "earlier end helps.",
         applies=lambda run: run.verdict is not None,
     ),
     Check(
