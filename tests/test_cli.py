@@ -364,6 +364,64 @@ def test_evaluate_compares_a_model_with_another_and_writes_the_figures(here, cap
     assert json.loads((here / "base.json").read_text())["confidence_interval"][1] < 0.4
 
 
+def test_evaluate_judges_a_run_by_kind_and_by_the_best_of_several_answers(here, capsys):
+    lines = embedded.path("prompts_heldout").read_text().splitlines(keepends=True)
+    (here / "few.jsonl").write_text("".join(lines[::16]))
+    train = ["train", "--run-dir", "run", "--no-progress", "--total-timesteps", "600", "--n-episodes", "32"]
+    watch = [
+        "--eval-every",
+        "300",
+        "--eval-prompts",
+        "few.jsonl",
+        "--eval-episodes",
+        "16",
+        "--kl-budget",
+        "50",
+    ]
+    assert main([*train, *watch]) == 0
+    config = runs.read_config(here / "run")
+    assert config["eval_every"] == 300 and config["eval_prompts"] == str(here / "few.jsonl")
+    assert config["eval_episodes"] == 16 and config["kl_budget"] == 50.0
+    assert (here / "run" / "best" / "model.safetensors").is_file()
+    capsys.readouterr()
+    args = ["evaluate", "run", "--best-of", "1", "4", "--samples", "4", "--passes-from", "0.9"]
+    # The run's own prompts are a file, so its reward and model are named: those of the embedded world.
+    args += ["--reward", str(embedded.path("reward")), "--against", str(embedded.path("sft"))]
+    gold = ["--gold", "textrl_env.embedded:gold_score", "--output", "figures.json"]
+    assert main([*args, *gold]) == 0
+    shown = capsys.readouterr().out
+    assert "run/best by gold" in shown and "at equal lengths" in shown and "By kind" in shown
+    figures = json.loads((here / "figures.json").read_text())
+    assert set(figures["by_kind"]["model"]) == {json.loads(line)["kind"] for line in lines[::16]}
+    one, four = figures["best_of"]
+    assert (one["n"], four["n"]) == (1, 4) and one["score"] == pytest.approx(figures["model"]["score"])
+    assert four["score"] > one["score"] and 0 < four["kl"] <= four["kl_bound"] == pytest.approx(
+        0.636, abs=1e-3
+    )
+    assert 0 <= figures["pass_at_k"]["1"] <= figures["pass_at_k"]["4"] <= 1
+    assert figures["against"]["perplexity"] == pytest.approx(2.53, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["evaluate"], "give a RUN_DIR, or --model"),
+        (["evaluate", "nowhere"], "nowhere is not a run directory"),
+        (
+            ["evaluate", "--model", "m", "--best-of", "8", "--samples", "4"],
+            "--best-of 8 wants as many answers",
+        ),
+        (["evaluate", "--model", "m", "--best-of", "some"], "--best-of takes numbers of answers"),
+        (["train", "--eval-every", "often"], "--eval-every takes timesteps (10000) or none, got 'often'"),
+        (["train", "--eval-every", "none", "--eval-prompts", "x"], "--eval-prompts goes with --eval-every"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_line(args, said, here, capsys):
+    assert main(args) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and said in lines[0], lines
+
+
 def test_evaluate_on_prompts_of_ones_own_asks_for_a_reward(here, capsys):
     (here / "prompts.txt").write_text("a b\n")
     assert main(["evaluate", "--model", str(embedded.path("sft")), "--prompts", "prompts.txt"]) == 2

@@ -136,8 +136,7 @@ def _report(console: Any, folder: Path) -> None:
     compared = {"before": before.sampled, "best": best.sampled}
     found = [change for change in changes(*compared.values(), "kind") if change.name]
     console.print(terminal.kinds_table(compared, "kind", [(change.kind, change.what) for change in found]))
-    for change in found:
-        console.print(f"[red]{change.name}[/red]: {_in_words(change)}", highlight=False)
+    terminal.print_changes(console, found)
     console.print(
         f"\n[bold]Gold win rate over the initial model: {rate:.1%}[/bold] "
         f"(95 % confidence {low:.1%} to {high:.1%}; ties count half; {prompts} prompts)",
@@ -171,11 +170,6 @@ def _report(console: Any, folder: Path) -> None:
         ("textrl envs", "the other environments"),
     ]
     terminal.print_files(console, folder, what, commands)
-
-
-def _in_words(change: Any) -> str:
-    does = {"refuses": "refused", "does not know": "answered with \u201ci do not know\u201d"}[change.what]
-    return f"{change.kind} is {does} in {change.after:.0%} of answers, {change.before:.0%} before"
 
 
 def _which(best: Any, final: Any) -> str:

@@ -149,6 +149,44 @@ def kinds_table(sides: dict[str, Any], column: str, flagged: Sequence[tuple[str,
     return table
 
 
+def print_changes(console: Console, changes: Sequence[Any]) -> None:
+    """Refusals that have gone wrong, see :class:`agents.evaluation.kinds.Change`, a line for each."""
+    does = {"refuses": "refused", "does not know": "answered with \u201cI do not know\u201d"}
+    for change in changes:
+        line = f"{printable(change.kind)} is {does[change.what]} in {change.after:.0%} of answers, "
+        console.print(Text.assemble((f"{change.name}: ", "red"), line, f"{change.before:.0%} before"))
+
+
+def best_of_table(chosen: Sequence[Any], passing: dict[int, float], passes_from: float | None) -> Table:
+    """What choosing among answers buys, see :mod:`agents.evaluation.best_of_n`.
+
+    Args:
+        chosen: The best of n.
+        passing: pass@k by k.
+        passes_from: The score from which an answer passes.
+    """
+    table = Table(title="The best of n answers by the reward", title_justify="left", header_style="bold")
+    by_n = {each.n: each for each in chosen}
+    has_gold = any(each.gold == each.gold for each in chosen)
+    heads = ["n"]
+    heads += ["score", *(["gold"] if has_gold else []), "KL (nats), at most", "estimated"] if chosen else []
+    heads += [f"pass@n (from {passes_from:g})"] if passing else []
+    for heading in heads:
+        table.add_column(heading, justify="right")
+    for n in sorted(by_n.keys() | passing.keys()):
+        each = by_n.get(n)
+        cells = [str(n)]
+        if chosen:
+            values = (
+                []
+                if each is None
+                else [each.score, *([each.gold] if has_gold else []), each.kl_bound, each.kl]
+            )
+            cells += [f"{value:.3f}" for value in values] or [""] * (len(heads) - 1 - bool(passing))
+        table.add_row(*cells, *([f"{passing[n]:.1%}"] if n in passing else []))
+    return table
+
+
 def samples_table(before: Any, after: Any, rows: Sequence[int], title: str) -> Table:
     """Answers before and after, side by side, each with its score.
 

@@ -45,8 +45,9 @@ def path(name: str) -> Path:
     Args:
         name: ``"base"``, ``"sft"`` or ``"reward"`` (model folders), ``"prompts_train"`` or ``"prompts_heldout"``
             (JSONL files with ``prompt``, ``kind`` and ``answer``), ``"pretraining_sample"`` (web pages like those
-            that the base model learned from, a JSONL file with ``text``), or ``"sft_sample"`` (16 answers of the SFT model
-            to each held-out prompt, with their gold scores), or ``"figures"`` (what was measured when it was made).
+            that the base model learned from, a JSONL file with ``text``), or ``"sft_sample"`` (16 answers of
+            the SFT model to each held-out prompt, with their gold scores), or ``"figures"`` (what was measured when
+            it was made).
 
     Raises:
         ValueError: For any other name.
