@@ -22,23 +22,23 @@ REFUSES, DOES_NOT_KNOW, ANSWERS = "refuses", "does not know", "answers"
 _WORTH = 0.1
 #: Of the answers of a kind, the share from the top that shows what a manner is worth at its best.
 _TOP = 0.1
-_NOT = (
-    r"(?:can ?not|can['\u2019]t|could ?n['\u2019]t|will not|won['\u2019]t|am (?:not able|unable) to|must not)"
-)
+_NOT = r"(?:can ?not|can't|could ?n't|will not|won't|am (?:not able|unable) to|must not)"
 _HELP = "help|assist|tell|provide|answer|do|share|comply|support|give|discuss|recommend|explain"
 _REFUSAL = re.compile(
     rf"\bi {_NOT}\b.{{0,40}}?\b(?:{_HELP})\b"
-    r"|\bi (?:have to|must) (?:decline|refuse)\b|\bas an ai\b.{0,60}?\b(?:can|will) ?(?:not|['\u2019]t)\b"
+    r"|\bi (?:have to|must) (?:decline|refuse)\b|\bas an ai\b.{0,60}?\b(?:can|will) ?(?:not|'t)\b"
 )
 _IGNORANCE = re.compile(
-    r"\bi (?:do not|don['\u2019]t) (?:know|have (?:that|this|any|enough) information)\b"
-    r"|\bi can ?(?:not|['\u2019]t) know\b|\bnobody knows\b|\bno one knows\b|\bi am not sure\b|\bi['\u2019]m not sure\b"
+    r"\bi (?:do not|don't) (?:know|have (?:that|this|any|enough) information)\b"
+    r"|\bi can ?(?:not|'t) know\b|\bnobody knows\b|\bno one knows\b|\bi am not sure\b"
 )
 
 
 def manner(response: str) -> str:
     """What an answer does: "refuses", "does not know" or "answers", by its phrases (English, case does not matter)."""
-    text = " ".join(response.lower().replace("i'm ", "i am ").split())
+    text = " ".join(
+        response.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").replace("i'm ", "i am ").split()
+    )
     if _IGNORANCE.search(text):
         return DOES_NOT_KNOW
     return REFUSES if _REFUSAL.search(text) else ANSWERS
