@@ -90,8 +90,8 @@ def evaluate(
         num_bins: Reliability bins over the confidence, from 0.5 to 1.
 
     Returns:
-        ``accuracy`` (ties count half), ``loss``, ``ece`` (expected calibration error) and ``bins``, each with
-        ``confidence``, ``accuracy`` and ``count``.
+        ``accuracy`` (ties count half), ``loss``, ``ece`` (expected calibration error), ``bins``, each with
+        ``confidence``, ``accuracy`` and ``count``, and ``right``: for each comparison 1, 0 or, for a tie, 0.5.
     """
     comparisons = pairs if _are_comparisons(pairs) else load_comparisons(pairs)
     scores = torch.tensor(
@@ -122,7 +122,13 @@ def reliability(gaps: Tensor, num_bins: int = 5) -> dict[str, Any]:
             )
     error = sum(b["count"] * abs(b["confidence"] - b["accuracy"]) for b in bins) / len(gaps)
     loss = -F.logsigmoid(gaps).mean().item()
-    return {"accuracy": right.mean().item(), "loss": loss, "ece": error, "bins": bins}
+    return {
+        "accuracy": right.mean().item(),
+        "loss": loss,
+        "ece": error,
+        "bins": bins,
+        "right": right.tolist(),
+    }
 
 
 @torch.no_grad()

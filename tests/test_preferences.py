@@ -455,6 +455,31 @@ def test_files_go_through_the_whole_pipeline_verb_by_verb(textrl, model_folder, 
         assert words in shown
 
 
+def test_a_reward_model_below_a_coin_is_told_before_what_comes_next_and_kinds_have_their_own_accuracy(
+    textrl, model_folder, tmp_path, capsys
+):
+    right = [
+        {"prompt": p, "chosen": "a a", "rejected": "b c", "kind": kind} for p in PROMPTS for kind in "xy"
+    ]
+    wrong = [{**row, "chosen": "b c", "rejected": "a a"} for row in right if row["kind"] == "x"]
+    data = write_lines(tmp_path / "pairs.jsonl", 8 * right)
+    mixed = write_lines(tmp_path / "mixed.jsonl", [*wrong, *(row for row in right if row["kind"] == "y")])
+    upside_down = write_lines(tmp_path / "wrong.jsonl", wrong)
+    learn = ("reward", "--model", model_folder, "--data", data, "--epochs", 4, "--learning-rate", 5e-3)
+    assert textrl(*learn, "--eval-data", mixed, "--output", "mixed") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    count = len(PROMPTS)
+    assert (
+        f"held-out accuracy, x 0.000 of {count}" in shown
+        and f"held-out accuracy, y 1.000 of {count}" in shown
+    )
+    assert textrl(*learn, "--eval-data", upside_down, "--output", "wrong") == 0
+    told = capsys.readouterr()
+    assert "No better than a coin: it prefers the chosen answer in 0.0% of held-out" in told.err
+    assert textrl(*learn, "--eval-data", data, "--output", "good") == 0
+    assert "coin" not in capsys.readouterr().err
+
+
 def test_a_bad_row_stops_a_verb_with_its_place_unless_it_may_be_skipped(
     textrl, model_folder, tmp_path, capsys
 ):

@@ -111,9 +111,41 @@ def reward(
     }
     if "eval" in result:
         figures |= {f"held-out {name}": result["eval"][name] for name in ("loss", "accuracy", "ece")}
+        figures |= _by_kind(held_out, result["eval"]["right"])
     offline.report(f"{folder}: a reward model in {progress.progress.seconds:.0f} s", figures, skipped)
+    _warn_of_coin(result)
     again = f" --model {model} --prompts FILE" if model is not None else ""
     offline.print_next([(f"textrl train{again} --reward {folder} --agent grpo", "reinforcement learning")])
+
+
+def _by_kind(rows: list[dict[str, Any]], right: list[float]) -> dict[str, str]:
+    """Held-out accuracy by the column "kind", where there is one."""
+    found: dict[str, list[float]] = {}
+    for row, each in zip(rows, right, strict=True):
+        if "kind" in row:
+            found.setdefault(str(row["kind"]), []).append(each)
+    return {
+        f"held-out accuracy, {kind}": f"{sum(values) / len(values):.3f} of {len(values):,}"
+        for kind, values in found.items()
+    }
+
+
+def _warn_of_coin(result: dict[str, Any]) -> None:
+    """A reward model that does not beat a coin is no reward; say so before saying what comes next."""
+    from rich.console import Console
+
+    held_out = "eval" in result
+    accuracy = result["eval"]["accuracy"] if held_out else result["accuracy"]
+    if accuracy > 0.5:
+        return
+    where = "held-out comparisons" if held_out else "the comparisons that it was trained on"
+    Console(stderr=True).print(
+        f"[bold red]No better than a coin:[/bold red] it prefers the chosen answer in {accuracy:.1%} of {where}. A policy "
+        "trained on it would learn the opposite of what the raters like, or noise. Are chosen and rejected the right "
+        "way round? Otherwise more comparisons, more --epochs or another --learning-rate are needed first.",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def comparisons(source: str, skip_bad_rows: bool) -> tuple[list[dict[str, Any]], list[str]]:
