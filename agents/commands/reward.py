@@ -141,8 +141,8 @@ def _warn_of_coin(result: dict[str, Any]) -> None:
     where = "held-out comparisons" if held_out else "the comparisons that it was trained on"
     Console(stderr=True).print(
         f"[bold red]No better than a coin:[/bold red] it prefers the chosen answer in {accuracy:.1%} of {where}. A "
-        "policy trained on it would learn the opposite of what the raters like, or noise. Are chosen and rejected the right "
-        "way round? Otherwise more comparisons, more --epochs or another --learning-rate are needed first.",
+        "policy trained on it would learn noise, or the opposite of what the raters like. Are chosen and rejected the "
+        "right way round? Otherwise more comparisons, more --epochs or another --learning-rate are needed first.",
         highlight=False,
         soft_wrap=True,
     )
