@@ -544,7 +544,10 @@ class Agent(LearningLoop):
                 continue
             break
         self.policy.weights_changed()
-        check_weights(self.policy, f"after the update at {self.num_timesteps:,} timesteps")
+        before = self.weight_norm
+        self.weight_norm = check_weights(self.policy, f"after the update at {self.num_timesteps:,} timesteps")
+        self.weight_growth = self.weight_norm / before if before else 1.0
+        self.logger.record("train/weight_growth", self.weight_growth)
         self._log_training(rollout, records, self.optimizer.param_groups[0]["lr"])
 
     def _learning_rates(self, progress_remaining: float) -> tuple[float, float]:

@@ -31,6 +31,9 @@ class LearningLoop(StableBaselines3Surface):
     latest: dict[str, Any]
     #: Rollouts collected since the timesteps were last reset.
     iterations: int = 0
+    #: Norm of all weights after the latest updates, and what it was times before them.
+    weight_norm: float = 0.0
+    weight_growth: float = 1.0
     #: When the present call of :meth:`learn` ends, in timesteps; None before the first.
     total_timesteps: int | None = None
     #: Quantities that the logger still shows although a line with them has been written.
@@ -79,7 +82,7 @@ class LearningLoop(StableBaselines3Surface):
 
     def _run(self, callback: BaseCallback, log_interval: int | None) -> None:
         """Collect and learn in turn until the steps are spent or a callback asks to stop."""
-        check_weights(self.policy, "before learning")
+        self.weight_norm = check_weights(self.policy, "before learning")
         while self.num_timesteps < self.total_timesteps and not self.stopped:
             callback.on_rollout_start()
             tell_trainer_state((self.env, self.text_env), self._trainer_state())

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shlex
 import signal
+import subprocess
 import sys
 import threading
 import warnings
@@ -15,10 +17,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from agents import GRPO, PPO, Agent
+from agents import GRPO, PPO, REINFORCE, Agent
 from agents.algorithms.schedules import schedule_value
+from agents.callbacks.scale_guards import ScaleGuards
 from agents.cli import main
 from agents.commands import envs as envs_verb
+from agents.report.findings import examine
+from agents.report.reading import read_run
 from tests.tiny import id_sum, make_env, make_lm
 from textrl_env.lm.out_of_memory import is_out_of_memory
 from textrl_env.lm.self_check import find_ways
@@ -153,6 +158,60 @@ def test_a_learning_rate_that_is_not_finite_is_refused(rate):
         schedule_value(lambda progress: math.inf, 0.5)
 
 
+def reward_of(scale):
+    return lambda prompts, completions: [scale * (1 + len(c.split())) for c in completions]
+
+
+@pytest.mark.parametrize("cls", [PPO, GRPO, REINFORCE])
+@pytest.mark.parametrize(("rate", "is_told"), [(10.0, True), (3e-4, False)])
+def test_a_learning_rate_that_throws_the_weights_about_is_told_once(cls, rate, is_told):
+    guard = ScaleGuards(emit=lambda line: None)
+    cls("MlpPolicy", "ToyBandit-v0", n_envs=4, learning_rate=rate, seed=0).learn(400, guard)
+    told = [line for _, line in guard.messages if line.startswith("guard step_size at ")]
+    assert len(told) == is_told and len(guard.messages) == is_told
+    assert not is_told or f"Lower --learning-rate (now {rate})" in told[0]
+
+
+@pytest.mark.parametrize(("scale", "is_told"), [(1e8, True), (1e-8, False), (100.0, False)])
+def test_rewards_out_of_scale_are_told_with_what_float32_loses(scale, is_told):
+    guard = ScaleGuards(emit=lambda line: None)
+    GRPO("auto", make_env(lm=make_lm(), reward=reward_of(scale)), n_episodes=8, seed=0).learn(20, guard)
+    assert len(guard.messages) == is_told
+    assert not is_told or "apart in float32" in guard.messages[0][1]
+    assert not is_told or re.search(
+        r"rewards of up to [3-7]e\+08 in one step.* (32|64) apart", guard.messages[0][1]
+    )
+
+
+def test_settings_out_of_scale_are_said_on_the_way_and_in_the_report(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "huge.py").write_text(
+        "def reward(prompts, completions):\n    return [1e8 * len(c) for c in completions]\n"
+    )
+    text = ["--reward", "huge.py:reward", "--n-episodes", "4", "--batch-size", "4", "--n-epochs", "1"]
+    runs = {
+        "fast": [
+            "--env",
+            "ToyBandit-v0",
+            "--n-steps",
+            "8",
+            "--total-timesteps",
+            "80",
+            "--learning-rate",
+            "10",
+        ],
+        "huge": [*text, "--max-new-tokens", "4", "--total-timesteps", "32"],
+    }
+    for name, args in runs.items():
+        assert main(["train", "--no-progress", *args, "--run-dir", name]) == 0
+    told = capsys.readouterr().err
+    assert "guard step_size at 8 steps" in told and "guard reward_scale at " in told
+    found = {name: [finding.name for finding in examine(read_run(tmp_path / name))] for name in runs}
+    assert "steps out of scale" in found["fast"] and "rewards out of scale" not in found["fast"]
+    assert "rewards out of scale" in found["huge"]
+
+
 # -- memory -------------------------------------------------------------------------------------------------
 
 
@@ -193,6 +252,62 @@ def test_an_update_that_does_not_fit_is_done_in_halves_with_the_same_gradient(me
     sizes.clear()
     tight.learn(1, reset_num_timesteps=False)
     assert max(sizes) == 2, "what was learned about memory is kept"
+
+
+#: Runs one update whose memory is really limited, and prints what came of it.
+CAPPED = """
+import resource
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+
+from agents import GRPO
+from tests.tiny import id_sum, make_env, make_lm
+
+ROOM = int(sys.argv[1]) * 2**20
+HARD = resource.getrlimit(resource.RLIMIT_AS)[1]
+
+
+class Cap(BaseCallback):
+    def _on_step(self):
+        return True
+
+    def _on_rollout_end(self):
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ROOM, HARD))
+
+    def _on_training_end(self):
+        resource.setrlimit(resource.RLIMIT_AS, (HARD, HARD))
+
+
+def learner(**kwargs):
+    env = make_env(lm=make_lm(), reward=id_sum, max_new_tokens=16)
+    return GRPO("auto", env, n_episodes=2048, group_size=4, learning_rate=1e-2, seed=0, batch_size=None, **kwargs)
+
+
+tight = learner()
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    tight.learn(1, Cap())
+easy = learner(micro_batch_size=tight.micro_batch_size)
+easy.learn(1)
+for (name, one), other in zip(tight.policy.state_dict().items(), easy.policy.state_dict().values()):
+    assert torch.allclose(one, other, atol=1e-6), name
+print(tight.micro_batch_size, sum("ran out of memory" in str(each.message) for each in told))
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux's account of memory")
+def test_a_limit_of_the_operating_system_halves_the_rows_until_they_fit_with_the_same_gradient():
+    command = [sys.executable, "-c", CAPPED, "16"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    rows, times = map(int, ended.stdout.split())
+    assert times >= 1 and rows == 2048 // 2**times
 
 
 def test_what_was_learned_about_memory_is_in_the_checkpoint(tmp_path):

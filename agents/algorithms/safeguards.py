@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -94,22 +95,27 @@ def _episode(batch: Rollout, bad: Tensor) -> str:
     return f"row {row} of {len(batch)} ({steps} steps, rewards that add up to {total:.4g}{more})"
 
 
-def check_weights(policy: Policy, when: str) -> None:
+def check_weights(policy: Policy, when: str) -> float:
     """Raise a FloatingPointError that names the first tensor of weights that is not finite.
 
     Args:
         policy: One norm of all its weights is looked at, and each by itself only where that is not finite.
         when: For the message.
+
+    Returns:
+        The norm of all weights; 0 where there are none.
     """
     weights = [p.detach() for p in policy.parameters() if p.is_floating_point()]
-    if not weights or bool(torch.isfinite(torch.nn.utils.get_total_norm(weights))):
-        return
+    norm = float(torch.nn.utils.get_total_norm(weights)) if weights else 0.0
+    if math.isfinite(norm):
+        return norm
     for name, weight in policy.named_parameters():
         if weight.is_floating_point() and not _finite(weight):
             bad = int((~torch.isfinite(weight)).sum())
             raise FloatingPointError(
                 f"{bad:,} of the {weight.numel():,} weights in {name} are NaN or infinite {when}; {_ADVICE}"
             )
+    raise FloatingPointError(f"the norm of the weights is not finite {when}, so large are they; {_ADVICE}")
 
 
 def _finite(tensor: Tensor) -> bool:

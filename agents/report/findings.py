@@ -27,6 +27,8 @@ GIBBERISH = 25.0
 #: Where a warning begins: shares, nats, nats, and a factor.
 _COLLAPSED, _CUT, _ZERO_STD, _BAD_CRITIC = 0.1, 0.1, 0.3, -0.05
 _LARGE_UPDATE, _NEGATIVE_KL, _LONGER = 0.1, -0.1, 2.0
+#: As in agents/callbacks/scale_guards.py: growth of the weights in one rollout's updates, and size of a reward.
+_GROWTH, _REWARD = 10.0, 1e5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,6 +324,25 @@ def _large_updates(run: Run) -> str | None:
     return f"An update moves the policy by {last:.2f} nats at the end." if last > _LARGE_UPDATE else None
 
 
+def _steps_out_of_scale(run: Run) -> str | None:
+    steps, growth = run.series("train/weight_growth")
+    if not len(growth) or growth.max() < _GROWTH:
+        return None
+    at = f"{steps[int(growth.argmax())]:,.0f} {run.unit}"
+    return f"The updates before {at} made the weights {growth.max():,.0f} times as large."
+
+
+def _rewards_out_of_scale(run: Run) -> str | None:
+    _, values = (metrics.SCORE if run.is_text else metrics.RETURN).series(run)
+    _, lengths = run.series("rollout/ep_len_mean")
+    largest = np.abs(values).max(initial=0.0)
+    a_step = largest if run.is_text else largest / max(lengths.max(initial=1.0), 1.0)
+    if a_step < _REWARD:
+        return None
+    apart = float(np.spacing(np.float32(a_step)))
+    return f"A reward comes to {a_step:.3g}; numbers of that size are {apart:.3g} apart in the precision of training."
+
+
 def _bad_critic(run: Run) -> str | None:
     _, last = metrics.EXPLAINED.tenths(run)
     return f"The critic's explained variance ends at {write_number(last, 2)}." if last < _BAD_CRITIC else None
@@ -338,6 +359,17 @@ CHECKS = (
     ),
     Check("numbers that are not finite", _not_finite, advice="A smaller learning rate usually helps."),
     Check("stopped by its KL budget", _stopped_at_kl),
+    Check(
+        "steps out of scale",
+        _steps_out_of_scale,
+        advice="What the policy knew is gone then, and it seldom recovers. A much smaller --learning-rate helps.",
+    ),
+    Check(
+        "rewards out of scale",
+        _rewards_out_of_scale,
+        advice="Smaller differences and the KL penalty are lost, and a critic's loss is their square. Divide the "
+        "rewards, or use RunningNormalizer.",
+    ),
     Check(
         "over-optimisation",
         _over_optimisation,

@@ -335,17 +335,17 @@ def load(
     document = read_document(path)
     if document.get("sealed"):
         check_whole(path)
-    with trust.names_from(path / DOCUMENT, trust_modules), _blamed(path, document):
+    with trust.names_from(path / DOCUMENT, trust_modules), _blamed(path, document, overrides):
         return _load(cls, path, env, document, overrides)
 
 
 @contextmanager
-def _blamed(path: Path, document: dict[str, Any]) -> Iterator[None]:
+def _blamed(path: Path, document: dict[str, Any], overrides: dict[str, Any]) -> Iterator[None]:
     """Errors about a checkpoint without checksums name it: what it says may be wrong in any way."""
     try:
         yield
     except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        if document.get("sealed") or isinstance(error, TornCheckpointError):
+        if document.get("sealed") or overrides or isinstance(error, TornCheckpointError):
             raise
         told = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         raise TornCheckpointError(

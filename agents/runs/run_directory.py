@@ -35,6 +35,7 @@ from agents.callbacks.evaluation import EvalCallback
 from agents.callbacks.exact_gap import cheap_gap_callback
 from agents.callbacks.guards import Guards
 from agents.callbacks.kl_control import AdaptiveKL, AnnealKL, StopAtKL
+from agents.callbacks.scale_guards import ScaleGuards
 from agents.evaluation.evaluation import evaluation_env
 from agents.evaluation.records import FOLDER as EVALUATIONS
 from agents.runs import best
@@ -484,8 +485,9 @@ def train(
     control = [cls(**config[name]) for name, cls in controls.items() if config.get(name) is not None]
     gap = cheap_gap_callback(agent.env)
     measured = [] if gap is None else [gap]
-    if config.get("guards", True) and agent.policy.whole_episodes:
-        measured.append(_guards(folder, agent))
+    if config.get("guards", True):
+        measured.append(ScaleGuards())
+        measured += [_guards(folder, agent)] if agent.policy.whole_episodes else []
     evaluation = evaluation_callback(agent, folder, config)
     measured += [] if evaluation is None else [evaluation]
     budget = config.get("kl_budget")
