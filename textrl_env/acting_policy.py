@@ -94,6 +94,12 @@ class VectorActingPolicy(gym.vector.VectorWrapper):
         self.bind_policy(log_prob)
 
     @property
+    def autoreset_mode(self) -> AutoresetMode | None:
+        """As the env within has it; TorchRL reads it off the outermost wrapper."""
+        mode = self.env.metadata.get("autoreset_mode")
+        return None if mode is None else AutoresetMode(mode)
+
+    @property
     def kl_coef(self) -> float:
         """Weight of the KL in the reward, of all slots."""
         return self._kl_coef if self.corrects else self.env.unwrapped.kl_coef

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 #: TRL 0.23.1 is the last with a PPO trainer, and needs the transformers and numpy of its time.
@@ -15,15 +16,24 @@ REQUIREMENTS = {
 
 def python_of(name: str, under: Path) -> Path:
     """The interpreter of a peer's environment, which is made and filled if it is not there."""
-    folder = under / name
+    return environment(under / name, REQUIREMENTS[name])
+
+
+def environment(folder: Path, requirements: Sequence[str]) -> Path:
+    """The interpreter of a virtual environment, which is made and filled if it is not there.
+
+    Args:
+        folder: Where it is, or will be.
+        requirements: Arguments of ``pip install``, torch first.
+    """
     python = folder / "bin" / "python"
     ready = folder / ".ready"
     if not ready.exists():
-        print(f"making the virtual environment of {name} in {folder}", flush=True)
+        print(f"making the virtual environment {folder}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         # torch first and alone: a range would bring the build with CUDA.
-        subprocess.run([*pip, REQUIREMENTS[name][0]], check=True)
-        subprocess.run([*pip, *REQUIREMENTS[name]], check=True)
+        subprocess.run([*pip, requirements[0]], check=True)
+        subprocess.run([*pip, *requirements], check=True)
         ready.touch()
     return python

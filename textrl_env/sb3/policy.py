@@ -342,16 +342,25 @@ def bind_policy(model: BaseAlgorithm, env: VecEnv | None = None) -> None:
     """Tell an environment that ``model`` acts in it, so that the KL in the reward is that of its policy.
 
     Args:
-        model: A stable-baselines3 algorithm with a :class:`CausalLMActorCriticPolicy`.
+        model: A stable-baselines3 or sb3-contrib algorithm whose policy is a distribution over actions: PPO, A2C, TRPO,
+            RecurrentPPO, MaskablePPO, with a :class:`CausalLMActorCriticPolicy` or any network.
         env: Where it acts; its own environment if None.
 
     Raises:
-        TypeError: The environment runs in other processes, where the policy's weights would go stale.
+        TypeError: The environment runs in other processes, where the policy's weights would go stale; or the policy
+            acts by values (DQN, QRDQN) and has no probabilities.
     """
     env = model.get_env() if env is None else env
     base = env.unwrapped
+    if not hasattr(model.policy, "log_prob") and not isinstance(
+        getattr(model.policy, "action_dist", None), Distribution
+    ):
+        raise TypeError(
+            f"{type(model).__name__} acts by the values of actions and not by their probabilities, so there is no KL of "
+            "its policy; make the env with kl_coef=0, or say who acts yourself with textrl_env.ActingPolicy"
+        )
     if isinstance(base, GymVecEnv):
-        base.env_method("bind_policy", lambda obs, action: model.policy.log_prob(obs, action))
+        base.env_method("bind_policy", lambda obs, action: _log_prob(model, obs, action))
     elif isinstance(base, DummyVecEnv):
         for slot in range(base.num_envs):
             base.env_method("bind_policy", partial(_slot_log_prob, model, slot), indices=slot)
@@ -362,12 +371,28 @@ def bind_policy(model: BaseAlgorithm, env: VecEnv | None = None) -> None:
         )
 
 
+def _log_prob(model: BaseAlgorithm, observation: Any, action: Any) -> np.ndarray:
+    """Log-probabilities ``[N]`` of what the policy has just done."""
+    if hasattr(model.policy, "log_prob"):
+        return model.policy.log_prob(observation, action)
+    # A policy keeps the distribution that it has just acted with, masked and from its hidden state where it has one.
+    chosen = torch.as_tensor(np.asarray(action), device=model.device)
+    with torch.no_grad():
+        return model.policy.action_dist.log_prob(chosen).double().cpu().numpy()
+
+
 def _slot_log_prob(model: BaseAlgorithm, slot: int, observation: Any, action: int) -> float:
-    return model.policy.slot_log_prob(slot, observation, action)
+    if hasattr(model.policy, "slot_log_prob"):
+        return model.policy.slot_log_prob(slot, observation, action)
+    # Every slot's own row of the batch that has just acted; of the others no action is known, and none is asked for.
+    slots = model.policy.action_dist.distribution.logits.shape[0]
+    return float(_log_prob(model, observation, np.full(slots, action))[slot])
 
 
 class TextRLHFCallback(BaseCallback):
     """Bind the policy when training starts, and log what ``rollout/ep_rew_mean`` mixes.
+
+    It serves every algorithm that :func:`bind_policy` does.
 
     Means over the episodes since the last log: ``objective/scores`` (before the KL), ``objective/kl`` (summed
     over the response), ``objective/gold_scores`` where there is a gold judge, ``completions/mean_length``.

@@ -13,6 +13,10 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
 
+#: Methods of a vector env that return one row for each slot; sb3-contrib's MaskablePPO asks for this one.
+_ROW_METHODS = ("action_masks",)
+
+
 class GymVecEnv(VecEnv):
     """A Gymnasium vector env as stable-baselines3 takes it; no Monitor is needed.
 
@@ -148,6 +152,9 @@ class GymVecEnv(VecEnv):
 
     def env_method(self, method_name: str, *method_args, indices: Any = None, **method_kwargs) -> list[Any]:
         """Call a method of the vector env (once, for all slots) or of its sub-envs; one result for each slot."""
+        if method_name in _ROW_METHODS and self._owner(method_name) is not None:
+            rows = getattr(self._owner(method_name), method_name)(*method_args, **method_kwargs)
+            return [rows[slot] for slot in self._get_indices(indices)]
         if (owner := self._owner(method_name)) is not None:
             self._check_all(method_name, indices)
             return [getattr(owner, method_name)(*method_args, **method_kwargs)] * self.num_envs
