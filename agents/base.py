@@ -235,7 +235,7 @@ class Agent(LearningLoop):
         self._callback_locals: dict[str, Any] = {}
         self._progress_remaining = 1.0
         self.episodes = EpisodeLog(stats_window_size)
-        self.env: gym.vector.VectorEnv | None = None
+        self.envs: gym.vector.VectorEnv | None = None
         self.text_env: Any = None
         self.latest: dict[str, Any] = {}
         self.env_id = env if isinstance(env, str) else None
@@ -269,17 +269,17 @@ class Agent(LearningLoop):
         if isinstance(env, str) and has_fused_way(env):
             slots = self._asked_envs or 1  # the fused way needs no slots
         self.text_env = fused_env(env)
-        self.env = make_envs(env, slots, self.env_kwargs)
-        self.text_env = self.text_env or fused_env(self.env)
+        self.envs = make_envs(env, slots, self.env_kwargs)
+        self.text_env = self.text_env or fused_env(self.envs)
         self.made_with_kl_coef = self.kl_coef
         self._vec_env = None
-        self.n_envs = self.num_envs = self.env.num_envs
-        mode = self.env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
+        self.n_envs = self.num_envs = self.envs.num_envs
+        mode = self.envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
         self.autoreset_mode = mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)
         self.waiting = np.zeros(self.num_envs, dtype=bool)
-        check_time_limits(self.env)
+        check_time_limits(self.envs)
         if self._seeds_spaces:
-            seed_action_spaces(self.env, self._seed_of_env)
+            seed_action_spaces(self.envs, self._seed_of_env)
 
     def _check_id_arguments(self, env: Any) -> None:
         """Warn of arguments that say how to make an env from its id, beside an env that is made already."""
@@ -302,7 +302,7 @@ class Agent(LearningLoop):
         """Make the policy and its optimiser from the env, or from spaces alone to predict only."""
         policy_kwargs = ({"use_sde": True} if self.use_sde else {}) | self.policy_kwargs
         self._optimizer = [policy_kwargs.pop(name, None) for name in ("optimizer_class", "optimizer_kwargs")]
-        self.policy = make_policy(self.policy_name, spaces or self.env, self._critic, policy_kwargs)
+        self.policy = make_policy(self.policy_name, spaces or self.envs, self._critic, policy_kwargs)
         self.policy.to(self._policy_device())
         self.device = self.policy.device
         self._maybe_recommend_cpu()
@@ -322,8 +322,8 @@ class Agent(LearningLoop):
         self._check_generator()
         self.preset = presets.resolve(self)
         self.set_up_optimizer()
-        if self.env is not None:
-            bind_policy(self.env, self.policy.log_prob, self.policy.slot_log_prob)
+        if self.envs is not None:
+            bind_policy(self.envs, self.policy.log_prob, self.policy.slot_log_prob)
 
     def _check_generator(self) -> None:
         """Raise a ValueError where a generator or its sampling is asked for and nothing is ever generated at once."""
@@ -332,10 +332,10 @@ class Agent(LearningLoop):
             for name in ("generator", "sampling")
             if self.policy_kwargs.get(name) not in (None, {}, "native")
         ]
-        if asked and self.env is not None and self.text_env is None:
+        if asked and self.envs is not None and self.text_env is None:
             raise ValueError(
                 f"{' and '.join(asked)} in policy_kwargs wants an environment that runs whole episodes at once, such "
-                f"as TextRLHF-v0 without a wrapper; {self.env} is stepped token by token, by the policy itself"
+                f"as TextRLHF-v0 without a wrapper; {self.envs} is stepped token by token, by the policy itself"
             )
 
     def set_up_optimizer(self) -> None:
@@ -372,11 +372,11 @@ class Agent(LearningLoop):
     @property
     def kl_coef(self) -> float | None:
         """The environment's KL coefficient; None where there is no reference."""
-        return next((env.kl_coef for env in kl_envs(self.env)), None)
+        return next((env.kl_coef for env in kl_envs(self.envs)), None)
 
     @kl_coef.setter
     def kl_coef(self, value: float) -> None:
-        for env in kl_envs(self.env):
+        for env in kl_envs(self.envs):
             env.kl_coef = value
 
     # -- collecting ------------------------------------------------------------------------------------------

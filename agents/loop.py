@@ -85,7 +85,7 @@ class LearningLoop(StableBaselines3Surface):
         self.weight_norm = check_weights(self.policy, "before learning")
         while self.num_timesteps < self.total_timesteps and not self.stopped:
             callback.on_rollout_start()
-            tell_trainer_state((self.env, self.text_env), self._trainer_state())
+            tell_trainer_state((self.envs, self.text_env), self._trainer_state())
             started = time.perf_counter()
             rollout = self.collect()
             self.logger.record("time/rollout_seconds", time.perf_counter() - started)
@@ -114,7 +114,7 @@ class LearningLoop(StableBaselines3Surface):
     def _set_up_learn(
         self, total_timesteps: int, callback: Any, name: str | None, reset: bool, progress_bar: bool
     ) -> BaseCallback:
-        if self.env is None:
+        if self.envs is None:
             raise ValueError(
                 f"{type(self).__name__} was loaded without an environment, so it can predict but not learn; "
                 f"pass one: {type(self).__name__}.load(path, env=...)"
@@ -129,8 +129,8 @@ class LearningLoop(StableBaselines3Surface):
         self._steps_at_start, self._time_at_start = self.num_timesteps, time.perf_counter()
         if reset or self.last_obs is None:
             # Seeded once: another call of learn() goes on with new episodes, it does not repeat the first ones.
-            self.last_obs, _ = self.env.reset(seed=self._env_seed)
-            if self.text_env is not None and self.text_env is not self.env.unwrapped:
+            self.last_obs, _ = self.envs.reset(seed=self._env_seed)
+            if self.text_env is not None and self.text_env is not self.envs.unwrapped:
                 self.text_env.reset(seed=self._env_seed)
             self._env_seed = None
             self.waiting[:] = False

@@ -35,7 +35,7 @@ class StableBaselines3Surface:
     """Methods of stable-baselines3's ``BaseAlgorithm`` that do not learn; :class:`~agents.base.Agent` adds the rest."""
 
     policy: Policy
-    env: gym.vector.VectorEnv | None
+    envs: gym.vector.VectorEnv | None
     text_env: Any
     last_obs: Any
     waiting: np.ndarray
@@ -110,17 +110,22 @@ class StableBaselines3Surface:
     def get_env(self) -> VecEnv | None:
         """The vector env that the agent learns in, as stable-baselines3 has it: ``reset()`` returns observations alone.
 
-        A ``VecEnv`` that was given comes back as it is; Gymnasium's own vector env is ``agent.env``. Where the policy
+        A ``VecEnv`` that was given comes back as it is; Gymnasium's own vector env is ``agent.envs``. Where the policy
         reads images channels first, that is how this one shows them, as stable-baselines3's does.
         """
-        if self.env is None:
+        if self.envs is None:
             return None
         if self._vec_env is None:
-            given = isinstance(self.env, VecEnvAsVectorEnv)
-            vec_env = self.env.vec_env if given else TrainingVecEnv(self.env, self._forget_observation)
+            given = isinstance(self.envs, VecEnvAsVectorEnv)
+            vec_env = self.envs.vec_env if given else TrainingVecEnv(self.envs, self._forget_observation)
             turned = self.policy.turns_images and not is_vecenv_wrapped(vec_env, VecTransposeImage)
             self._vec_env = ChannelsFirstVecEnv(vec_env) if turned else vec_env
         return self._vec_env
+
+    @property
+    def env(self) -> VecEnv | None:
+        """What :meth:`get_env` returns; Gymnasium's own vector env is ``agent.envs``."""
+        return self.get_env()
 
     def _forget_observation(self) -> None:
         self.last_obs = None
@@ -137,7 +142,7 @@ class StableBaselines3Surface:
             ValueError: Other spaces, or where a rollout is ``n_steps`` of each slot another number of slots (an
                 AssertionError too, as in stable-baselines3).
         """
-        old, last = self.env, self.last_obs
+        old, last = self.envs, self.last_obs
         env = without_disguise(env)
         slots = env.num_envs if isinstance(env, (gym.vector.VectorEnv, VecEnv)) else self.n_envs
         if old is not None and not self.collects_episodes and slots != self.n_envs:
@@ -152,28 +157,30 @@ class StableBaselines3Surface:
         self.set_up_env(env)
         if old is not None:
             for name in ("single_observation_space", "single_action_space"):
-                if getattr(old, name) != getattr(self.env, name):
+                if getattr(old, name) != getattr(self.envs, name):
                     raise ValueError(
-                        f"the new env's {name} is {getattr(self.env, name)}, expected {getattr(old, name)}"
+                        f"the new env's {name} is {getattr(self.envs, name)}, expected {getattr(old, name)}"
                     )
-        same = old is self.env
+        same = old is self.envs
         self.last_obs = last if same and not force_reset else None
         if not same:
             self._env_seed = self._seed_of_env
         if not self.policy.whole_episodes:
             self.text_env = None
-        bind_policy(self.env, self.policy.log_prob, self.policy.slot_log_prob)
+        bind_policy(self.envs, self.policy.log_prob, self.policy.slot_log_prob)
 
     def close(self) -> None:
         """Close the environment."""
-        if self.env is not None:
-            self.env.close()
+        if self.envs is not None:
+            self.envs.close()
 
     def get_vec_normalize_env(self) -> VecNormalize | None:
         """The ``VecNormalize`` around the environment, if there is one."""
-        if not isinstance(self.env, VecEnvAsVectorEnv):
+        if not isinstance(self.envs, VecEnvAsVectorEnv):
             return None
-        return next((layer for layer in layers_of(self.env.vec_env) if isinstance(layer, VecNormalize)), None)
+        return next(
+            (layer for layer in layers_of(self.envs.vec_env) if isinstance(layer, VecNormalize)), None
+        )
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed everything anew: the sampling, the data order, and the environment at its next reset."""
@@ -184,8 +191,8 @@ class StableBaselines3Surface:
         self._seed_of_env = self._env_seed = int(env_seed) % 2**31
         self.rng = np.random.default_rng(order_seed)
         self._seeds_spaces = True
-        if self.env is not None:
-            seed_action_spaces(self.env, self._seed_of_env)
+        if self.envs is not None:
+            seed_action_spaces(self.envs, self._seed_of_env)
         torch.manual_seed(int(weight_seed))
         self.policy.generator.manual_seed(int(action_seed))
         self.last_obs = None

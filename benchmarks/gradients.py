@@ -82,9 +82,9 @@ def make_ppo(gae_lambda: float, critic: str, normalize_advantage: bool = False, 
 
 def truth(agent: Agent) -> exact.Evaluation:
     """Everything about the agent's policy, exactly."""
-    mdp = exact.from_token_tree(agent.env)
+    mdp = exact.from_token_tree(agent.envs)
     table = agent.policy.logits.detach().double().log_softmax(-1).numpy()
-    tree = agent.env.unwrapped.dynamics
+    tree = agent.envs.unwrapped.dynamics
     return exact.evaluate(mdp, [table[tree.level(t)] for t in range(tree.horizon)])
 
 
@@ -158,7 +158,7 @@ def measure_elsewhere(generator: str, batches: int) -> dict[str, Comparison]:
     logits = agent.policy.logits.detach().double().numpy()
     agent.policy.table = torch.from_numpy(GENERATORS[generator](logits, gradient)).log_softmax(-1)
     rollouts = collect(agent, batches)
-    table, horizon = agent.policy.table.float(), agent.env.unwrapped.dynamics.horizon
+    table, horizon = agent.policy.table.float(), agent.envs.unwrapped.dynamics.horizon
     found = {}
     for name, (mode, clip_max) in CORRECTIONS.items():
         agent.importance_sampling_mode, agent.importance_sampling_clip_max = mode, clip_max
@@ -209,7 +209,7 @@ def measure(agent: Agent, batches: int) -> Comparison:
         batches: Independent rollouts.
     """
     # Losses are means over steps and J is a sum; RLOO's action is the whole response, a sum already.
-    scale = 1 if isinstance(agent, RLOO) else agent.env.unwrapped.dynamics.horizon
+    scale = 1 if isinstance(agent, RLOO) else agent.envs.unwrapped.dynamics.horizon
     gradients = np.stack([step_gradient(agent, rollout) for rollout in collect(agent, batches)])
     return compare(scale * gradients, np.concatenate(truth(agent).gradient).ravel())
 
@@ -257,7 +257,7 @@ def averages(batches: int) -> dict[str, Comparison]:
         target = np.concatenate(truth(agent).gradient).ravel()
         mean = gradients.mean(0)
         best = (
-            agent.env.unwrapped.dynamics.horizon if average == "constant" else target @ mean / (mean @ mean)
+            agent.envs.unwrapped.dynamics.horizon if average == "constant" else target @ mean / (mean @ mean)
         )
         found[average] = compare(best * gradients, target)
     return found
@@ -274,7 +274,7 @@ def every_response(agent: Agent) -> tuple[Rollout, torch.Tensor]:
     rollout = rollout[torch.from_numpy(first)]
     probs = (rollout.log_probs * rollout.mask).sum(
         1
-    ).double().exp() / agent.env.unwrapped.dynamics.num_prompts
+    ).double().exp() / agent.envs.unwrapped.dynamics.num_prompts
     if abs(float(probs.sum()) - 1) > 1e-4:
         raise RuntimeError(f"only {float(probs.sum()):.4f} of the responses turned up; raise n_episodes")
     return rollout, probs.float()

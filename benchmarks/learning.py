@@ -134,9 +134,9 @@ def optimum_share(agent: Any) -> float:
     from agents.callbacks.exact_gap import policy_log_probs
     from textrl_env.exact.solver import evaluate, from_token_tree, solve
 
-    mdp = from_token_tree(agent.env)
+    mdp = from_token_tree(agent.envs)
     reference = evaluate(mdp, mdp.ref_log_probs).objective
-    mine = evaluate(mdp, policy_log_probs(agent.policy, agent.env)).objective
+    mine = evaluate(mdp, policy_log_probs(agent.policy, agent.envs)).objective
     return (mine - reference) / (solve(mdp).objective - reference)
 
 

@@ -144,8 +144,8 @@ BUGS = [
         "last_values[:, None]], axis=1)\n        return following * ~terminated",
         "last_values[:, None]], axis=1)\n        return following", ("maths",)),
     Bug("environment is not told who acts", BASE,
-        "if self.env is not None:\n            bind_policy(self.env, self.policy.log_prob, self.policy.slot_log_prob)",
-        "if self.env is not None:\n            pass", ("pitfalls",)),
+        "bind_policy(self.envs, self.policy.log_prob, self.policy.slot_log_prob)\n\n    def set_up_optimizer",
+        "pass\n\n    def set_up_optimizer", ("pitfalls",)),
     # -- the equations -------------------------------------------------------------------------------------
     Bug("mean over padding too", MATHS, "return (x * mask).sum() / mask.sum().clamp(min=1)", "return x.mean()",
         ("maths",)),
@@ -287,7 +287,7 @@ BUGS = [
     Bug("sampling not restored", CHECKPOINT, '    agent.policy.generator.set_state(tensors["rng.policy"])\n', "",
         ("checkpoint",)),
     Bug("environment's state not restored", CHECKPOINT,
-        'env_state.restore(agent.env, document["env_state"], arrays)', "pass", ("checkpoint",)),
+        'env_state.restore(agent.envs, document["env_state"], arrays)', "pass", ("checkpoint",)),
     Bug("changed kl_coef not restored", CHECKPOINT, '            agent.kl_coef = saved', "        pass",
         ("checkpoint",)),
     # -- preferences, supervised, rewards ------------------------------------------------------------------

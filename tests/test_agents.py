@@ -204,7 +204,7 @@ def test_the_env_may_be_an_id_an_env_or_a_vector_env(agent):
     ):
         learner = make(agent, env, group_size=1) if agent == "GRPO" else make(agent, env)
         learner.learn(30)
-        assert isinstance(learner.get_env(), VecEnv) and isinstance(learner.env, gym.vector.VectorEnv)
+        assert isinstance(learner.get_env(), VecEnv) and isinstance(learner.envs, gym.vector.VectorEnv)
         assert learner.num_timesteps >= 30
 
 

@@ -111,7 +111,7 @@ def test_an_agent_loaded_without_an_env_predicts_the_same(agent, world, tmp_path
     agent = make(agent, world).learn(50)
     agent.save(tmp_path)
     loaded = AGENTS[type(agent).__name__].load(tmp_path)
-    observation, _ = agent.env.reset(seed=1)
+    observation, _ = agent.envs.reset(seed=1)
     expected, _ = agent.predict(observation, deterministic=True)
     got, _ = loaded.predict(observation, deterministic=True)
     # Continuous actions come out of matrix products, whose last bit depends on where the weights lie.
@@ -129,7 +129,7 @@ def test_a_text_checkpoint_is_an_ordinary_hugging_face_folder(agent, tmp_path):
     with torch.no_grad():
         # The weights are the same to the bit; logits of weights at another address may differ in the last one.
         torch.testing.assert_close(model(ids).logits, agent.policy.model(ids).logits, atol=1e-5, rtol=0)
-        before = agent.env.envs[0].unwrapped.lm.model(ids).logits
+        before = agent.envs.envs[0].unwrapped.lm.model(ids).logits
         assert (model(ids).logits - before).abs().max() > 1e-3
     for name, weight in agent.policy.model.state_dict().items():
         assert torch.equal(model.state_dict()[name], weight), name
@@ -154,7 +154,7 @@ def test_the_value_head_and_a_separate_critic_are_saved_too(tmp_path):
         agent = make("PPO", "text", critic=critic).learn(60)
         agent.save(tmp_path / critic)
         loaded = PPO.load(tmp_path / critic)
-        observation, _ = agent.env.reset(seed=1)
+        observation, _ = agent.envs.reset(seed=1)
         values = agent.policy.predict_values(observation)
         assert (values != 0).all()
         assert loaded.policy.predict_values(observation) == pytest.approx(values, abs=1e-5)

@@ -217,7 +217,7 @@ def test_a_separate_critic_is_an_adapter_of_its_own_over_the_same_weights():
     learner.learn(100)
     moved = [not torch.equal(policy.body.get_parameter(name), before[name]) for name in before]
     assert all(moved) and len(moved) == len(adapter_names(policy)) / 2
-    assert (policy.predict_values(learner.env.reset(seed=0)[0]) != 0).all()
+    assert (policy.predict_values(learner.envs.reset(seed=0)[0]) != 0).all()
 
 
 # -- on disk --------------------------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ def test_without_an_env_the_merged_model_stands_in_and_can_go_on_in_one(critic, 
     loaded = PPO.load(tmp_path)
     expected, got = (a.policy.lm.response_log_probs(*SEQUENCES) for a in (learner, loaded))
     assert got == pytest.approx(expected, abs=1e-4)
-    observation, _ = learner.env.reset(seed=1)
+    observation, _ = learner.envs.reset(seed=1)
     expected, got = (a.policy.predict_values(observation) for a in (learner, loaded))
     assert got == pytest.approx(expected, abs=1e-4) and (got != 0).all()
     loaded.set_env(make_env(kl_coef=0.1, reward=id_sum))

@@ -172,11 +172,11 @@ class GRPO(Agent):
         """What Dr. GRPO divides by, the most steps that an episode can have; None where it is not asked for."""
         if self.average != "constant":
             return None
-        budget = longest_episode(self.env)
+        budget = longest_episode(self.envs)
         if budget is None and not self._told:
             self._told = True
             logger.warn(
-                f'{type(self).__name__} averages over a constant length (average="constant"), but {self.env} has no '
+                f'{type(self).__name__} averages over a constant length (average="constant"), but {self.envs} has no '
                 "limit on the length of an episode: each minibatch is divided by its own longest episode. Wrap the "
                 "env in gymnasium.wrappers.TimeLimit, or make it with max_episode_steps"
             )

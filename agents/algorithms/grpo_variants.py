@@ -184,7 +184,7 @@ class DAPO(GRPO):
 
     def _budget(self, rollout: Rollout) -> int:
         """The most steps that an episode can have; the longest seen where the environment does not tell."""
-        return longest_episode(self.env) or rollout.mask.shape[1]
+        return longest_episode(self.envs) or rollout.mask.shape[1]
 
 
 class GSPO(GRPO):

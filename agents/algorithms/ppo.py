@@ -113,7 +113,7 @@ class PPO(Agent):
 
     def _check_rows(self) -> None:
         """Raise an ArgumentError for minibatches of a single step, whose advantage cannot be normalised."""
-        if not self.normalize_advantage or self.collects_episodes or self.env is None:
+        if not self.normalize_advantage or self.collects_episodes or self.envs is None:
             return
         rows = self.n_steps * self.num_envs
         for name, count in (("n_steps * n_envs", rows), ("batch_size", self.batch_size)):

@@ -77,7 +77,7 @@ class PPOptx(PPO):
                 f"PPOptx imitates text, and {type(self.policy).__name__} has no language model; use PPO here, or a "
                 "text environment"
             )
-        if self.env is not None:  # loaded to predict only, it does without its demonstrations
+        if self.envs is not None:  # loaded to predict only, it does without its demonstrations
             self._demonstrations()
 
     def _demonstrations(self) -> list[Example]:

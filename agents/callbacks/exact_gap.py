@@ -132,7 +132,7 @@ class ExactGapCallback(BaseCallback):
         self._rollouts = 0
 
     def _on_training_start(self) -> None:
-        env = token_env(self.model.env)
+        env = token_env(self.model.envs)
         self._dynamics = env.dynamics
         _check_rows(self._dynamics, self.max_rows)
         mdp = from_token_tree(env) if hasattr(self._dynamics, "ref_table") else from_text_env(env)
@@ -146,7 +146,7 @@ class ExactGapCallback(BaseCallback):
         """The gap of the policy as it is now."""
         if self._dynamics.kl_coef != self._mdp.kl_coef:
             self._solve(dataclasses.replace(self._mdp, kl_coef=self._dynamics.kl_coef))
-        levels = policy_log_probs(self.model.policy, self.model.env)
+        levels = policy_log_probs(self.model.policy, self.model.envs)
         objective = evaluate(self._mdp, levels).objective
         span = self._best.objective - self._reference_objective
         self.latest = {

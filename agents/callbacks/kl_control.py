@@ -54,7 +54,7 @@ def _coefficient(callback: BaseCallback) -> float:
     if value is None:
         raise ValueError(
             f"{type(callback).__name__} steers the kl_coef of an environment with a reference, and "
-            f"{callback.model.env} has none; TextRLHF-v0 and TokenTree-v0 do (stepped in this process, not in others)"
+            f"{callback.model.envs} has none; TextRLHF-v0 and TokenTree-v0 do (stepped in this process, not in others)"
         )
     return value
 

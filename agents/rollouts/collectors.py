@@ -32,12 +32,12 @@ class Collecting(Protocol):
     """What a collector reads and moves on of the agent that it collects for.
 
     Attributes:
-        env: The vector env.
+        envs: The vector env.
         text_env: The env whose fused way is taken, or None.
         policy: Acts.
         device: Where the policy evaluates.
-        autoreset_mode: Of ``env``.
-        num_envs: Slots of ``env``.
+        autoreset_mode: Of ``envs``.
+        num_envs: Slots of ``envs``.
         last_obs: Observations after the last step.
         waiting: bool ``[N]``, slots whose next step is a reset (NEXT_STEP autoreset).
         episodes: The log of finished episodes.
@@ -52,7 +52,7 @@ class Collecting(Protocol):
         stopped: Whether a callback has asked to stop.
     """
 
-    env: gym.vector.VectorEnv
+    envs: gym.vector.VectorEnv
     text_env: TextEnv | None
     policy: Policy
     device: torch.device
@@ -150,7 +150,7 @@ def _check_rewards(rewards: np.ndarray, alive: np.ndarray, agent: Collecting) ->
 
 def _step(agent: Collecting, observation: Any, alive: np.ndarray, buffer: _StepBuffer):
     """One step of every slot, recorded; returns the next observation, done and the infos."""
-    envs, policy = agent.env, agent.policy
+    envs, policy = agent.envs, agent.policy
     # What an env hands out is the env's: it may write its next step into the same arrays.
     observation = copied(observation)
     actions, log_probs, values = policy.act(observation)
@@ -225,7 +225,7 @@ def _explore_anew(agent: Collecting, step: int) -> None:
 
 def collect_steps(agent: Collecting, n_steps: int) -> Rollout:
     """Step every slot ``n_steps`` times, going on where the last rollout stopped."""
-    buffer = _StepBuffer(bool(kl_envs(agent.env)))
+    buffer = _StepBuffer(bool(kl_envs(agent.envs)))
     observation, waiting = agent.last_obs, agent.waiting
     for number in range(n_steps):
         _explore_anew(agent, number)
@@ -235,7 +235,7 @@ def collect_steps(agent: Collecting, n_steps: int) -> Rollout:
         if agent.autoreset_mode is AutoresetMode.NEXT_STEP:
             waiting = done & alive
         elif agent.autoreset_mode is AutoresetMode.DISABLED and done.any():
-            observation, _ = agent.env.reset(options={"reset_mask": done})
+            observation, _ = agent.envs.reset(options={"reset_mask": done})
         if not agent.count_steps(int(alive.sum()), done & alive, **step):
             break
     agent.last_obs, agent.waiting = observation, waiting
@@ -265,29 +265,29 @@ def collect_episodes(agent: Collecting, n_episodes: int, group_size: int = 1) ->
 
 def _draw_starts(agent: Collecting, count: int) -> list[Any]:
     """``count`` start states: values of the env's start option, or reset seeds."""
-    option = start_option(agent.env)
+    option = start_option(agent.envs)
     if option is None:
         return agent.rng.integers(0, 2**31 - 1, size=count).tolist()
     starts: list[Any] = []
     while len(starts) < count:
-        _, infos = agent.env.reset()
+        _, infos = agent.envs.reset()
         starts += np.asarray(infos[option]).tolist()
     return starts[:count]
 
 
 def _reset_to(agent: Collecting, starts: list[Any]) -> Any:
     """Reset every slot to its start; slots beyond the last start run along and are not recorded."""
-    option = start_option(agent.env)
+    option = start_option(agent.envs)
     if starts[0] is None:
-        return agent.env.reset()[0]
+        return agent.envs.reset()[0]
     padded = starts + starts[:1] * (agent.num_envs - len(starts))
     if option is not None:
-        return agent.env.reset(options={option: padded})[0]
+        return agent.envs.reset(options={option: padded})[0]
     try:
-        return agent.env.reset(seed=padded)[0]
+        return agent.envs.reset(seed=padded)[0]
     except (gym.error.Error, TypeError) as error:
         raise ValueError(
-            f"groups of {agent.group_size} need episodes with a common start, but {agent.env} takes neither a "
+            f"groups of {agent.group_size} need episodes with a common start, but {agent.envs} takes neither a "
             'start option nor one seed for each slot; make it with vectorization_mode="sync"'
         ) from error
 
@@ -302,7 +302,7 @@ class _Patience:
     def __init__(self, agent: Collecting) -> None:
         self.agent = agent
         self.limit = max(_ENDLESS, agent.total_timesteps or 0)
-        self.bounded = longest_episode(agent.env) is not None
+        self.bounded = longest_episode(agent.envs) is not None
         self.steps = 0
 
     def step(self, steps: int, ended: bool) -> None:
@@ -315,7 +315,7 @@ class _Patience:
         if self.steps > self.limit and not self.bounded:
             name = type(self.agent).__name__
             raise RuntimeError(
-                f"{name} learns from whole episodes, but in {self.steps:,} steps of {self.agent.env} none has ended. "
+                f"{name} learns from whole episodes, but in {self.steps:,} steps of {self.agent.envs} none has ended. "
                 "Wrap the env in gymnasium.wrappers.TimeLimit (or gym.make it with max_episode_steps), or take an "
                 "agent that learns from segments, such as PPO with n_steps"
             )
@@ -324,7 +324,7 @@ class _Patience:
 def _run_wave(agent: Collecting, starts: list[Any]) -> Rollout:
     observation = _reset_to(agent, starts)
     alive = np.arange(agent.num_envs) < len(starts)
-    buffer = _StepBuffer(bool(kl_envs(agent.env)))
+    buffer = _StepBuffer(bool(kl_envs(agent.envs)))
     patience = _Patience(agent)
     for number in itertools.count():
         if not alive.any():
@@ -336,7 +336,7 @@ def _run_wave(agent: Collecting, starts: list[Any]) -> Rollout:
             break  # nothing is learned from a rollout that was stopped, so its episodes need no end
         alive = alive & ~done
         if agent.autoreset_mode is AutoresetMode.DISABLED and done.any() and alive.any():
-            observation, _ = agent.env.reset(options={"reset_mask": done})
+            observation, _ = agent.envs.reset(options={"reset_mask": done})
     rollout = _assemble(agent, buffer, np.zeros(agent.num_envs))
     if buffer.scored and not (scored := buffer.stack("scored").all(1)).all():
         rollout.scored = torch.from_numpy(scored[:, None] & buffer.stack("mask"))

@@ -115,6 +115,17 @@ class TrainingVecEnv(GymVecEnv):
         self._forget = forget
         self.single_observation_space, self.single_action_space = self.observation_space, self.action_space
 
+    @property
+    def unwrapped(self) -> Any:
+        """The Gymnasium vector env within all wrappers, whose attributes are there too."""
+        return self.envs.unwrapped
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "envs" or name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        owner = self.envs if hasattr(self.envs, name) else self.envs.unwrapped
+        return getattr(owner, name)
+
     def reset(self):
         self._forget()
         return super().reset()

@@ -60,7 +60,7 @@ class Checkpointed(Protocol):
     policy: Any
     policy_name: str | type
     optimizer: torch.optim.Optimizer
-    env: gym.vector.VectorEnv | None
+    envs: gym.vector.VectorEnv | None
     env_id: str | None
     text_env: Any
     num_envs: int
@@ -140,9 +140,9 @@ def take_position(agent: Checkpointed) -> Position:
         "rewards": [reward.get_state() for reward in _rewards(agent)],
     }
     arrays: dict[str, np.ndarray] = {}
-    if agent.env is not None:
-        document["env_state"], arrays = env_state.capture(agent.env)
-        if agent.text_env is not None and agent.text_env is not agent.env.unwrapped:
+    if agent.envs is not None:
+        document["env_state"], arrays = env_state.capture(agent.envs)
+        if agent.text_env is not None and agent.text_env is not agent.envs.unwrapped:
             document["text_env_state"], more = env_state.capture(agent.text_env)
             arrays |= {f"text.{name}": array for name, array in more.items()}
         if agent.last_obs is not None:
@@ -220,7 +220,7 @@ def _as_json(document: dict[str, Any], agent: Checkpointed) -> str:
 
 def _rewards(agent: Checkpointed) -> list[Any]:
     """The rewards of the agent's environments, each once."""
-    found = [reward for env in kl_envs(agent.env) for reward in getattr(env, "rewards", ())]
+    found = [reward for env in kl_envs(agent.envs) for reward in getattr(env, "rewards", ())]
     return list({id(reward): reward for reward in found}.values())
 
 
@@ -313,7 +313,7 @@ def _document(
             if hasattr(agent, name) and name not in agent.init_kwargs
         },
         "env": agent.env_id,
-        "num_envs": agent.num_envs if agent.env is not None else None,
+        "num_envs": agent.num_envs if agent.envs is not None else None,
         "observation_space": encode_space(spaces[0]),
         "action_space": encode_space(spaces[1]),
         "adapter_base": agent.policy.lm.base_digest() if _has_adapter(agent.policy) else None,
@@ -442,14 +442,14 @@ def read_document(path: Path) -> dict[str, Any]:
 def _restore(agent: Checkpointed, document: dict[str, Any], path: Path) -> None:
     tensors = load_file(path / "agent.safetensors")
     weights = {n.removeprefix("policy."): t for n, t in tensors.items() if n.startswith("policy.")}
-    if agent.env is not None and _has_adapter(agent.policy):
+    if agent.envs is not None and _has_adapter(agent.policy):
         _check_base(agent, document, path)
     own = _own_weights(agent.policy)
     missing, unexpected = agent.policy.load_state_dict(weights, strict=False)
     missing = [name for name in missing if name in own]
     if missing or unexpected:
         raise ValueError(f"{path} does not fit this policy: missing {missing}, unexpected {unexpected}")
-    if agent.env is None and _has_adapter(agent.policy):
+    if agent.envs is None and _has_adapter(agent.policy):
         agent.policy.lm.take_out_of_base()
     _restore_optimizer(agent.optimizer, tensors)
     agent.policy.generator.set_state(tensors["rng.policy"])
@@ -461,14 +461,14 @@ def _restore(agent: Checkpointed, document: dict[str, Any], path: Path) -> None:
     agent.n_gradient_steps = document.get("n_gradient_steps", 0)
     agent.skipped_updates.total = document.get("skipped_updates", 0)
     agent.episodes.set_state(document["episodes"])
-    if agent.env is not None:
+    if agent.envs is not None:
         _agree_with_env(agent, document)
         _restore_rewards(agent, document.get("rewards", []))
-    if agent.env is None or agent.num_envs != document["num_envs"] or "env_state" not in document:
+    if agent.envs is None or agent.num_envs != document["num_envs"] or "env_state" not in document:
         return
     arrays = load_arrays(path / "env.safetensors")
     try:
-        env_state.restore(agent.env, document["env_state"], arrays)
+        env_state.restore(agent.envs, document["env_state"], arrays)
     except (ValueError, KeyError) as error:
         logger.warn(f"the environment starts a new episode, its saved state does not fit: {error}")
         return
@@ -495,7 +495,7 @@ def _agree_with_env(agent: Checkpointed, document: dict[str, Any]) -> None:
                 f"the env was made with kl_coef={agent.kl_coef}, and the checkpoint ended with kl_coef={saved}: the "
                 f"env's own is kept (agent.kl_coef = {saved} takes the other)"
             )
-    lm = next((env.lm for env in kl_envs(agent.env) if hasattr(env, "lm")), None)
+    lm = next((env.lm for env in kl_envs(agent.envs) if hasattr(env, "lm")), None)
     own = getattr(agent.policy, "lm", None)
     if lm is None or own is None:
         return

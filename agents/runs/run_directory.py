@@ -483,7 +483,7 @@ def train(
     saver = SaveRunCallback(folder, config["save_every"], config["keep"])
     controls = {"adaptive_kl": AdaptiveKL, "anneal_kl": AnnealKL}
     control = [cls(**config[name]) for name, cls in controls.items() if config.get(name) is not None]
-    gap = cheap_gap_callback(agent.env)
+    gap = cheap_gap_callback(agent.envs)
     measured = [] if gap is None else [gap]
     if config.get("guards", True):
         measured.append(ScaleGuards())

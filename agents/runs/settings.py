@@ -91,7 +91,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _env_settings(agent: Agent) -> dict[str, Any]:
-    dynamics = getattr(getattr(agent.env, "unwrapped", None), "dynamics", None)
+    dynamics = getattr(getattr(agent.envs, "unwrapped", None), "dynamics", None)
     if not hasattr(dynamics, "lm"):
         return {}
     found = {name: getattr(dynamics, name) for name in _TEXT_SETTINGS if hasattr(dynamics, name)}

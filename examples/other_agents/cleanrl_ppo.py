@@ -18,7 +18,15 @@ from torch.distributions import Categorical
 import textrl_env
 
 num_steps, update_epochs, num_minibatches = 32, 4, 4
-learning_rate, gamma, gae_lambda, clip_coef, ent_coef, vf_coef, max_grad_norm = 3e-3, 1.0, 0.95, 0.2, 0.0, 0.5, 0.5
+learning_rate, gamma, gae_lambda, clip_coef, ent_coef, vf_coef, max_grad_norm = (
+    3e-3,
+    1.0,
+    0.95,
+    0.2,
+    0.0,
+    0.5,
+    0.5,
+)
 args = arguments(steps=40_000)
 
 acted = Acted()  # not in CleanRL
@@ -46,7 +54,9 @@ next_done = torch.zeros(SLOTS)
 written = []
 for iteration in range(args.steps // (num_steps * SLOTS)):
     optimizer.param_groups[0]["lr"] = learning_rate * (1 - iteration * num_steps * SLOTS / args.steps)
-    obs = {name: torch.zeros((*shape, *value.shape[1:]), dtype=value.dtype) for name, value in next_obs.items()}
+    obs = {
+        name: torch.zeros((*shape, *value.shape[1:]), dtype=value.dtype) for name, value in next_obs.items()
+    }
     actions, logprobs, rewards, dones, values = (torch.zeros(shape) for _ in range(5))
     for step in range(num_steps):
         for name, value in next_obs.items():

@@ -18,8 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import textrl_env  # registers the environments
-
 #: A language so small that its best policy is known, with a KL like the large ones'.
 ENV_ID = "TokenTree-v0"
 ENV_KWARGS = {"vocab_size": 8, "horizon": 5, "kl_coef": 0.1}

@@ -1,4 +1,4 @@
-"""stable-baselines3's and sb3-contrib's agents, all of them on one vector env: PPO, TRPO, RecurrentPPO, MaskablePPO, QRDQN.
+"""stable-baselines3's and sb3-contrib's agents on one vector env: PPO, TRPO, RecurrentPPO, MaskablePPO, QRDQN.
 
     python examples/other_agents/sb3_agents.py
 
@@ -16,7 +16,6 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
 from textrl_env.sb3 import GymVecEnv, TextRLHFCallback
-
 
 
 class SomeTokens(gym.vector.VectorWrapper):

@@ -9,7 +9,6 @@ line. skrl flattens a Dict observation; its own ``unflatten_tensorized_space`` t
 from __future__ import annotations
 
 import gymnasium as gym
-import torch
 from common import ENV_ID, ENV_KWARGS, SLOTS, Acted, TokenNet, VectorAudit, arguments, report
 from skrl.agents.torch.ppo import PPO
 from skrl.envs.wrappers.torch import wrap_env
@@ -86,7 +85,12 @@ timesteps = args.steps // SLOTS // ROLLOUTS * ROLLOUTS
 trainer = SequentialTrainer(
     env=wrapped,
     agents=agent,
-    cfg={"timesteps": timesteps, "headless": True, "disable_progressbar": True, "close_environment_at_exit": False},
+    cfg={
+        "timesteps": timesteps,
+        "headless": True,
+        "disable_progressbar": True,
+        "close_environment_at_exit": False,
+    },
 )
 trainer.train()
 report("skrl", "PPO", [envs.audit], memory.get_tensor_by_name("log_prob")[..., 0].numpy())

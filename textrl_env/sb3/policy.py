@@ -356,8 +356,8 @@ def bind_policy(model: BaseAlgorithm, env: VecEnv | None = None) -> None:
         getattr(model.policy, "action_dist", None), Distribution
     ):
         raise TypeError(
-            f"{type(model).__name__} acts by the values of actions and not by their probabilities, so there is no KL of "
-            "its policy; make the env with kl_coef=0, or say who acts yourself with textrl_env.ActingPolicy"
+            f"{type(model).__name__} acts by the values of actions and not by their probabilities, so there is no KL "
+            "of its policy; make the env with kl_coef=0, or say who acts yourself with textrl_env.ActingPolicy"
         )
     if isinstance(base, GymVecEnv):
         base.env_method("bind_policy", lambda obs, action: _log_prob(model, obs, action))

@@ -12,7 +12,6 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
-
 #: Methods of a vector env that return one row for each slot; sb3-contrib's MaskablePPO asks for this one.
 _ROW_METHODS = ("action_masks",)
 
