@@ -144,8 +144,7 @@ BUGS = [
         "last_values[:, None]], axis=1)\n        return following * ~terminated",
         "last_values[:, None]], axis=1)\n        return following", ("maths",)),
     Bug("environment is not told who acts", BASE,
-        "bind_policy(self.envs, self.policy.log_prob, self.policy.slot_log_prob)\n\n    def set_up_optimizer",
-        "pass\n\n    def set_up_optimizer", ("pitfalls",)),
+        "bind_policy(self.envs, self.policy.log_prob, self.policy.slot_log_prob)", "pass", ("pitfalls",)),
     # -- the equations -------------------------------------------------------------------------------------
     Bug("mean over padding too", MATHS, "return (x * mask).sum() / mask.sum().clamp(min=1)", "return x.mean()",
         ("maths",)),

@@ -11,9 +11,9 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
-from stable_baselines3 import A2C, PPO
+from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer
-from stable_baselines3.common.callbacks import ConvertCallback
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
@@ -326,6 +326,40 @@ def test_single_envs_behind_dummy_vec_env_are_bound_too():
     for *_, infos in play(model, 8):
         assert max(abs(info["kl"]) for info in infos) < 1e-5
     assert not calls
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["native", "single"])
+def test_any_network_that_acts_by_probabilities_is_charged_for_its_own(native):
+    makers = [lambda: gym.make("TokenTree-v0")] * 2
+    env = GymVecEnv(gym.make_vec("TokenTree-v0", num_envs=2)) if native else DummyVecEnv(makers)
+    charged, acted = [], []
+
+    class Compare(BaseCallback):
+        def _on_step(self):
+            charged.extend(info["kl"] + info["ref_logprob"] for info in self.locals["infos"])
+            acted.extend(self.locals["log_probs"].tolist())
+            return True
+
+    kwargs = {"net_arch": [8], "ortho_init": False}
+    model = PPO("MultiInputPolicy", env, n_steps=16, batch_size=16, learning_rate=0.1, policy_kwargs=kwargs)
+    model.learn(64, callback=[TextRLHFCallback(), Compare()])
+    assert charged == pytest.approx(acted, abs=1e-6) and len({round(value, 3) for value in acted}) > 5
+
+
+def test_an_agent_that_acts_by_values_has_no_kl_and_that_is_said():
+    model = DQN("MultiInputPolicy", GymVecEnv(gym.make_vec("TokenTree-v0", num_envs=2)), buffer_size=10)
+    with pytest.raises(TypeError, match=r"DQN acts by the values of actions.*kl_coef=0"):
+        bind_policy(model)
+
+
+def test_a_mask_of_actions_is_one_row_for_each_slot():
+    class Masked(gym.vector.VectorWrapper):
+        def action_masks(self):
+            return np.arange(10).reshape(2, 5) % 3 > 0
+
+    env = GymVecEnv(Masked(gym.make_vec("TokenTree-v0", num_envs=2)))
+    assert np.array_equal(np.stack(env.env_method("action_masks")), env.envs.action_masks())
+    assert np.array_equal(env.env_method("action_masks", indices=[1])[0], env.envs.action_masks()[1])
 
 
 def test_env_in_another_process_is_refused():

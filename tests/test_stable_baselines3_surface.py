@@ -329,6 +329,18 @@ def test_an_env_that_draws_from_its_action_space_is_seeded_too():
     assert starts[0] == starts[1]
 
 
+def test_env_is_what_get_env_returns_and_reaches_gymnasiums_vector_env():
+    agent = PPO("MlpPolicy", "TokenTree-v0", n_envs=2, **SMALL)
+    assert agent.env is agent.get_env() and agent.env.observation_space == agent.observation_space
+    assert set(agent.env.reset()) == {"input_ids", "attention_mask"}  # no info beside it
+    assert agent.env.unwrapped is agent.envs.unwrapped
+    assert agent.env.single_action_space == agent.action_space and agent.env.kl_coef == agent.kl_coef
+    with pytest.raises(AttributeError, match="no attribute '_private'"):
+        agent.env._private  # noqa: B018
+    given = make_vec_env("CartPole-v1", 2)
+    assert PPO("MlpPolicy", given, **SMALL).env is given
+
+
 def test_another_number_of_slots_is_refused_with_the_next_step():
     agent = PPO("MlpPolicy", make_vec_env("CartPole-v1", 2), **SMALL)
     with pytest.raises(AssertionError, match=r"num_envs=3, expected 2.*load\(path, env="):
