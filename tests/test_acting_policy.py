@@ -119,7 +119,7 @@ def test_an_agent_refuses_envs_in_other_processes_unless_their_kl_can_be_put_rig
     sync.learn(12)
     for name in ("objective/kl", "objective/rlhf_reward", "rollout/ep_rew_mean", "objective/scores"):
         assert asynchronous.latest[name] == pytest.approx(sync.latest[name], abs=1e-6), name
-    assert isinstance(asynchronous.env, VectorActingPolicy) and asynchronous.kl_coef == 0.5
+    assert isinstance(asynchronous.envs, VectorActingPolicy) and asynchronous.kl_coef == 0.5
 
 
 @pytest.mark.parametrize("name", ["same-step", "SAME_STEP", "SameStep", AutoresetMode.SAME_STEP])
