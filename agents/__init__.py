@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from textrl_env.lazy import lazy_names, moved_modules
 
 if TYPE_CHECKING:
+    from agents.algorithms.gigpo import GiGPO
     from agents.algorithms.grpo import GRPO
     from agents.algorithms.grpo_variants import CISPO, DAPO, GSPO, RLOO, DrGRPO, REINFORCEPlusPlus
     from agents.algorithms.ppo import PPO
@@ -40,6 +41,7 @@ _LAZY = {
     "DAPO": "agents.algorithms.grpo_variants",
     "GRPO": "agents.algorithms.grpo",
     "GSPO": "agents.algorithms.grpo_variants",
+    "GiGPO": "agents.algorithms.gigpo",
     "PPO": "agents.algorithms.ppo",
     "REINFORCE": "agents.algorithms.reinforce",
     "RLOO": "agents.algorithms.grpo_variants",
@@ -77,6 +79,7 @@ __all__ = [
     "EvalCallback",
     "Evaluation",
     "ExactGapCallback",
+    "GiGPO",
     "Guards",
     "MlpPolicy",
     "PPOptx",

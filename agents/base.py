@@ -108,6 +108,7 @@ class Agent(LearningLoop):
             decoder needs none, unless its sampling is cut to the likeliest tokens.
         importance_sampling_clip_max: No ratio counts for more; None is no bound.
         importance_sampling_clip_min: No ratio counts for less; None is no bound, where it is masked one over the upper.
+        gamma_turn: Discount from turn to turn, beside that from step to step, in ``TextGame-v0``.
     """
 
     #: Whether the method needs whole episodes on every environment.
@@ -168,6 +169,7 @@ class Agent(LearningLoop):
         importance_sampling_mode: str | None = "sequence_truncate",
         importance_sampling_clip_max: float | None = 3.0,
         importance_sampling_clip_min: float | None = None,
+        gamma_turn: float = 1.0,
     ) -> None:
         _check_positive(max_skipped_updates=max_skipped_updates)
         _check_positive(n_steps=n_steps, n_episodes=n_episodes, batch_size=batch_size, n_epochs=n_epochs)
@@ -176,7 +178,7 @@ class Agent(LearningLoop):
         check_schedule("learning_rate", learning_rate)
         check_schedule("critic_learning_rate", critic_learning_rate)
         check_numbers(ent_coef=ent_coef, vf_coef=vf_coef, max_grad_norm=max_grad_norm)
-        for name, value in (("gamma", gamma), ("gae_lambda", gae_lambda)):
+        for name, value in (("gamma", gamma), ("gae_lambda", gae_lambda), ("gamma_turn", gamma_turn)):
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {value}")
         _check_positive(gradient_accumulation_steps=gradient_accumulation_steps, warmup_steps=warmup_steps)
@@ -201,6 +203,7 @@ class Agent(LearningLoop):
                 "importance_sampling_clip_max must be at least 1 and importance_sampling_clip_min between 0 and 1, the "
                 f"ratio of what is sampled from the policy itself, got {high} and {low}"
             )
+        self.gamma_turn = gamma_turn
         self.importance_sampling_mode = importance_sampling_mode
         self.importance_sampling_clip_max = importance_sampling_clip_max
         self.importance_sampling_clip_min = importance_sampling_clip_min
@@ -463,14 +466,20 @@ class Agent(LearningLoop):
         if self.policy.has_critic:
             return self.estimate_advantages(rollout, self.gae_lambda)
         rewards, mask, done = (x.numpy() for x in (rollout.rewards.double(), rollout.mask, rollout.done))
-        return torch.from_numpy(maths.reward_to_go(rewards, mask, done, self.gamma))
+        return torch.from_numpy(maths.reward_to_go(rewards, mask, done, self.discounts(rollout)))
+
+    def discounts(self, rollout: Rollout) -> float | np.ndarray:
+        """The discount, or one from each step to the next, ``[B, T]``, where turns are discounted too."""
+        if rollout.turn is None or self.gamma_turn == 1.0:
+            return self.gamma
+        return maths.turn_discounts(rollout.turn.numpy(), self.gamma, self.gamma_turn)
 
     def estimate_advantages(self, rollout: Rollout, gae_lambda: float) -> Tensor:
         """The generalised advantage estimate ``[B, T]`` from the rollout's values."""
         arrays = (x.double().numpy() for x in (rollout.rewards, rollout.values, rollout.next_values))
         rewards, values, next_values = arrays
         mask, done = rollout.mask.numpy(), rollout.done.numpy()
-        estimate = maths.gae(rewards, values, next_values, mask, done, self.gamma, gae_lambda)
+        estimate = maths.gae(rewards, values, next_values, mask, done, self.discounts(rollout), gae_lambda)
         return torch.from_numpy(estimate)
 
     def value_targets(self, rollout: Rollout, advantages: Tensor) -> Tensor:

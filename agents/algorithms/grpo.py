@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from gymnasium import logger
 from torch import Tensor
@@ -129,7 +130,11 @@ class GRPO(Agent):
 
     def _sum(self, rewards: Tensor, rollout: Rollout) -> Tensor:
         """Discounted sums ``[B]`` of what the steps ``[B, T]`` gave."""
-        if self.gamma != 1.0:
+        discounts = self.discounts(rollout)
+        if isinstance(discounts, np.ndarray):
+            before = np.concatenate([np.ones_like(discounts[:, :1]), discounts[:, :-1]], axis=1)
+            rewards = rewards * torch.from_numpy(before.cumprod(1)).to(rewards.dtype)
+        elif self.gamma != 1.0:
             step = rollout.mask.cumsum(1) - 1  # steps outside the mask do not discount
             rewards = rewards * self.gamma ** step.clamp(min=0)
         return (rewards * rollout.mask).sum(1)

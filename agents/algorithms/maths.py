@@ -17,14 +17,16 @@ from textrl_env.errors import check_choice
 _ROUNDING = 4
 
 
-def reward_to_go(rewards: np.ndarray, mask: np.ndarray, done: np.ndarray, gamma: float) -> np.ndarray:
+def reward_to_go(
+    rewards: np.ndarray, mask: np.ndarray, done: np.ndarray, gamma: float | np.ndarray
+) -> np.ndarray:
     """``G_t = sum_k gamma^k r_{t+k}`` within each episode (Sutton and Barto, eq. 3.8).
 
     Args:
         rewards: ``[B, T]``.
         mask: bool ``[B, T]``; steps outside it neither earn nor discount.
         done: bool ``[B, T]``, true on the last step of an episode.
-        gamma: Discount.
+        gamma: Discount, or one from each step to the next, ``[B, T]``.
 
     Returns:
         ``[B, T]``, 0 outside the mask.
@@ -39,7 +41,7 @@ def gae(
     next_values: np.ndarray,
     mask: np.ndarray,
     done: np.ndarray,
-    gamma: float,
+    gamma: float | np.ndarray,
     gae_lambda: float,
 ) -> np.ndarray:
     """Generalised advantage estimates (Schulman et al. 2016, eq. 16), masked steps skipped.
@@ -53,7 +55,7 @@ def gae(
             after a truncation; see :func:`shift_values`.
         mask: bool ``[B, T]``.
         done: bool ``[B, T]``, true on the last step of an episode: nothing flows back across it.
-        gamma: Discount.
+        gamma: Discount, or one from each step to the next, ``[B, T]``.
         gae_lambda: 0 gives ``delta_t``, 1 gives ``G_t - V(s_t)``.
 
     Returns:
@@ -92,6 +94,22 @@ def shift_values(
         following[:, t] = upcoming
         upcoming = np.where(mask[:, t], values[:, t], upcoming)
     return following * ~terminated
+
+
+def turn_discounts(turn: np.ndarray, gamma: float, gamma_turn: float) -> np.ndarray:
+    """Discounts from each step to the next: ``gamma``, and ``gamma_turn`` besides where a turn ends in between.
+
+    Args:
+        turn: Which turn a step belongs to, int ``[B, T]``.
+        gamma: Of a step.
+        gamma_turn: Of a turn.
+
+    Returns:
+        float64 ``[B, T]``.
+    """
+    ends = np.zeros(turn.shape, dtype=bool)
+    ends[:, :-1] = turn[:, 1:] > turn[:, :-1]
+    return np.where(ends, gamma * gamma_turn, gamma)
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
@@ -188,6 +206,51 @@ def fill_with_group_mean(groups: Tensor, counted: Tensor) -> Tensor:
     """
     total = (groups * counted).sum(1, keepdim=True)
     return torch.where(counted, groups, total / counted.sum(1, keepdim=True).clamp(min=1))
+
+
+def turn_advantages(
+    rewards: Tensor,
+    mask: Tensor,
+    turn: Tensor,
+    state: Tensor,
+    group: Tensor,
+    gamma: float,
+    scale: str = "std",
+) -> tuple[Tensor, float]:
+    """How much better than other turns that answer the same state in the same group (Feng et al. 2025).
+
+    Args:
+        rewards: ``[B, T]``.
+        mask: bool ``[B, T]``.
+        turn: Which turn of its episode a step belongs to, from 0, int64 ``[B, T]``.
+        state: A number for what the turn answers, int64 ``[B, T]``.
+        group: int64 ``[B]``.
+        gamma: Discount from turn to turn.
+        scale: As of :func:`group_advantages`.
+
+    Returns:
+        ``[B, T]``, the same on every step of a turn, 0 outside the mask; and the share of turns whose state others
+        answer too.
+    """
+    rows, steps = mask.nonzero(as_tuple=True)
+    at = (rows, turn[rows, steps])
+    count = int(at[1].max()) + 1 if len(rows) else 1
+    returns = rewards.new_zeros(len(rewards), count).index_put(at, rewards[rows, steps], accumulate=True)
+    states = state.new_zeros(len(rewards), count).index_put(at, state[rows, steps])
+    had = mask.new_zeros(len(rewards), count).index_put(at, mask[rows, steps])
+    for k in range(count - 2, -1, -1):
+        returns[:, k] += gamma * returns[:, k + 1]
+    places: dict[tuple[int, int], list[int]] = {}
+    keys = zip(group.repeat_interleave(count).tolist(), states.flatten().tolist(), strict=True)
+    for i, (key, there) in enumerate(zip(keys, had.flatten().tolist(), strict=True)):
+        if there:
+            places.setdefault(key, []).append(i)
+    shared = [turns for turns in places.values() if len(turns) > 1]
+    flat, relative = returns.flatten(), torch.zeros_like(returns).flatten()
+    for turns in shared:
+        relative[turns] = group_advantages(flat[turns], len(turns), scale)
+    share = sum(map(len, shared)) / max(int(had.sum()), 1)
+    return relative.view_as(returns).gather(1, turn * mask) * mask, share
 
 
 def ppo_clip_loss(

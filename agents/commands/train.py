@@ -64,8 +64,8 @@ def _train(
     agent: Annotated[
         str,
         typer.Option(
-            help="ppo, grpo, reinforce, rloo, reinforce++, dr-grpo, dapo, gspo, cispo, ppo-ptx, my_module:MyAgent or "
-            "file.py:MyAgent.",
+            help="ppo, grpo, reinforce, rloo, reinforce++, dr-grpo, dapo, gspo, gigpo, cispo, ppo-ptx, "
+            "my_module:MyAgent or file.py:MyAgent.",
             rich_help_panel=_RUN,
         ),
     ] = "ppo",

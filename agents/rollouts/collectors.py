@@ -130,6 +130,29 @@ def _kl_columns(infos: dict, ends: dict, done: np.ndarray) -> dict[str, np.ndarr
     return columns
 
 
+def _turn_columns(infos: dict, ends: dict, done: np.ndarray) -> dict[str, np.ndarray]:
+    """Where a turn has just ended, bool ``[N]``, and a number for what it answered, int64 ``[N]``."""
+    over, state = np.zeros(len(done), dtype=bool), np.zeros(len(done), dtype=np.int64)
+    for where, slots in ((infos, ~done), (ends, done)):
+        if "turn" in where:
+            told = slots & where["_turn"]
+            over |= told
+            state = np.where(told, where["turn_state"], state)
+    return {"turn_over": over, "turn_state": state}
+
+
+def _has_turns(env: gym.vector.VectorEnv) -> bool:
+    return any(hasattr(each, "max_turns") for each in kl_envs(env))
+
+
+def _turns(over: np.ndarray, state: np.ndarray) -> dict[str, Tensor]:
+    """Which turn each step belongs to and what that answers, from where turns end, ``[N, T]`` each."""
+    turn, state = np.cumsum(over, axis=1) - over, state.copy()
+    for t in range(over.shape[1] - 2, -1, -1):
+        state[:, t] = np.where(over[:, t], state[:, t], state[:, t + 1])
+    return {"turn": torch.from_numpy(turn), "state": torch.from_numpy(state)}
+
+
 def _is_scored(ends: dict, done: np.ndarray) -> np.ndarray:
     """False where an episode has just ended to which no reward applied, bool ``[N]``."""
     if "scored" not in ends:
@@ -179,6 +202,7 @@ def _step(agent: Collecting, observation: Any, alive: np.ndarray, buffer: _StepB
         mask=alive.copy(),
         # In the info of any other environment "kl" is something else.
         **(_kl_columns(infos, ends, done) | {"scored": _is_scored(ends, done)} if buffer.scored else {}),
+        **(_turn_columns(infos, ends, done) if _has_turns(agent.env) else {}),
     )
     agent.episodes.step(rewards, alive, done, ends, buffer.scored)
     step = {
@@ -203,6 +227,7 @@ def _assemble(agent: Collecting, buffer: _StepBuffer, last_values: np.ndarray) -
     next_values = next_values + stack("bootstrap")
     actions = stack("actions")
     has_reference = "ref_logprob" in buffer.columns
+    turns = _turns(stack("turn_over"), stack("turn_state")) if "turn_over" in buffer.columns else {}
     return Rollout(
         inputs=agent.policy.stack(buffer.observations, actions, mask),
         actions=torch.from_numpy(actions),
@@ -214,6 +239,7 @@ def _assemble(agent: Collecting, buffer: _StepBuffer, last_values: np.ndarray) -
         done=torch.from_numpy((terminated | truncated) & mask),
         ref_log_probs=_float(stack("ref_logprob") * mask) if has_reference else None,
         penalties=_double((agent.kl_coef or 0.0) * stack("kl") * mask) if has_reference else None,
+        **{name: value * torch.from_numpy(mask) for name, value in turns.items()},
     )
 
 
@@ -387,6 +413,11 @@ def collect_fused(agent: Collecting, n_episodes: int, group_size: int = 1) -> Ro
         sampling_log_probs=None if reported is None else _float(sequences.padded(reported[sequences.policy])),
         group=torch.from_numpy(np.arange(len(mask)) // group_size),
         scored=None if episodes.scored is None else torch.from_numpy(episodes.scored[:, None] & mask),
+        **{
+            name: torch.from_numpy(sequences.padded(getattr(episodes, name)))
+            for name in ("turn", "state")
+            if hasattr(episodes, name)
+        },
     )
     rollout.evaluation = first_evaluation
     for t in range(mask.shape[1]):

@@ -32,6 +32,8 @@ class Rollout:
         returns: ``[B, T]``, the critic's targets, set by the agent.
         sampling_log_probs: ``[B, T]`` as an outside generator reported them, where it is to be corrected for.
         scored: bool ``[B, T]``, false in the steps of episodes to which no reward applied; None where there are none.
+        turn: int64 ``[B, T]``, which turn of its episode a step belongs to, from 0; None where there are no turns.
+        state: int64 ``[B, T]``, a number for what the turn answers, where there are turns.
         group: int ``[B]`` in the host's memory, the start state that each episode shares with its group.
         evaluation: The policy's evaluation of all rows, with gradient, for the first update of the whole
             rollout; parts of a rollout have none.
@@ -52,6 +54,8 @@ class Rollout:
     sampling_log_probs: Tensor | None = None
     group: Tensor | None = None
     scored: Tensor | None = None
+    turn: Tensor | None = None
+    state: Tensor | None = None
 
     #: Not a field, so that no part, copy or change of a rollout has it.
     evaluation = None

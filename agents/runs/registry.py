@@ -27,6 +27,7 @@ AGENTS = {
     "dr-grpo": "agents:DrGRPO",
     "dapo": "agents:DAPO",
     "gspo": "agents:GSPO",
+    "gigpo": "agents:GiGPO",
     "cispo": "agents:CISPO",
     "ppo-ptx": "agents:PPOptx",
 }

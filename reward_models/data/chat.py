@@ -32,6 +32,8 @@ _MASKS = re.compile("[\U0010f000-\U0010fffc]")
 #: Stands where a content would be. No text holds it: it is a private code point, too.
 _PROBE = "\U0010fffd"
 _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
+#: A thought without words, white space left out.
+_NO_THOUGHT = "<think></think>"
 _OPEN_TAG = re.compile(r"<([A-Za-z_][\w-]*)>\s*$")
 
 
@@ -198,7 +200,8 @@ class ChatTemplate:
     def rewriting(self, row: Mapping[str, Any] | None = None) -> str | None:
         """How the template changes earlier turns of the assistant, found out with small conversations.
 
-        White space around a turn does not count. None if a turn stays as it was written, once others follow.
+        White space around a turn does not count, and neither does an empty thought that is shown before a turn without
+        one. None if a turn stays as it was written, once others follow.
         """
         ask = [{"role": "user", "content": text} for text in ("one?", "two?", "three?")]
         for words in ("first", "<think>\nhidden\n</think>\n\nfirst"):
@@ -213,10 +216,13 @@ class ChatTemplate:
             except ValueError as error:
                 return str(error)
             written = prompt + _past_opening(words, _OPEN_TAG.search(prompt))
-            if not _squeezed(once).startswith(_squeezed(written)):
+            shown = _squeezed(once)
+            if not shown.startswith(_squeezed(written)):
+                shown = shown.replace(_NO_THOUGHT, "", 1)
+            if not shown.startswith(_squeezed(written)):
                 return f"what was written as {_excerpt(written, once)} becomes {_excerpt(once, written)}"
             end = self.turn_end
-            if end and not _squeezed(once).startswith(_squeezed(written + end)):
+            if end and not shown.startswith(_squeezed(written + end)):
                 return f"a last turn ends with {end!r}, and an earlier one becomes {_excerpt(once, written + end)}"
             if not _squeezed(twice).startswith(_squeezed(once)):
                 return f"what was shown as {_excerpt(once, twice)} becomes {_excerpt(twice, once)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -42,12 +43,14 @@ class GameEpisodes(Episodes):
     Attributes:
         turns: Turns that the policy had, int64 ``[B]``.
         turn: Which turn each of the policy's tokens belongs to, from 0, int64 ``[m]``.
+        state: A number for what each of these turns answers, int64 ``[m]``; equal texts have equal numbers.
         turn_rewards: What the game gave for each turn, ``B`` arrays.
         truncated: bool ``[B]``, cut off by a time limit of the game's own.
     """
 
     turns: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     turn: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    state: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     turn_rewards: list[np.ndarray] = dataclasses.field(default_factory=list)
 
 
@@ -59,6 +62,7 @@ class Conversation:
         opening: What the policy answers first.
         texts: Turns of the policy and of the game, as text, in their order.
         rewards: Of each turn of the policy.
+        states: Of each turn, a number for what it answered.
         stop_reason: Why it ended; None while it goes on.
         truncated: Whether a time limit of the game's own has cut it off.
         failed: Whether it ended because the game failed.
@@ -67,6 +71,7 @@ class Conversation:
     opening: Opening
     texts: list[str] = dataclasses.field(default_factory=list)
     rewards: list[float] = dataclasses.field(default_factory=list)
+    states: list[int] = dataclasses.field(default_factory=list)
     stop_reason: str | None = None
     truncated: bool = False
     failed: bool = False
@@ -222,6 +227,7 @@ class TextGameDynamics(WritingDynamics):
         terminated, over = np.zeros((2, self.num_slots), dtype=bool)
         turn, given = np.zeros(self.num_slots, dtype=np.int64), np.zeros(self.num_slots)
         words = np.full(self.num_slots, None, dtype=object)
+        answered = np.zeros(self.num_slots, dtype=np.int64)
         ended = [slot for slot in slots if self.turn_is_over(self._turn_tokens(slot))]
         for slot, answer in zip(ended, self._ask(self.players, ended), strict=True):
             conversation = self.conversations[slot]
@@ -230,6 +236,7 @@ class TextGameDynamics(WritingDynamics):
             self.turn_ends[slot, conversation.turns] = self.length[slot]
             ids = self._hear(conversation, answer, self.length[slot], actions[slot])
             self._append(slot, ids)
+            answered[slot] = conversation.states[-1]
             rewards[slot] += answer.reward
             self.cut[slot] = conversation.truncated
             terminated[slot] = conversation.stop_reason is not None and not conversation.truncated
@@ -240,6 +247,7 @@ class TextGameDynamics(WritingDynamics):
             "turn": Partial(turn, over),
             "game_text": Partial(words, over),
             "turn_reward": Partial(given, over),
+            "turn_state": Partial(answered, over),
         }
         done = np.flatnonzero(terminated | self.cut)
         self.playing[done] = False
@@ -361,6 +369,8 @@ class TextGameDynamics(WritingDynamics):
         Returns:
             The tokens that follow, int64; none where they have no room.
         """
+        shown = conversation.texts[-2] if len(conversation.texts) > 1 else conversation.opening.text
+        conversation.states.append(zlib.crc32(shown.encode("utf-8", "surrogatepass")))
         conversation.texts.append(answer.text)
         conversation.rewards.append(answer.reward)
         ids = self.layout.answer(answer.observation, conversation.opening, int(last_token))
@@ -484,6 +494,7 @@ class TextGameDynamics(WritingDynamics):
             truncated=np.array([each.truncated for each in played], dtype=bool),
             turns=turns,
             turn=np.repeat(np.concatenate([np.arange(n) for n in turns]), lengths),
+            state=np.repeat(np.concatenate([np.array(each.states) for each in played]), lengths),
             turn_rewards=[np.array(each.rewards, dtype=np.float64) for each in played],
         )
 
@@ -631,9 +642,10 @@ class TextGameEnv(_TextGame, KLEnv):
 
     ## Information
     reset: ``prompt`` (the opening), ``prompt_id``. Every step: ``ref_logprob``, ``kl``. On the last token of a turn:
-    ``turn`` (from 0), ``game_text`` (what the game answered), ``turn_reward``. At the end: ``response`` (the turns of
-    both, one below the other, the game's last word left out), ``score`` (sum of the game's rewards), ``kl_sum``,
-    ``response_length`` (the policy's tokens), ``turns``, ``stop_reason`` ("game", "turns" or "context").
+    ``turn`` (from 0), ``game_text`` (what the game answered), ``turn_reward``, ``turn_state`` (a number for the text
+    that the turn answered). At the end: ``response`` (the turns of both, one below the other, the game's last word
+    left out), ``score`` (sum of the game's rewards), ``kl_sum``, ``response_length`` (the policy's tokens), ``turns``,
+    ``stop_reason`` ("game", "turns" or "context").
 
     ## Arguments
     - ``game`` (the embedded world's): a class or factory of games, ``"package.module:Name"``, ``"file.py:Name"``, an

@@ -170,7 +170,7 @@ class Players:
     def _calls(self, calls: list[_Call]) -> list[_Call]:
         """Calls, run to their end or their deadline."""
         self._submit(calls)
-        while not all(call.over for call in calls):
+        while self.busy:
             self._wait(None)
         return calls
 
