@@ -278,7 +278,7 @@ def test_proxy_and_gold_stand_on_one_axis_with_the_peak_marked(tmp_path):
     picture = re.search(r"<svg[^>]*Proxy and gold over the square root of the KL.*?</svg>", page, re.DOTALL)[
         0
     ]
-    assert "gold is highest at 3.0 nats, 20,000 tokens" in text_of(re.sub("<svg", "<g", picture))
+    assert "gold is highest at 3.0 nats, 20,000 timesteps" in text_of(re.sub("<svg", "<g", picture))
 
 
 def test_several_runs_are_judged_side_by_side(tmp_path):

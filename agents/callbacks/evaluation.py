@@ -89,6 +89,7 @@ class EvalCallback(EventCallback):
         evaluations_results: Each's mean by prompt.
         skipped: Evaluations that would have cost too much.
         latest: The last evaluation.
+        points: All of them, oldest first.
         ends: Evaluations of more answers, "start", "best" (unless it is the last) and "final".
     """
 
@@ -126,6 +127,8 @@ class EvalCallback(EventCallback):
         self.evaluations_results: list[np.ndarray] = []
         self.latest: Evaluation | None = None
         self.ends: dict[str, Evaluation] = {}
+        #: Those on the way, oldest first.
+        self.points: list[Evaluation] = []
         self.skipped = self._tokens = 0
 
     def _init_callback(self) -> None:
@@ -224,6 +227,7 @@ class EvalCallback(EventCallback):
 
     def _note(self, evaluation: Evaluation, write: bool) -> None:
         self.latest = evaluation
+        self.points.append(evaluation)
         self._tokens += evaluation.tokens if evaluation.timesteps else 0
         self.last_mean_reward = self._choice(evaluation)
         self.evaluations_timesteps.append(evaluation.timesteps)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from agents.evaluation.evaluation import mean_interval
+from agents.evaluation.records import Evaluation
 
 #: What is drawn of a text run: the column, the panel's heading, its colour.
 TEXT_PANELS = (
@@ -15,7 +19,8 @@ TEXT_PANELS = (
 )
 #: And of any other.
 PANELS = (("rollout/ep_rew_mean", "Mean return of an episode", "#1f6fb4"),)
-_INK, _QUIET = "#222222", "#888888"
+_INK, _QUIET, _AXIS = "#222222", "#888888", "#cccccc"
+_PROXY, _GOLD = "#1f6fb4", "#b8860b"
 
 
 def plot_learning_curve(
@@ -127,3 +132,144 @@ def smoothed(values: np.ndarray, fraction: float = 0.1) -> np.ndarray:
     total, number = sums[high] - sums[low], counts[high] - counts[low]
     smooth = np.divide(total, number, out=np.full(count, np.nan), where=number > 0)
     return np.where(there & (half == 0), values, smooth)
+
+
+def proxy_and_gold_figure(
+    evaluations: Sequence[Evaluation] | Sequence[Sequence[Evaluation]],
+    labels: Sequence[str] = ("",),
+    colours: Sequence[str] = (_PROXY,),
+    size: tuple[float, float] = (7.6, 3.3),
+) -> Any:
+    """Proxy and gold at every evaluation over the square root of the KL, gold's peak marked.
+
+    Both are the change since the first policy in standard deviations of its answers, so one axis holds them. With one
+    run, colours tell proxy from gold; with several they tell the runs apart, and dashes the proxy.
+
+    Args:
+        evaluations: Of one run, or a list for each of several.
+        labels: Of the runs.
+        colours: Of the runs; one run has those of proxy and gold.
+        size: Inches.
+
+    Returns:
+        matplotlib's figure.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    runs = (
+        [list(evaluations)]
+        if isinstance(evaluations[0], Evaluation)
+        else [list(each) for each in evaluations]
+    )
+    alone, narrow = len(runs) == 1, size[0] < 5
+    figure = Figure(figsize=size)
+    figure.subplots_adjust(left=0.13 if narrow else 0.07, right=0.985, bottom=0.14, top=0.97)
+    axes = figure.subplots()
+    axes.axhline(0, color=_AXIS, linewidth=1)
+    for points, label, colour in zip(runs, labels, colours, strict=True):
+        x = np.sqrt([max(float(e.sampled.kl.mean()), 0.0) for e in points])
+        for name in ("score", "gold"):
+            if getattr(points[0].sampled, name) is None:
+                continue
+            ink = {"score": _PROXY, "gold": _GOLD}[name] if alone else colour
+            mean, low, high = _gains(points, name)
+            line = "--" if name == "score" and not alone else "-"
+            axes.plot(x, mean, line, color=ink, linewidth=2, marker="o", markersize=4)
+            if alone:
+                axes.vlines(x, low, high, color=ink, alpha=0.45, linewidth=1.5)
+            called = {"score": "proxy", "gold": "gold"}[name]
+            _write_at(axes, x[-1], mean[-1], called if alone else f"{label}: {called}", ink)
+            if name == "gold":
+                _mark_peak(axes, x, mean, points, ink, in_words=alone)
+    top = max(axes.get_xlim()[1], 0.5)
+    axes.set_xlim(-0.02 * top, top * (1.2 if narrow else 1.12))
+    style_axes(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda root, _: f"{root:.3g}"))
+    axes.set_xlabel("square root of the KL to the reference (nats)", fontsize=9, color=_QUIET, loc="right")
+    return figure
+
+
+def _gains(points: Sequence[Evaluation], name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The change since the first evaluation and its interval, in standard deviations of the first one's answers."""
+    found = [np.nan_to_num(getattr(e.sampled, name)) for e in points]
+    spread = max(float(found[0].std()), 1e-9)
+    rows = [mean_interval((x.mean(1) - found[0].mean(1)) / spread) for x in found]
+    mean, low, high = (np.array(column) for column in zip(*rows, strict=True))
+    return mean, low, high
+
+
+def _mark_peak(
+    axes: Any, x: np.ndarray, gold: np.ndarray, points: Sequence[Evaluation], ink: str, in_words: bool
+) -> None:
+    """A ring where gold is highest, and what is there in words at the foot of the picture."""
+    peak = int(gold.argmax())
+    ring = {"markerfacecolor": "none", "markeredgewidth": 1.8, "markersize": 13}
+    axes.plot(x[peak], gold[peak], "o", color=ink, **ring)
+    if not in_words:
+        return
+    axes.axvline(x[peak], color=ink, linewidth=1, linestyle=":", alpha=0.8, zorder=0)
+    kl = max(float(points[peak].sampled.kl.mean()), 0.0)
+    text = f"gold is highest at {kl:.1f} nats,\n{points[peak].timesteps:,} timesteps"
+    on_the_left = x[peak] > 0.5 * x.max()
+    where = {"xytext": (-5 if on_the_left else 5, 4), "textcoords": "offset points", "va": "bottom"}
+    where |= {"ha": "right" if on_the_left else "left", "xycoords": ("data", "axes fraction")}
+    axes.annotate(text, (x[peak], 0.0), **where, color=ink, fontsize=9)
+
+
+def _write_at(axes: Any, x: float, y: float, text: str, colour: str) -> None:
+    where = {"xytext": (7, 0), "textcoords": "offset points", "va": "center"}
+    axes.annotate(text, (x, y), **where, color=colour, fontsize=9.5, fontweight="bold", annotation_clip=False)
+
+
+#: Rows of the strip of an episode: the column, what it is called, and whether 0 is the middle of its colours.
+STRIP = (
+    ("log_probs", "log pi", False),
+    ("ref_log_probs", "log pi of the reference", False),
+    ("kls", "KL", True),
+    ("rewards", "reward", True),
+    ("values", "value", True),
+    ("advantages", "advantage", True),
+)
+
+
+def episode_strip(row: Mapping[str, Any]) -> Any:
+    """An episode token by token: log-probabilities, KL, rewards, values and advantages as coloured cells.
+
+    Args:
+        row: A sample with its tokens, see :mod:`agents.runs.samples`.
+
+    Returns:
+        matplotlib's figure.
+    """
+    from matplotlib.figure import Figure
+
+    tokens = [token.strip() or repr(token) for token in row["tokens"]]
+    shown = [(name, label, signed) for name, label, signed in STRIP if row.get(name)]
+    figure = Figure(figsize=(max(1.6 + 0.62 * len(tokens), 5), 0.9 + 0.36 * len(shown)), dpi=110)
+    axes = figure.subplots()
+    figure.subplots_adjust(left=1.5 / figure.get_figwidth(), right=0.995, top=0.8, bottom=0.02)
+    for at, (name, _, signed) in enumerate(shown):
+        values = np.array(row[name], dtype=np.float64)
+        strength = np.abs(values) / max(float(np.abs(values).max()), 1e-9)
+        for i, (value, share) in enumerate(zip(values, strength, strict=True)):
+            colour = "#c0504d" if value < 0 or not signed else "#2e7d4f"
+            axes.add_patch(_cell(i, at, colour, float(share)))
+            axes.text(i + 0.5, at + 0.5, f"{value:.2f}", ha="center", va="center", fontsize=7.5, color=_INK)
+    axes.set_xlim(0, len(tokens))
+    axes.set_ylim(len(shown), 0)
+    axes.set_yticks(np.arange(len(shown)) + 0.5, [label for _, label, _ in shown], fontsize=8.5)
+    axes.set_xticks(np.arange(len(tokens)) + 0.5, tokens, fontsize=8.5, rotation=30, ha="left")
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0, colors=_INK)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def _cell(column: int, row: int, colour: str, strength: float) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(
+        (column + 0.03, row + 0.06), 0.94, 0.88, color=colour, alpha=0.08 + 0.62 * strength, linewidth=0
+    )

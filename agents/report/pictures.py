@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.evaluation.evaluation import mean_interval
-from agents.evaluation.plots import draw_curve, style_axes
+from agents.evaluation.plots import draw_curve, proxy_and_gold_figure, style_axes
 from agents.report.metrics import (
     BLUE,
     GOLD,
@@ -36,7 +35,7 @@ from agents.report.reading import Group, Run
 PALETTE = (BLUE, GOLD, RED, TEAL, PURPLE, GREEN, GREY)
 LINES = ("-", "--", ":")
 #: Inches; the page shows them about a fifth larger.
-_SIZE, _WIDE = (3.9, 2.45), (7.6, 3.3)
+_SIZE, _WIDE, _NARROW = (3.9, 2.45), (7.6, 3.3), (3.9, 3.3)
 #: Up to so many groups, single runs show what was logged behind their running mean.
 FAINT = 3
 _POINTS = 200
@@ -105,64 +104,15 @@ def frontier(metric: Metric, groups: Sequence[Group]) -> str:
 
 
 def proxy_and_gold(runs: Sequence[Run], labels: Sequence[str]) -> str:
-    """Proxy and gold at every evaluation over the square root of the KL, gold's peak marked.
-
-    Both are the change since the first policy in standard deviations of its answers, so one axis holds them.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
-
-    figure = Figure(figsize=_WIDE)
-    figure.subplots_adjust(left=0.075, right=0.985, bottom=0.13, top=0.97)
-    axes = figure.subplots()
-    axes.axhline(0, color=_GRID_DARK, linewidth=1)
-    for i, (run, label) in enumerate(zip(runs, labels, strict=True)):
-        x = np.sqrt([max(float(e.sampled.kl.mean()), 0.0) for e in run.evaluations])
-        # With one run, colours tell proxy from gold; with several they tell the runs apart, and dashes the proxy.
-        alone = len(runs) == 1
-        for name, line, colour in (("score", "-" if alone else "--", BLUE), ("gold", "-", GOLD)):
-            if getattr(run.evaluations[0].sampled, name) is None:
-                continue
-            colour = colour if alone else group_colour(i)
-            mean, low, high = _gains(run, name)
-            axes.plot(x, mean, line, color=colour, linewidth=2, marker="o", markersize=4)
-            if alone:
-                axes.vlines(x, low, high, color=colour, alpha=0.45, linewidth=1.5)
-            said = {"score": "proxy", "gold": "gold"}[name]
-            _write_at(axes, x[-1], mean[-1], said if alone else f"{label}: {said}", colour)
-            if name == "gold":
-                peak = int(mean.argmax())
-                ring = {"markerfacecolor": "none", "markeredgewidth": 1.8, "markersize": 13}
-                axes.plot(x[peak], mean[peak], "o", color=colour, **ring)
-                if alone:
-                    _mark_peak(axes, x[peak], mean, peak, run)
-    top = max(axes.get_xlim()[1], 0.5)
-    axes.set_xlim(-0.02 * top, top * 1.12)
-    style_axes(axes)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda root, _: f"{root:.3g}"))
-    axes.set_xlabel("square root of the KL to the reference (nats)", fontsize=9, color=_QUIET, loc="right")
-    return _svg(figure, "Proxy and gold over the square root of the KL", "proxy and gold")
-
-
-def _gains(run: Run, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The change since the first evaluation and its interval, in standard deviations of the first one's answers."""
-    found = [np.nan_to_num(getattr(e.sampled, name)) for e in run.evaluations]
-    spread = max(float(found[0].std()), 1e-9)
-    rows = [mean_interval((x.mean(1) - found[0].mean(1)) / spread) for x in found]
-    return tuple(np.array(column) for column in zip(*rows, strict=True))
-
-
-def _mark_peak(axes: Any, x: float, mean: np.ndarray, peak: int, run: Run) -> None:
-    at = run.evaluations[peak]
-    kl = max(float(at.sampled.kl.mean()), 0.0)
-    text = f"gold is highest at {kl:.1f} nats, {at.timesteps:,} {run.unit}"
-    where = {"xytext": (0, -24), "textcoords": "offset points", "ha": "center", "va": "top"}
-    axes.annotate(text, (x, mean[peak]), **where, color=GOLD, fontsize=9)
-
-
-def _write_at(axes: Any, x: float, y: float, text: str, colour: str) -> None:
-    where = {"xytext": (7, 0), "textcoords": "offset points", "va": "center"}
-    axes.annotate(text, (x, y), **where, color=colour, fontsize=9.5, fontweight="bold", annotation_clip=False)
+    """Proxy and gold at every evaluation over the square root of the KL, once for wide screens and once for narrow."""
+    found = []
+    for name, size in (("wide-only", _WIDE), ("narrow-only", _NARROW)):
+        figure = proxy_and_gold_figure(
+            [run.evaluations for run in runs], labels, [group_colour(i) for i in range(len(runs))], size
+        )
+        picture = _svg(figure, "Proxy and gold over the square root of the KL", f"proxy and gold {name}")
+        found.append(f"<div class={name}>{picture}</div>")
+    return "".join(found)
 
 
 def group_colour(index: int) -> str:

@@ -50,6 +50,7 @@ th.num { white-space: normal; }
   max-width: 860px; }
 .verdict.good { border-color: var(--good-edge); background: var(--good); }
 .verdict.bad { border-color: var(--bad-edge); background: var(--bad); }
+.narrow-only { display: none; }
 figure.main { max-width: 860px; margin-bottom: 18px; }
 h3 { font-size: 15px; margin: 22px 0 6px; }
 td.flag { color: var(--bad-edge); font-weight: 700; }
@@ -71,7 +72,8 @@ summary { cursor: pointer; }
 pre { background: var(--soft); padding: 12px 14px; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; }
 @media (max-width: 900px) { .two { grid-template-columns: minmax(0, 1fr); gap: 32px; }
   .plots { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
-@media (max-width: 560px) { main { padding: 24px 16px 40px; } .plots { grid-template-columns: minmax(0, 1fr); } }
+@media (max-width: 560px) { .wide-only { display: none; } .narrow-only { display: block; }
+  th, td { padding-right: 8px; } main { padding: 24px 16px 40px; } .plots { grid-template-columns: minmax(0, 1fr); } }
 @media print { main { max-width: none; padding: 0; } section { margin-top: 24px; } h2 { break-after: avoid; }
   .findings li, .verdict, pre { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """

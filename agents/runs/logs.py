@@ -28,7 +28,9 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import scalar
 
+from agents.runs.tensorboard import DESCRIPTIONS, LAYOUT
 from reward_models.names import shorten
 from textrl_env.errors import check_choice
 
@@ -148,13 +150,27 @@ class _TensorBoard(TensorBoardOutputFormat):
             # Tells a TensorBoard that is already open to forget them too.
             purge_step = resume_at + 1 if resume_at else None
             self.writer = SummaryWriter(log_dir=str(folder), purge_step=purge_step)
+            self.writer.add_custom_scalars(LAYOUT)
+        self._described: set[str] = set()
         self._is_closed = False
 
     def write(
         self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
     ) -> None:
+        shown = filter_excluded_keys(key_values, key_excluded, "tensorboard")
+        fresh = [name for name in shown if name in DESCRIPTIONS and name not in self._described]
         with _naming(self.folder):
-            super().write(key_values, key_excluded, step)
+            for name in fresh:
+                self._describe(name, shown[name], step)
+            rest = {name: value for name, value in key_values.items() if name not in fresh}
+            super().write(rest, {name: key_excluded[name] for name in rest}, step)
+
+    def _describe(self, name: str, value: Any, step: int) -> None:
+        """Write the first value of a tag with what it means; TensorBoard takes that from the first event."""
+        summary = scalar(name, float(value))
+        summary.value[0].metadata.summary_description = DESCRIPTIONS[name]
+        self.writer.file_writer.add_summary(summary, step)
+        self._described.add(name)
 
     def close(self) -> None:
         with _naming(self.folder):

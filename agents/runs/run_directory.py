@@ -7,6 +7,7 @@
         checkpoint-<timesteps>/  what ``Agent.save`` writes, between two updates
         final/                   the same at the end: a Hugging Face folder for a language model
         best/                    the same where an evaluation gave the highest score, see :class:`EvalCallback`
+        samples/                 every response that was learned from, see :mod:`agents.runs.samples`
         evaluations/             every answer of the evaluations, see :mod:`agents.evaluation.records`
         report.html              what ``textrl report`` makes of it
 
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import HParam
 
 from agents.base import Agent
 from agents.callbacks.evaluation import EvalCallback
@@ -36,6 +38,7 @@ from agents.callbacks.exact_gap import cheap_gap_callback
 from agents.callbacks.guards import Guards
 from agents.callbacks.kl_control import AdaptiveKL, AnnealKL, StopAtKL
 from agents.callbacks.scale_guards import ScaleGuards
+from agents.callbacks.tracking import TrackSamples
 from agents.evaluation.evaluation import evaluation_env
 from agents.evaluation.records import FOLDER as EVALUATIONS
 from agents.runs import best
@@ -45,12 +48,14 @@ from agents.runs.checkpoint import save as save_checkpoint
 from agents.runs.lock import HOLDER, LOCK
 from agents.runs.logs import EVENTS, PROGRESS, check_reports, open_logger, read_progress, report_names
 from agents.runs.registry import find_agent, find_policy
+from agents.runs.samples import FOLDER as SAMPLES
 from agents.runs.saving import (
     SaveSchedule,
     StopRequest,
     TrainingInterrupted,
     stop_on_signals,
 )
+from agents.runs.tensorboard import METRICS, hyper_parameters
 from agents.runs.whole import (
     MANIFEST,
     TornCheckpointError,
@@ -135,10 +140,12 @@ def _delete_run(folder: Path) -> None:
         *folder.glob(f"{EVENTS}*"),
         *folder.glob("*.png"),
         *folder.glob(f"{EVALUATIONS}/*.parquet"),
+        *folder.glob(f"{SAMPLES}/*.parquet"),
     ]:
         path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # it is not there, or holds something of another's
-        (folder / EVALUATIONS).rmdir()
+    for name in (EVALUATIONS, SAMPLES):
+        with contextlib.suppress(OSError):  # it is not there, or holds something of another's
+            (folder / name).rmdir()
 
 
 def new_config(
@@ -490,6 +497,8 @@ def train(
         measured += [_guards(folder, agent)] if agent.policy.whole_episodes else []
     evaluation = evaluation_callback(agent, folder, config)
     measured += [] if evaluation is None else [evaluation]
+    if agent.text_env is not None:
+        measured.append(TrackSamples(folder, evaluation))
     budget = config.get("kl_budget")
     stop = None if budget is None else StopAtKL(budget)
     measured += [] if stop is None else [stop]
@@ -497,6 +506,10 @@ def train(
     others = [name for name in asked if name not in ("csv", "none")]
     logger = open_logger(folder, agent.num_timesteps, ["csv", *others])
     agent.set_logger(logger)
+    if agent.num_timesteps == 0:
+        settings = HParam(hyper_parameters(config), dict.fromkeys(METRICS, 0.0))
+        logger.record("hparams", settings, exclude=("stdout", "log", "csv", "json"))
+        logger.dump(0)
     try:
         with stop_on_signals(saver.stop_request, "the update under way", saver.at_stake):
             agent.learn(

@@ -1,0 +1,156 @@
+"""What a run keeps beside its log: every sample as Parquet, and histograms and pictures for TensorBoard.
+
+``textrl train`` has it on for language models. Nothing here changes what is learned: no random number is drawn. Left
+out: rollouts of other environments, whose observations are no texts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Figure
+
+from agents.callbacks.evaluation import EvalCallback
+from agents.evaluation.plots import episode_strip, proxy_and_gold_figure
+from agents.rollouts.rollout import Rollout
+from agents.runs.samples import DETAILED, drop_after, write_samples
+
+#: Updates between two histograms.
+EVERY = 10
+_ONLY_TENSORBOARD = ("stdout", "log", "csv", "json")
+
+
+class TrackSamples(BaseCallback):
+    """Keeps the samples of every update, and draws for TensorBoard.
+
+    Args:
+        folder: The run directory.
+        evaluation: Whose points are drawn; None draws none.
+        every: Updates between two histograms.
+        verbose: As in stable-baselines3.
+    """
+
+    def __init__(
+        self, folder: str | Path, evaluation: EvalCallback | None = None, every: int = EVERY, verbose: int = 0
+    ) -> None:
+        super().__init__(verbose)
+        self.folder, self.evaluation, self.every = Path(folder), evaluation, every
+        self._updates = self._drawn = 0
+
+    def _on_training_start(self) -> None:
+        drop_after(self.folder, self.model.num_timesteps if self.model.num_timesteps else -1)
+        self._updates = self._drawn = 0
+
+    def _on_step(self) -> bool:
+        return True
+
+    def on_update_end(self) -> bool:
+        """Keep what has just been learned from; the learning loop calls it after each update."""
+        rollout: Rollout | None = self.locals.get("rollout")
+        if rollout is None or not self.model.policy.whole_episodes:
+            return True
+        samples = samples_of(self.model, rollout)
+        if samples:
+            write_samples(self.folder, self.model.num_timesteps, samples)
+        if self._updates % self.every == 0 and rollout.advantages is not None:
+            for name, values in self._histograms(rollout).items():
+                self.logger.record(f"histogram/{name}", values, exclude=_ONLY_TENSORBOARD)
+        self._updates += 1
+        self._draw(samples)
+        return True
+
+    def _histograms(self, rollout: Rollout) -> dict[str, torch.Tensor]:
+        """Values of the policy's tokens, one-dimensional."""
+        mask = rollout.mask.cpu()
+        found = {"advantage": rollout.advantages.cpu()[mask].float()}
+        if self.model.policy.has_critic:
+            found["value"] = rollout.values.cpu()[mask].float()
+        if rollout.ref_log_probs is not None:
+            found["token_kl"] = (rollout.log_probs - rollout.ref_log_probs).cpu()[mask].float()
+        found["ratio"] = (self._new_log_probs(rollout) - rollout.log_probs.cpu())[mask].float().exp()
+        return found
+
+    @torch.no_grad()
+    def _new_log_probs(self, rollout: Rollout) -> torch.Tensor:
+        """Log-probabilities ``[B, T]`` of the rollout's tokens under the policy after the update."""
+        moved, policy = rollout.to(self.model.device), self.model.policy
+        found = torch.zeros(rollout.mask.shape)
+        for part, rows in moved.micro_batches(self.model.micro_batch_size):
+            found[rows.cpu()] = policy.evaluate(part).log_probs.float().cpu()
+        return found
+
+    def _draw(self, samples: dict[str, list[Any]]) -> None:
+        """An episode token by token, and proxy and gold so far, whenever there is a new evaluation."""
+        points = [] if self.evaluation is None else self.evaluation.points
+        if len(points) <= self._drawn:
+            return
+        self._drawn = len(points)
+        if len(points) > 1:
+            figure = proxy_and_gold_figure(points)
+            self.logger.record("eval/proxy_and_gold", Figure(figure, close=False), exclude=_ONLY_TENSORBOARD)
+        detailed = [i for i, tokens in enumerate(samples.get("tokens", ())) if tokens]
+        if detailed:
+            row = {name: values[detailed[0]] for name, values in samples.items()}
+            picture = Figure(episode_strip(row), close=False)
+            self.logger.record("samples/episode", picture, exclude=_ONLY_TENSORBOARD)
+
+
+def samples_of(agent: Any, rollout: Rollout) -> dict[str, list[Any]]:
+    """Columns of the samples that a rollout holds, see :mod:`agents.runs.samples`; empty where nothing was scored.
+
+    Args:
+        agent: That has collected it.
+        rollout: Its advantages set.
+    """
+    text = agent.episodes.text
+    count = len(text.get("response", ()))
+    if not count or not text.get("prompt"):
+        return {}
+    rows = min(count, len(rollout))
+    lengths = rollout.lengths.cpu().numpy()
+    columns = {name: list(values[-rows:]) for name, values in text.items() if len(values) == count}
+    # A method may leave out rows (groups without variance), and then nothing says which token belongs to which text.
+    fits = rollout.advantages is not None and rows == len(rollout)
+    fits = fits and np.array_equal(np.array(columns["response_length"]), lengths)
+    numbers = {"score", "response_length", "kl_sum"} | {name for name in columns if name.startswith("score/")}
+    found: dict[str, list[Any]] = {
+        name: [float(value) for value in values] if name in numbers else [str(value) for value in values]
+        for name, values in columns.items()
+    }
+    if fits:
+        found |= _of_steps(agent, rollout, lengths)
+    return found
+
+
+def _of_steps(agent: Any, rollout: Rollout, lengths: np.ndarray) -> dict[str, list[Any]]:
+    """Return and advantage of every response, and the tokens of a few."""
+    mask = rollout.mask.cpu()
+    steps: dict[str, torch.Tensor | None] = {
+        "log_probs": rollout.log_probs,
+        "ref_log_probs": rollout.ref_log_probs,
+        "kls": None if rollout.ref_log_probs is None else rollout.log_probs - rollout.ref_log_probs,
+        "rewards": rollout.rewards,
+        "values": rollout.values if agent.policy.has_critic else None,
+        "advantages": rollout.advantages,
+    }
+    arrays = {name: (x.cpu() * mask).double().numpy() for name, x in steps.items() if x is not None}
+    found: dict[str, list[Any]] = {
+        "return": arrays["rewards"].sum(1).tolist(),
+        "advantage": (arrays["advantages"].sum(1) / np.maximum(lengths, 1)).tolist(),
+    }
+    detailed = set(range(0, len(rollout), max(-(-len(rollout) // DETAILED), 1)))
+    tokenizer = agent.policy.lm.tokenizer
+    actions = rollout.actions.cpu().numpy()
+    found["tokens"] = [
+        [tokenizer.decode([token]) for token in actions[i, : lengths[i]]] if i in detailed else None
+        for i in range(len(rollout))
+    ]
+    for name, array in arrays.items():
+        found[name] = [
+            array[i, : lengths[i]].tolist() if i in detailed else None for i in range(len(rollout))
+        ]
+    return found

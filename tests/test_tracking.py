@@ -1,0 +1,151 @@
+"""Claims about what a run keeps beside its log: every sample, what TensorBoard is told, and nothing learned otherwise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from agents import GRPO, PPO
+from agents.callbacks.tracking import TrackSamples, samples_of
+from agents.runs import run_directory as runs
+from agents.runs.samples import DETAILED, read_samples, sample_files, write_samples
+from agents.runs.tensorboard import DESCRIPTIONS, LAYOUT, METRICS, hyper_parameters
+from tests.tiny import PROMPTS, count_a, make_env
+
+
+def make_agent(cls=PPO, **given):
+    env = make_env(reward=count_a, prompts=PROMPTS, max_new_tokens=4, gold=count_a)
+    return cls("auto", env, seed=3, n_episodes=16, batch_size=8, n_epochs=1, learning_rate=0.02, **given)
+
+
+def weights(agent):
+    return torch.cat([p.detach().flatten() for p in agent.policy.parameters()])
+
+
+@pytest.mark.parametrize("cls", [PPO, GRPO])
+def test_every_response_that_was_learned_from_is_kept_and_nothing_is_learned_otherwise(cls, tmp_path):
+    given = {"group_size": 4} if cls is GRPO else {}
+    plain, tracked = make_agent(cls, **given), make_agent(cls, **given)
+    plain.learn(120)
+    tracked.learn(120, TrackSamples(tmp_path, every=1))
+    assert torch.equal(weights(plain), weights(tracked))
+    assert torch.equal(plain.policy.generator.get_state(), tracked.policy.generator.get_state())
+    files = sample_files(tmp_path)
+    assert len(files) == tracked.iterations and files[-1][0] == tracked.num_timesteps
+    rows = [row for _, file in files for row in read_samples(file)]
+    assert len(rows) == 16 * tracked.iterations
+    assert sum(row["response_length"] for row in rows) == tracked.num_timesteps
+    assert [row["score"] for row in rows] == count_a(None, [row["response"] for row in rows])
+    assert all(row["score/gold"] == row["score"] and row["prompt"] in PROMPTS for row in rows)
+
+
+def test_the_tokens_of_a_few_are_kept_and_belong_to_their_response(tmp_path):
+    agent = make_agent()
+    agent.learn(1, TrackSamples(tmp_path))
+    rows = read_samples(sample_files(tmp_path)[0][1])
+    detailed = [row for row in rows if row["tokens"]]
+    assert len(detailed) == DETAILED
+    for row in detailed:
+        words = [token for token in row["tokens"] if token != "<eos>"]
+        assert " ".join(words) == row["response"]
+        assert len(row["tokens"]) == row["response_length"]
+        kl = np.subtract(row["log_probs"], row["ref_log_probs"])
+        np.testing.assert_allclose(row["kls"], kl, atol=1e-6)
+        assert sum(row["kls"]) == pytest.approx(row["kl_sum"], abs=1e-4)
+        assert sum(row["rewards"]) == pytest.approx(row["return"], abs=1e-5)
+        assert np.mean(row["advantages"]) == pytest.approx(row["advantage"], abs=1e-5)
+        assert len(row["values"]) == len(row["tokens"])
+
+
+def test_a_rollout_that_does_not_fit_its_texts_keeps_them_without_advantages():
+    agent = make_agent()
+    rollout = agent.collect()
+    agent.prepare_rollout(rollout)
+    whole = samples_of(agent, rollout)
+    assert {"advantage", "tokens"} <= whole.keys() and len(whole["response"]) == 16
+    part = samples_of(agent, rollout[np.arange(0, 16, 2)])
+    assert "advantage" not in part and "tokens" not in part and part["response"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run in the embedded world, evaluated once on its way."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    (folder.parent / "few.txt").write_text("what is 2 plus 2?\nwhat colour is snow?\n")
+    config = runs.new_config(
+        agent="ppo",
+        env="TextRLHF-v0",
+        agent_kwargs={"n_episodes": 32, "n_epochs": 1},
+        total_timesteps=600,
+        seed=0,
+        save_every=300,
+        eval_every=600,
+        eval_episodes=4,
+        eval_prompts=str(folder.parent / "few.txt"),
+    )
+    runs.prepare_directory(folder)
+    runs.write_config(folder, config)
+    runs.train(runs.make_agent(config), folder, config)
+    return folder
+
+
+def test_tensorboard_opens_on_what_matters_and_says_what_tags_mean(run):
+    events = EventAccumulator(str(run), size_guidance={"tensors": 0, "scalars": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert "custom_scalars__config__" in tags["tensors"]
+    assert {"histogram/advantage", "histogram/value", "histogram/token_kl", "histogram/ratio"} <= set(
+        tags["histograms"]
+    )
+    assert {"samples/episode", "eval/proxy_and_gold"} <= set(tags["images"])
+    assert any(tag.startswith("_hparams_/") for tag in events.summary_metadata)
+    described = [tag for tag in DESCRIPTIONS if tag in tags["scalars"]]
+    assert len(described) > 10
+    for tag in described:
+        assert events.SummaryMetadata(tag).summary_description == DESCRIPTIONS[tag]
+    logged = [scalar.step for scalar in events.Scalars("objective/scores")]
+    assert logged == [int(step) for step in runs.read_progress(run)["time/total_timesteps"]]
+    assert events.Scalars("eval/scores")[0].step == 0
+
+
+def test_the_layout_and_the_metrics_name_tags_that_are_logged(run):
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    logged = set(events.Tags()["scalars"])
+    shown = {tag for page in LAYOUT.values() for _, tags in page.values() for tag in tags}
+    assert shown <= logged and set(METRICS) <= logged
+
+
+def test_settings_are_plain_so_that_sweeps_compare():
+    config = runs.new_config(
+        agent="ppo", env="TextRLHF-v0", total_timesteps=5, seed=1, agent_kwargs={"vf_coef": [1]}
+    )
+    found = hyper_parameters(
+        config | {"in_force": {"agent": {"learning_rate": 0.1}, "env": {"kl_coef": 0.2}}}
+    )
+    assert found["learning_rate"] == 0.1 and found["kl_coef"] == 0.2 and found["vf_coef"] == "[1]"
+    assert all(isinstance(value, bool | int | float | str) for value in found.values())
+
+
+def test_samples_after_a_checkpoint_are_drawn_again_and_a_new_run_deletes_them(run, tmp_path):
+    at = [timesteps for timesteps, _ in sample_files(run)]
+    assert len(at) >= 2
+    config = runs.read_config(run)
+    _, checkpoint, _ = runs.newest_whole(run)
+    agent = runs.load_agent(config, checkpoint)
+    write_samples(run, agent.num_timesteps + 7, {"response": ["not of this run"]})
+    runs.train(agent, run, config | {"total_timesteps": agent.num_timesteps + 1, "eval_every": None})
+    assert agent.num_timesteps not in at and [t for t, _ in sample_files(run)] == [*at, agent.num_timesteps]
+    runs.prepare_directory(run, overwrite=True)
+    assert not (run / "samples").exists() and not (run / "evaluations").exists()
+
+
+def test_what_is_no_sample_file_is_named(tmp_path):
+    write_samples(tmp_path, 5, {"text": ["a"]})
+    with pytest.raises(ValueError, match=r"000000000005\.parquet holds no samples of a run: .* 'response'"):
+        read_samples(sample_files(tmp_path)[0][1])
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"torn\.parquet holds no samples"):
+        read_samples(tmp_path / "torn.parquet")
