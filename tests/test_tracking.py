@@ -1,4 +1,4 @@
-"""Claims about what a run keeps beside its log: every sample, what TensorBoard is told, and nothing learned otherwise."""
+"""Claims about what a run keeps beside its log: samples, and what TensorBoard is told. Learning does not notice."""
 
 from __future__ import annotations
 
