@@ -107,7 +107,7 @@ def test_seeds_repeat_and_prompts_can_be_chosen():
 
 def test_evaluating_something_else_says_what_is_wanted():
     env = make_env()
-    with pytest.raises(TypeError, match=r"TextRLHF-v0 env, got object"):
+    with pytest.raises(TypeError, match=r"TextRLHF-v0 or TextGame-v0 env, got object"):
         evaluate_policy(env.lm, object())
     with pytest.raises(TypeError, match="a CausalLM or its folder, got int"):
         evaluate_policy(3, env)

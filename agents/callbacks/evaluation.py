@@ -209,12 +209,14 @@ class EvalCallback(EventCallback):
         """A policy's answers to the fixed prompts; nothing that learning depends on is different afterwards."""
         started = time.perf_counter()
         env = self.eval_env
-        with keeping_state(env.rewards):
+        with keeping_state(getattr(env, "rewards", ())):
             env.trainer_state = self.model.text_env.trainer_state
             sampled = evaluate_policy(policy, env, samples, seed, prompt_ids=self._prompts)
             greedy = evaluate_policy(policy, env, 1, seed, deterministic=True, prompt_ids=self._prompts)
-        tenfold = self._prompts[:: -(-len(self._prompts) // _TEN_TIMES)]
-        texts, tokens = sample_texts(policy, env, 10, seed, tenfold)
+        texts, tokens = sampled.responses, 0
+        if hasattr(env.dynamics, "prompt_tokens"):  # a game would have to be played again
+            tenfold = self._prompts[:: -(-len(self._prompts) // _TEN_TIMES)]
+            texts, tokens = sample_texts(policy, env, 10, seed, tenfold)
         return Evaluation(
             timesteps=timesteps,
             sampled=sampled,

@@ -80,7 +80,9 @@ class TrackSamples(BaseCallback):
         moved, policy = rollout.to(self.model.device), self.model.policy
         found = torch.zeros(rollout.mask.shape)
         for part, rows in moved.micro_batches(self.model.micro_batch_size):
-            found[rows.cpu()] = policy.evaluate(part).log_probs.float().cpu()
+            found[rows if isinstance(rows, slice) else rows.cpu()] = (
+                policy.evaluate(part).log_probs.float().cpu()
+            )
         return found
 
     def _draw(self, samples: dict[str, list[Any]]) -> None:

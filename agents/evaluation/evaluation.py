@@ -258,6 +258,11 @@ def evaluation_env(env: Any, prompts: Any = None) -> tuple[TextRLHFEnv, bool]:
         The env, and whether its prompts are held out.
     """
     dynamics = getattr(env, "unwrapped", env).dynamics
+    if not hasattr(dynamics, "reward"):
+        raise ValueError(
+            "evaluation on the way makes an env of its own for TextRLHF-v0 only; for a game, make one and pass it: "
+            "EvalCallback(eval_env)"
+        )
     own = dynamics.prompts
     held_out = prompts is not None
     if prompts is None:
