@@ -24,8 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForSequenceClassification,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -119,6 +121,7 @@ def _load_scorer(model: str | Path, options: LoadOptions) -> tuple[PreTrainedMod
     with torch.random.fork_rng():
         if adapter_base(model) is not None:
             writer = load_causal_lm(model, options)
+            _check_has_scorer(writer.config, model)
             writer.config.num_labels = 1
             scorer = AutoModelForSequenceClassification.from_config(writer.config, dtype=writer.dtype)
             scorer.base_model.load_state_dict(writer.base_model.state_dict())
@@ -126,6 +129,7 @@ def _load_scorer(model: str | Path, options: LoadOptions) -> tuple[PreTrainedMod
         check_model_path(model)
         config = AutoConfig.from_pretrained(str(model), **options.source)
         check_decoder(config, f"model={str(model)!r}", encoders=True)
+        _check_has_scorer(config, model)
         config.num_labels = 1
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # that the head is missing is no news here
@@ -143,6 +147,15 @@ def _load_scorer(model: str | Path, options: LoadOptions) -> tuple[PreTrainedMod
             f"model={str(model)!r} is not whole: {strange[:4]} are not in it and would be random"
         )
     return scorer, f"{name}.weight" in loaded["missing_keys"]
+
+
+def _check_has_scorer(config: PretrainedConfig, model: str | Path) -> None:
+    """Raise a ValueError for an architecture of which transformers has no model with a score head."""
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING and not hasattr(config, "auto_map"):
+        raise ValueError(
+            f"model={str(model)!r} is a {config.model_type} model, and transformers has no sequence classifier of that "
+            "kind, which a reward model is; start from a model of another kind (a Llama, Qwen, Gemma, ...)"
+        )
 
 
 def pair_scores(

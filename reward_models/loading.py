@@ -91,10 +91,11 @@ def _four_bits() -> Any:
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
     if importlib.util.find_spec("torchao"):
-        from torchao.quantization import Int4WeightOnlyConfig
+        from torchao.quantization import IntxWeightOnlyConfig, PerGroup
         from transformers import TorchAoConfig
 
-        return TorchAoConfig(Int4WeightOnlyConfig(group_size=32))
+        # Its packed kernels need more packages and have no gradients; this has, and keeps the four bits in a byte.
+        return TorchAoConfig(IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32)))
     raise ImportError(
         "load_in_4bit needs bitsandbytes or torchao, of which neither is installed: pip install bitsandbytes"
     )

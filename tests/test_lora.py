@@ -330,6 +330,53 @@ def test_the_command_line_trains_and_resumes_adapters(tmp_path, monkeypatch, cap
     assert "lora_rank was given twice" in capsys.readouterr().err
 
 
+# -- over quantised weights -------------------------------------------------------------------------------------
+
+
+def quantised_env(seed: int = 0):
+    """Around a model that says of itself what quantised ones say: its weights are no plain numbers."""
+    lm = make_lm(seed=seed).clone()
+    lm.model.name_or_path = "base"
+    lm.model.is_quantized = True
+    return make_env(lm=lm, kl_coef=0.1, reward=id_sum)
+
+
+def test_adapters_over_quantised_weights_are_saved_alone_and_resume_bitwise(tmp_path):
+    learner = make(env=quantised_env()).learn(60)
+    assert learner.text_env.lm.fused_body() is None and learner.policy.lm.for_decoding() is learner.policy.lm
+    learner.save(tmp_path)
+    assert (tmp_path / "adapter_config.json").is_file() and not (tmp_path / "model.safetensors").exists()
+    resumed = GRPO.load(tmp_path, env=quantised_env())
+    assert_bitwise(learner, resumed)
+    for each in (learner, resumed):
+        each.learn(60, reset_num_timesteps=False)
+    assert_bitwise(learner, resumed)
+    with pytest.raises(ValueError, match="holds an adapter for another model"):
+        GRPO.load(tmp_path, env=quantised_env(seed=5))
+
+
+def test_an_adapter_alone_is_loaded_over_its_model_where_there_is_no_env(model_folder, tmp_path):
+    env = quantised_env()
+    env.lm.model.name_or_path = str(model_folder)
+    learner = make(env=env).learn(60)
+    learner.save(tmp_path / "checkpoint")
+    loaded = GRPO.load(tmp_path / "checkpoint")
+    expected, got = (a.policy.lm.response_log_probs(*SEQUENCES) for a in (learner, loaded))
+    assert got == pytest.approx(expected, abs=1e-3)
+
+
+def test_quantised_weights_are_not_trained_themselves():
+    with pytest.raises(ValueError, match=r"quantised weights cannot be trained.*give lora_rank"):
+        make_policy(quantised_env().lm, lora_rank=None)
+
+
+def test_qlora_learns_where_bitsandbytes_is_installed(model_folder, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    env = make_env(lm=CausalLM.load(model_folder, load_in_4bit=True, device="cpu"), reward=id_sum)
+    learner = make(env=env).learn(60)
+    assert learner.latest["objective/kl"] != 0
+
+
 # -- what does not work says so ---------------------------------------------------------------------------------
 
 

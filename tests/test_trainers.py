@@ -333,6 +333,12 @@ def test_an_encoder_and_a_model_without_its_head_are_no_language_models(tmp_path
         CausalLM.load(save(scorer, tmp_path / "scorer"))
 
 
+def test_an_architecture_without_a_score_head_is_no_start_of_a_reward_model(tmp_path):
+    folder = save(MambaForCausalLM(MambaConfig(vocab_size=13, hidden_size=8, num_hidden_layers=1)), tmp_path)
+    with pytest.raises(ValueError, match="is a mamba model, and transformers has no sequence classifier"):
+        train_reward_model(folder, PAIRS, device="cpu")
+
+
 def test_options_of_loading_reach_transformers(start):
     lm = CausalLM.load(start, attn_implementation="eager", dtype="auto", device="cpu")
     assert lm.model.config._attn_implementation == "eager"

@@ -105,17 +105,22 @@ def check_weights(policy: Policy, when: str) -> float:
     Returns:
         The norm of all weights; 0 where there are none.
     """
-    weights = [p.detach() for p in policy.parameters() if p.is_floating_point()]
+    weights = [p.detach() for p in policy.parameters() if is_plain(p)]
     norm = float(torch.nn.utils.get_total_norm(weights)) if weights else 0.0
     if math.isfinite(norm):
         return norm
     for name, weight in policy.named_parameters():
-        if weight.is_floating_point() and not _finite(weight):
+        if is_plain(weight) and not _finite(weight):
             bad = int((~torch.isfinite(weight)).sum())
             raise FloatingPointError(
                 f"{bad:,} of the {weight.numel():,} weights in {name} are NaN or infinite {when}; {_ADVICE}"
             )
     raise FloatingPointError(f"the norm of the weights is not finite {when}, so large are they; {_ADVICE}")
+
+
+def is_plain(weight: Tensor) -> bool:
+    """Whether a weight is floating-point numbers and nothing more, as quantised ones are."""
+    return weight.is_floating_point() and type(weight.detach()) is Tensor
 
 
 def _finite(tensor: Tensor) -> bool:

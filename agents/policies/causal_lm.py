@@ -93,6 +93,10 @@ class CausalLMPolicy(Policy):
         if lora_rank is None:
             if lora_alpha is not None or lora_targets != "all-linear":
                 raise ValueError("lora_alpha and lora_targets go with lora_rank, which is None")
+            if getattr(lm.model, "is_quantized", False):
+                raise ValueError(
+                    "quantised weights cannot be trained, only adapters over them: give lora_rank too"
+                )
             self.lm = lm.clone() if lm is model else lm
             # Steps of 1e-6 are lost in bfloat16 weights, so what learns is kept in float32 and only computes lower.
             if self.lm.model.dtype in (torch.bfloat16, torch.float16):

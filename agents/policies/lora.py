@@ -205,6 +205,11 @@ class LoraLM(CausalLM):
         self._bfloat16 = None
         self._merged: PreTrainedModel | None = None
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the weights under the adapter are no plain numbers, so that it cannot be merged into them."""
+        return bool(getattr(self.reference.model, "is_quantized", False))
+
     def another_body(self) -> PreTrainedModel:
         """A second body over the same weights with an adapter of its own, a critic's for example."""
         return add_adapter(self.reference.model, *self._settings).base_model
@@ -212,7 +217,7 @@ class LoraLM(CausalLM):
     @torch.no_grad()
     def for_decoding(self) -> CausalLM:
         """What to decode with: itself, or under autocast the bfloat16 copy with the adapter merged into it."""
-        if not self.autocast or self.model.dtype != torch.float32:
+        if not self.autocast or self.model.dtype != torch.float32 or self.is_quantized:
             return self
         if self._bfloat16 is None:
             self._bfloat16 = self.reference.in_bfloat16()
@@ -235,8 +240,13 @@ class LoraLM(CausalLM):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the merged model as an ordinary Hugging Face folder, and the adapter alone into ``adapter/``.
 
-        Writing takes a merged copy of the adapted layers in the CPU's memory; this model stays as it is.
+        Writing takes a merged copy of the adapted layers in the CPU's memory; this model stays as it is. Over quantised
+        weights, which it cannot be merged into, the folder is the adapter's.
         """
+        if self.is_quantized:
+            save_adapter(self.model, Path(folder))
+            self.tokenizer.save_pretrained(str(folder))
+            return
         merged = {name: weight.cpu() for name, weight in adapted_weights(self.model)}
         plain = self.reference.model
         plain.save_pretrained(str(folder), state_dict=plain.state_dict() | merged)
@@ -255,6 +265,8 @@ class LoraLM(CausalLM):
         """A fingerprint of the weights under the adapter, from a few elements of every tensor."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.reference.model.state_dict().items()):
+            if type(tensor) is not Tensor and hasattr(tensor, "dequantize"):
+                tensor = tensor.dequantize()  # torchao's, of which single elements cannot be read
             every = max(1, tensor.numel() // _SAMPLED)
             digest.update(name.encode())
             digest.update(tensor.flatten()[::every].float().cpu().numpy().tobytes())

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from agents import presets
+from agents.algorithms.safeguards import is_plain
 from agents.policies.base import Policy, plain
 from agents.policies.lora import LoraLM
 from agents.rollouts.observations import from_named_arrays, named_arrays
@@ -49,6 +50,7 @@ from agents.runs.whole import (
     write_folder,
 )
 from reward_models import trust
+from reward_models.loading import ADAPTER
 from textrl_env.errors import ArgumentError
 from textrl_env.lm.causal_lm import CausalLM
 
@@ -198,7 +200,7 @@ def save(
 
 def _check_finite(policy: Any) -> None:
     for name, weight in policy.named_parameters():
-        if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
+        if is_plain(weight) and not bool(torch.isfinite(weight).all()):
             bad = int((~torch.isfinite(weight)).sum())
             raise ValueError(
                 f"{bad:,} of the {weight.numel():,} numbers in {name} are NaN or infinite, so no checkpoint "
@@ -371,10 +373,11 @@ def _load(cls: type, path: Path, env: Any, document: dict[str, Any], overrides: 
     if env is None and policy_kwargs.pop("generator", None) is not None:  # without one nothing is generated
         policy_kwargs.pop("generator_kwargs", None)
         kwargs["policy_kwargs"] = policy_kwargs
-    if document["temperature"] is not None and not (path / "config.json").is_file():
+    holds_model = any((path / name).is_file() for name in ("config.json", ADAPTER))
+    if document["temperature"] is not None and not holds_model:
         raise TornCheckpointError(f"{path} is torn: the language model's config.json is missing")
     # An adapter goes onto the model of the env; without one, the merged model stands in for it.
-    if (path / "config.json").is_file() and (env is None or policy_kwargs.get("lora_rank") is None):
+    if holds_model and (env is None or policy_kwargs.get("lora_rank") is None):
         lm = CausalLM.load(
             path,
             temperature=document["temperature"],

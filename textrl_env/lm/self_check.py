@@ -255,6 +255,8 @@ class _Search:
         return packs and (lm.ways.cache is None or self._decodes(lm))
 
     def _is_llama(self) -> bool:
+        if getattr(self.lm.model, "is_quantized", False):
+            return False  # its weights are no plain numbers
         try:
             check_parts(self.lm.body)
             FusedLlama(self.lm.body)
