@@ -2,7 +2,7 @@
 
 A new method subclasses :class:`Agent` and overrides the piece that is new: :meth:`Agent.loss`,
 :meth:`Agent.advantages`, or all of :meth:`Agent.train`. stable-baselines3's logger and callbacks are used as
-they are. Left out: replay buffers (every agent here is on-policy) and distributed training.
+they are. Left out: replay buffers (every agent here is on-policy).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from agents.algorithms.safeguards import (
 )
 from agents.algorithms.schedules import Schedule, check_numbers, check_schedule, lr_multiplier, schedule_value
 from agents.loop import LearningLoop
+from agents.parallel import processes
 from agents.policies.base import Evaluation, Policy
 from agents.policies.factory import make_policy
 from agents.rollouts.collectors import collect_episodes, collect_fused, collect_steps
@@ -207,6 +208,8 @@ class Agent(LearningLoop):
         self.importance_sampling_mode = importance_sampling_mode
         self.importance_sampling_clip_max = importance_sampling_clip_max
         self.importance_sampling_clip_min = importance_sampling_clip_min
+        #: Who shares the work, see :mod:`agents.parallel.processes`.
+        self.processes = processes.current()
         self.skipped_updates = SkippedUpdates(max_skipped_updates)
         self.policy_name = policy
         self.learning_rate = learning_rate
@@ -539,7 +542,9 @@ class Agent(LearningLoop):
         for _ in range(self.n_epochs):
             for batch in rollout.minibatches(size, self.rng):
                 batch = batch if whole else self.prepare_batch(batch)
-                for micro, _ in batch.micro_batches(self._micro_batch_size(len(batch))):
+                share = self._share(batch)
+                part = batch if share is None else batch.part(share)
+                for micro, _ in part.micro_batches(self._micro_batch_size(len(batch))):
                     self.policy.prepare(micro)
                 record = self.update(batch, fresh)
                 fresh = False
@@ -590,10 +595,18 @@ class Agent(LearningLoop):
         size = -(-rows // self.gradient_accumulation_steps) if self.batch_size is None else self.batch_size
         return min(size, self.micro_batch_size or size)
 
+    def _share(self, batch: Rollout) -> np.ndarray | None:
+        """Rows of a minibatch that this process evaluates; None for all."""
+        if not self.processes.are_several:
+            return None
+        group = None if batch.group is None else batch.group.numpy()
+        return processes.deal(batch.host_lengths(), group, self.processes.count)[self.processes.rank]
+
     def update(self, batch: Rollout, fresh: bool = False) -> dict[str, float]:
         """One gradient step on one minibatch, in micro-batches; returns what to log.
 
-        On a GPU it waits for one transfer, that of the numbers which it returns.
+        On a GPU it waits for one transfer, that of the numbers which it returns. Of several processes each evaluates a
+        share of the rows, and all take the same step.
 
         Args:
             batch: Rows of a rollout.
@@ -610,13 +623,15 @@ class Agent(LearningLoop):
         weights = self.step_weights(batch)
         rows = self._micro_batch_size(len(batch))
         names, totals, used = accumulate_within_memory(
-            self.policy, self.optimizer, batch, self.loss, weights, rows, fresh
+            self.policy, self.optimizer, batch, self.loss, weights, rows, fresh, self._share(batch)
         )
         if used != rows:
             self.micro_batch_size = self.init_kwargs["micro_batch_size"] = used
         extra = self.extra_loss()
         if extra is not None:
-            extra.backward()
+            (extra / self.processes.count).backward()
+        self.processes.sum_gradients(self.policy.parameters())
+        totals = self.processes.sum(totals)
         self.before_step()
         norm = clip_gradients(self.optimizer, self.policy, self.max_grad_norm)
         logged = dict(zip([*names, "grad_norm"], read_scalars(totals, norm), strict=True))

@@ -6,13 +6,15 @@ standard error and exit code 2; ``--debug``, anywhere on the line, shows the tra
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -36,8 +38,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         _raise_on_sigterm()
         _check_verb(args)
-        _check_processes()
-        with tuned_process():
+        with _with_others(args), tuned_process():
             code = make_app()(args, prog_name="textrl", standalone_mode=False)
     except (KeyboardInterrupt, _StoppedError) as error:
         cause = error.__cause__ or error
@@ -45,6 +46,8 @@ def main(args: Sequence[str] | None = None) -> int:
         told = " ".join(["terminated" if ended else "aborted", *_notes(cause)])
         print(f"textrl: {printable(told)}", file=sys.stderr)
         return 143 if ended else 130
+    except _LeftError:
+        return 2
     except Exception as error:
         if debug:
             raise
@@ -118,17 +121,68 @@ def _raise_on_sigterm() -> None:
 
 #: How launchers tell a process that it is one of several: torchrun and accelerate, Open MPI, MPICH.
 _PROCESSES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+#: Verbs whose work several processes share.
+_SHARED = ("train", "sft", "reward", "dpo")
 
 
-def _check_processes() -> None:
-    """Raise a ValueError where a launcher has started several of us: each would train and write the same."""
-    for name in _PROCESSES:
-        count = os.environ.get(name, "1")
-        if count.isdecimal() and int(count) > 1:
-            raise ValueError(
-                f"this is one of {count} processes that a launcher has started ({name}={count}), and no verb shares "
-                "its work between processes: start it without torchrun, accelerate launch or mpirun"
-            )
+class _LeftError(Exception):
+    """Another process has said what went wrong."""
+
+
+@contextlib.contextmanager
+def _with_others(args: Sequence[str]) -> Iterator[None]:
+    """Where a launcher has started several of us: meet them, and let the main one speak.
+
+    Raises:
+        ValueError: The verb shares no work, so that each process would do and write the same.
+    """
+    counts = {name: os.environ.get(name, "1") for name in _PROCESSES}
+    counts = {name: int(count) for name, count in counts.items() if count.isdecimal() and int(count) > 1}
+    if not counts:
+        yield
+        return
+    name, count = next(iter(counts.items()))
+    came = f"this is one of {count} processes that a launcher has started ({name}={count})"
+    if args and args[0] in VERBS and args[0] not in _SHARED:
+        raise ValueError(
+            f"{came}, and textrl {args[0]} does not share its work between processes: start it without torchrun, "
+            "accelerate launch or mpirun"
+        )
+    missing = [
+        name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ
+    ]
+    if missing:
+        raise ValueError(
+            f"{came}, and it does not say how they meet ({', '.join(missing)} not set): start it with torchrun or "
+            "accelerate launch"
+        )
+    from agents.parallel import processes as parallel
+
+    with parallel.started() as processes:
+        try:
+            with contextlib.nullcontext() if processes.is_main else _following():
+                yield
+        except BaseException as error:
+            if not processes.tell(error):
+                raise _LeftError from error
+            if processes.is_main or not isinstance(error, Exception):
+                raise
+            raise parallel.SharedError(f"{processes.name()}: {_one_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _following() -> Iterator[None]:
+    """No output and no warnings, which the main process gives too; and it decides what a signal means."""
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {n: signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _notes(error: BaseException) -> list[str]:

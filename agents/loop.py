@@ -9,9 +9,12 @@ from typing import Any, Self
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import configure_logger
 
 from agents.algorithms.safeguards import check_weights
+from agents.parallel.processes import Processes, fingerprint
+from agents.parallel.standing import give_standing, take_standing
 from agents.process import tuned_for
 from agents.rollouts.episode_log import EpisodeLog
 from agents.rollouts.rollout import Rollout
@@ -29,6 +32,7 @@ class LearningLoop(StableBaselines3Surface):
     n_updates: int
     stopped: bool
     latest: dict[str, Any]
+    processes: Processes
     #: Rollouts collected since the timesteps were last reset.
     iterations: int = 0
     #: Norm of all weights after the latest updates, and what it was times before them.
@@ -74,23 +78,24 @@ class LearningLoop(StableBaselines3Surface):
         callback = self._set_up_learn(
             total_timesteps, callback, tb_log_name, reset_num_timesteps, progress_bar
         )
-        callback.on_training_start(locals(), globals())
+        given = locals()
+        self._on_main(lambda: callback.on_training_start(given, globals()))
         with tuned_for(self.policy, large_tensors=self.policy.whole_episodes):
             self._run(callback, log_interval)
-        callback.on_training_end()
+        self._on_main(callback.on_training_end)
         return self
 
     def _run(self, callback: BaseCallback, log_interval: int | None) -> None:
         """Collect and learn in turn until the steps are spent or a callback asks to stop."""
         self.weight_norm = check_weights(self.policy, "before learning")
         while self.num_timesteps < self.total_timesteps and not self.stopped:
-            callback.on_rollout_start()
+            self._on_main(callback.on_rollout_start)
             tell_trainer_state((self.envs, self.text_env), self._trainer_state())
             started = time.perf_counter()
             rollout = self.collect()
             self.logger.record("time/rollout_seconds", time.perf_counter() - started)
             callback.update_locals(locals())
-            callback.on_rollout_end()
+            self._on_main(callback.on_rollout_end)
             self._progress_remaining = max(1.0 - self.num_timesteps / self.total_timesteps, 0.0)
             learned_from = rollout if self.keeps_unscored else rollout.without_unscored()
             if not self.stopped and len(learned_from):
@@ -99,10 +104,41 @@ class LearningLoop(StableBaselines3Surface):
                 self.train(learned_from)
                 self.logger.record("time/update_seconds", time.perf_counter() - started)
             self.iterations += 1
-            if not update_ended(callback):
-                self.stopped = True
+            self._on_main(lambda: self._end_update(callback))
             if log_interval is not None and (self.iterations % log_interval == 0 or self.stopped):
                 self.dump_logs(self.iterations, rollout)
+
+    def _end_update(self, callback: BaseCallback) -> None:
+        if not update_ended(callback):
+            self.stopped = True
+
+    def _on_main(self, call: Callable[[], Any]) -> None:
+        """Call callbacks in the main process, and let the others stand where it stands afterwards."""
+        if not self.processes.are_several:
+            call()
+            return
+        standing = self.processes.on_main(lambda: (call(), take_standing(self))[1])
+        if not self.processes.is_main:
+            give_standing(self, standing)
+
+    def _check_processes(self) -> None:
+        """Raise a ValueError where several processes could not share the work."""
+        if not self.processes.are_several:
+            return
+        if self.text_env is None:
+            raise ValueError(
+                f"{self.envs} is stepped, and {self.processes.count} processes share only what a language model writes "
+                "as whole episodes (TextRLHF-v0): start it in one process, without torchrun or accelerate launch. What "
+                "makes a stepped environment faster is more slots (n_envs)"
+            )
+        size = None if self.batch_size is None else self.batch_size * self.gradient_accumulation_steps
+        self.processes.check_divides(n_episodes=self.n_episodes, batch_size=size)
+        same = ("seed", "n_episodes", "group_size", "batch_size", "n_epochs", "num_timesteps")
+        settings = {name: getattr(self, name) for name in same}
+        settings |= {"prompts": self.text_env.num_prompts, "budget": self.text_env.max_new_tokens}
+        self.processes.check_alike(
+            {"agent": type(self).__name__, **settings, "weights": fingerprint(self.policy.parameters())}
+        )
 
     def _trainer_state(self) -> TrainerState:
         """How far training is, for rewards that ask for it."""
@@ -119,6 +155,7 @@ class LearningLoop(StableBaselines3Surface):
                 f"{type(self).__name__} was loaded without an environment, so it can predict but not learn; "
                 f"pass one: {type(self).__name__}.load(path, env=...)"
             )
+        self._check_processes()
         if reset:
             self.num_timesteps = self.iterations = 0
             self.episodes.forget()
@@ -135,9 +172,13 @@ class LearningLoop(StableBaselines3Surface):
             self._env_seed = None
             self.waiting[:] = False
             self.episodes.begin(self.num_envs)
-        if not self._custom_logger:
+        if not self.processes.is_main:
+            self._logger = Logger(None, [])
+        elif not self._custom_logger:
             name = name or type(self).__name__
             self._logger = configure_logger(self.verbose, self.tensorboard_log, name, reset)
+        if not self.processes.is_main:
+            callback, progress_bar = None, False
         callbacks = [] if callback is None else callback if isinstance(callback, list) else [callback]
         callbacks = [c if isinstance(c, BaseCallback) else ConvertCallback(c) for c in callbacks]
         if progress_bar:

@@ -16,6 +16,7 @@ from stable_baselines3.common.utils import configure_logger, get_system_info
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeImage, is_vecenv_wrapped
 
 from agents.algorithms.schedules import Schedule, schedule_value
+from agents.parallel.processes import Processes
 from agents.policies.base import Policy
 from agents.rollouts.episode_log import EpisodeLog
 from agents.rollouts.sb3_envs import (
@@ -56,6 +57,7 @@ class StableBaselines3Surface:
     _progress_remaining: float
     _logger: Logger | None
     _custom_logger: bool
+    processes: Processes
 
     def set_up_env(self, env: str | gym.Env | gym.vector.VectorEnv) -> None:
         """Make ``env`` the vector env that the agent learns in."""
@@ -65,12 +67,13 @@ class StableBaselines3Surface:
     def logger(self) -> Logger:
         """stable-baselines3's logger."""
         if self._logger is None:
-            self._logger = configure_logger(self.verbose, None, "", True)
+            main = self.processes.is_main
+            self._logger = configure_logger(self.verbose, None, "", True) if main else Logger(None, [])
         return self._logger
 
     def set_logger(self, logger: Logger) -> None:
-        """Log to this logger instead of one made from ``tensorboard_log``."""
-        self._logger = logger
+        """Log to this logger instead of one made from ``tensorboard_log``; of several processes the main one does."""
+        self._logger = logger if self.processes.is_main else Logger(None, [])
         self._custom_logger = True
 
     @property

@@ -187,7 +187,7 @@ BUGS = [
     Bug("old log-probabilities renewed in every minibatch", BASE, "fresh = False\n", "pass\n", ("agents",)),
     Bug("last minibatch dropped", "agents/rollouts/rollout.py", "range(0, len(self), batch_size)",
         "range(0, len(self) - batch_size, batch_size)", ("agents",)),
-    Bug("weights of the wrong rows in micro-batches", GRADIENT, "(losses * weights[rows])",
+    Bug("weights of the wrong rows in micro-batches", GRADIENT, "(losses * weights[at])",
         "(losses * weights[: len(losses)])", ("pitfalls",)),
     Bug("gradients not clipped", BASE, "self.policy, self.max_grad_norm)",
         "self.policy, math.inf)", ("pitfalls",)),

@@ -9,7 +9,7 @@ import math
 import numbers
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,6 +123,11 @@ class Reward(ABC):
     """
 
     name: str
+    #: Whether it looks at one completion at a time, so that a batch may be scored in parts.
+    row_by_row = False
+    #: Scores a batch in the place of :meth:`evaluate`, which it may call: ``evaluator(reward, batch, optional)``. Set
+    #: where several processes share the work.
+    evaluator: Callable[[Reward, Batch, bool], RewardResult] | None = None
     _told_missing = False
 
     @property
@@ -180,7 +185,17 @@ class Reward(ABC):
 
     def evaluate_own(self, batch: Batch, optional: bool = False) -> RewardResult:
         """:meth:`evaluate`, on a copy of the rows where the class is not one of this project's."""
+        if self.evaluator is not None:
+            evaluator, self.evaluator = self.evaluator, None  # which may ask this very method
+            try:
+                return evaluator(self, batch, optional)
+            finally:
+                self.evaluator = evaluator
         return self.evaluate(batch if is_own(type(self)) else batch.copied(), optional)
+
+    def leaves(self) -> list[Reward]:
+        """The rewards that it is made of and computes with in the open; itself, unless it is made of others."""
+        return [self]
 
     def __call__(
         self,

@@ -62,6 +62,8 @@ class HFRewardModel(Reward):
         ValueError: The folder holds no trained score head, or a label is needed or unknown.
     """
 
+    row_by_row = True
+
     def __init__(
         self,
         path_or_model: Any,

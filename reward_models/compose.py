@@ -33,6 +33,9 @@ class _Wrapper(Reward):
     def names(self) -> tuple[str, ...]:
         return self.reward.names
 
+    def leaves(self) -> list[Reward]:
+        return self.reward.leaves()
+
     def use_ids(self, tokenizer: Any) -> bool:
         return self.reward.use_ids(tokenizer)
 
@@ -157,6 +160,9 @@ class Ensemble(Reward):
         parts = [part for result in results for part in result.parts.values()]
         total = totals.mean(axis=0) - self.k * totals.std(axis=0)
         return RewardResult(total, dict(zip(self.names, parts, strict=True)))
+
+    def leaves(self) -> list[Reward]:
+        return [leaf for reward in self.rewards for leaf in reward.leaves()]
 
     def use_ids(self, tokenizer: Any) -> bool:
         told = [reward.use_ids(tokenizer) for reward in self.rewards]  # every one, so no short cut

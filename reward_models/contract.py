@@ -71,6 +71,9 @@ class WeightedSum(Reward):
         parts = [part for result in results for part in result.parts.values()]
         return RewardResult(total, dict(zip(self.names, parts, strict=True)))
 
+    def leaves(self) -> list[Reward]:
+        return [leaf for reward in self.rewards for leaf in reward.leaves()]
+
     def use_ids(self, tokenizer: Any) -> bool:
         told = [reward.use_ids(tokenizer) for reward in self.rewards]  # every one, so no short cut
         return any(told)

@@ -95,7 +95,7 @@ def test_the_first_place_wins_as_often_as_the_second():
 
 
 def test_records_say_which_answers_were_cut_off_at_the_budget():
-    records, statistics = collect(length_of, answers_per_prompt=4, max_new_tokens=3)
+    records, statistics = collect(length_of, answers_per_prompt=16, max_new_tokens=3)
     sides = [(r[side], r[f"{side}_ended"]) for r in records for side in ("chosen", "rejected")]
     assert {ended for _, ended in sides} == {True, False}
     assert all(len(text.split()) <= 2 for text, ended in sides if ended)  # the end token is the third

@@ -28,11 +28,24 @@ from textrl_env.errors import check_keywords, did_you_mean
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
+def mixed_bits(key: np.ndarray, counter: np.ndarray | np.uint64) -> np.ndarray:
+    """The random bits of a stream at a place in it, uint64: SplitMix64 (Steele, Lea and Flood, 2014).
+
+    Args:
+        key: Of the streams, uint64 ``[N]``.
+        counter: The place, from 1.
+    """
+    z = key + np.asarray(counter, dtype=np.uint64) * _GOLDEN
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
 class SlotRNG:
     """One independent random stream per slot, drawn for all slots at once.
 
-    SplitMix64 (Steele, Lea and Flood, 2014) of ``key + counter * golden ratio``: a slot's numbers depend on
-    its own key and on how often that slot has drawn, never on its neighbours.
+    :func:`mixed_bits` of its key and its counter: a slot's numbers depend on its own key and on how often that slot
+    has drawn, never on its neighbours.
 
     Args:
         num_slots: Number of streams, ``N``.
@@ -49,10 +62,7 @@ class SlotRNG:
 
     def _bits(self, slots: np.ndarray | slice) -> np.ndarray:
         self.counter[slots] += np.uint64(1)
-        z = self.key[slots] + self.counter[slots] * _GOLDEN
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
+        return mixed_bits(self.key[slots], self.counter[slots])
 
     def random(self, slots: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Uniform floats in [0, 1), one for each of ``slots`` (indices, mask or slice)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,10 +24,12 @@ def accumulate_gradients(
     weights: Tensor,
     micro_batch_size: int | None = None,
     fresh: bool = False,
+    rows: np.ndarray | None = None,
 ) -> tuple[list[str], Tensor]:
     """Add the gradient of ``sum(weights * loss)`` to the policy's parameters.
 
-    The weights belong to the whole minibatch, so the gradient does not depend on how it is cut into micro-batches.
+    The weights belong to the whole minibatch, so the gradient does not depend on how it is cut into micro-batches, and
+    those of several processes add up.
 
     Args:
         policy: Evaluates the rows.
@@ -35,15 +38,21 @@ def accumulate_gradients(
         weights: ``[b, T]``, how the steps are averaged.
         micro_batch_size: Rows evaluated at once; None takes all.
         fresh: No step has been taken since the rollout, so the old log-probabilities are the new ones.
+        rows: The share of this process; None is all of the minibatch.
 
     Returns:
         Names of what is logged, "loss" first, and their masked means ``[1 + M]`` on the policy's device.
     """
     shares = maths.loss_weights(batch.mask, "token")
+    if rows is not None:
+        idle = len(rows) == 0  # more processes than rows: a row is evaluated, and counts nothing
+        here = torch.from_numpy(np.zeros(1, dtype=np.int64) if idle else rows).to(batch.mask.device)
+        batch = batch.part(rows if not idle else np.zeros(1, dtype=np.int64))
+        weights, shares = (x[here] * (not idle) for x in (weights, shares))
     loss_total: Tensor | float = 0.0
     totals: Tensor | float = 0.0
     names: list[str] = []
-    for micro, rows in batch.micro_batches(micro_batch_size):
+    for micro, at in batch.micro_batches(micro_batch_size):
         new, batch.evaluation = batch.evaluation if fresh else None, None
         if new is None or new.log_probs.shape != micro.mask.shape:
             new = policy.evaluate(micro)
@@ -53,13 +62,13 @@ def accumulate_gradients(
         if fresh:
             micro.log_probs = new.log_probs.detach()
         losses, metrics = loss(micro, new)
-        total = (losses * weights[rows]).sum()
+        total = (losses * weights[at]).sum()
         total.backward()
         metrics = {"entropy": new.entropy} | metrics
         names = list(metrics)
         # All metrics in one go: for small networks they would cost as much as the loss.
         stacked = torch.stack([value.detach() for value in metrics.values()])  # [M, b, T]
-        totals = totals + stacked.flatten(1) @ shares[rows].flatten().to(stacked.dtype)
+        totals = totals + stacked.flatten(1) @ shares[at].flatten().to(stacked.dtype)
         loss_total = loss_total + total.detach()
     return ["loss", *names], torch.cat([loss_total.view(1).to(totals.dtype), totals])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from gymnasium import logger
 from torch import Tensor
@@ -143,6 +144,7 @@ def accumulate_within_memory(
     weights: Tensor,
     rows: int | None,
     fresh: bool,
+    share: np.ndarray | None = None,
 ) -> Accumulated:
     """:func:`~agents.algorithms.gradient_step.accumulate_gradients`, with half the rows at once while memory is short.
 
@@ -156,18 +158,21 @@ def accumulate_within_memory(
         weights: ``[b, T]``, how the steps are averaged.
         rows: Evaluated at once; None for all.
         fresh: No step has been taken since the rollout.
+        share: Rows of this process; None is all of them.
 
     Raises:
         torch.OutOfMemoryError: A single row does not fit.
     """
     while True:
         try:
-            return Accumulated(*accumulate_gradients(policy, batch, loss, weights, rows, fresh), rows)
+            done = accumulate_gradients(policy, batch, loss, weights, rows, fresh, share)
+            return Accumulated(*done, rows)
         except (MemoryError, RuntimeError) as error:
-            at_once = min(rows or len(batch), len(batch))
+            count = len(batch) if share is None else len(share)
+            at_once = min(rows or count, count)
             if not is_out_of_memory(error):
                 raise
-            if at_once == 1:
+            if at_once <= 1:
                 longest = int(batch.mask.sum(1).max())
                 error.add_note(
                     f"a single episode of {longest} steps does not fit into memory: lower max_new_tokens, train an "

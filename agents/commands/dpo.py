@@ -79,6 +79,7 @@ def dpo(
     from agents.offline.callbacks import StopOnSignals
     from agents.offline.dpo import LOSSES
     from agents.offline.dpo import dpo as train
+    from agents.parallel.processes import current
     from textrl_env import embedded
     from textrl_env.errors import check_choice
 
@@ -121,6 +122,8 @@ def dpo(
         )
     finally:
         progress.close()
+    if not current().is_main:
+        return
     labels = {"margin": "margin (chosen - rejected)", "accuracy": "chosen above rejected"}
     figures: dict[str, float | str] = dict(offline.steps_and_loss(result))
     figures |= {label: result[name] for name, label in labels.items() if name in result}

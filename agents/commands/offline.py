@@ -183,8 +183,11 @@ def say_what_a_kill_loses(folder: Path, options: dict[str, Any]) -> None:
 
 def check_output(path: str | Path, overwrite: bool, options: dict[str, Any] | None = None) -> Path:
     """A folder or file that may be written: it is not there, or empty, or may be overwritten or gone on with."""
+    from agents.parallel.processes import current
+
     path = Path(path).expanduser()
-    there = any(path.iterdir()) if path.is_dir() else path.exists()
+    # Asked once: another process may have begun to write.
+    there = current().on_main(lambda: any(path.iterdir()) if path.is_dir() else path.exists())
     if there and not overwrite and not (options or {}).get("resume"):
         raise FileExistsError(f"{path} is already there; give another --output, or --overwrite")
     return path

@@ -68,6 +68,7 @@ def reward(
     from agents.commands.terminal import quiet_transformers
     from agents.offline.callbacks import StopOnSignals
     from agents.offline.reward_model import train_reward_model
+    from agents.parallel.processes import current
     from textrl_env import embedded
 
     quiet_transformers()
@@ -104,6 +105,8 @@ def reward(
         )
     finally:
         progress.close()
+    if not current().is_main:
+        return
     scale = result["normalisation"]
     figures: dict[str, float | str] = dict(offline.steps_and_loss(result)) | {
         "accuracy": result["accuracy"],

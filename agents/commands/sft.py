@@ -65,6 +65,7 @@ def sft(
     from agents.offline.callbacks import StopOnSignals
     from agents.offline.demonstration_data import load_demonstrations
     from agents.offline.sft import sft as train
+    from agents.parallel.processes import current
     from textrl_env import embedded
 
     quiet_transformers()
@@ -101,6 +102,8 @@ def sft(
         )
     finally:
         progress.close()
+    if not current().is_main:
+        return
     figures: dict[str, float | str] = dict(offline.steps_and_loss(result))
     figures["tokens that carried loss"] = f"{result['tokens']:,.0f}"
     figures |= offline.held_out(result)

@@ -6,6 +6,7 @@ parses its own arguments: which flags there are depends on ``--agent``.
 """
 
 # No "from __future__ import annotations" here: the signature of `_train` is read and extended as it is.
+import contextlib
 import inspect
 import shlex
 from pathlib import Path
@@ -477,17 +478,20 @@ def _with_place(error: ModuleNotFoundError, config: dict[str, Any]) -> ModuleNot
 def _run(
     values: dict[str, Any], given: set[str], chosen: dict[str, Any], flags: list[hyper.Flag], line: str
 ) -> None:
+    from agents.parallel.processes import current
     from agents.runs import run_directory as runs
     from agents.runs.lock import locked
     from agents.runs.saving import parse_save_every
 
+    processes = current()
+    hold = locked if processes.is_main else contextlib.nullcontext
     if values["save_every"] is not None:
         parse_save_every(values["save_every"])
     _eval_every(values)  # before anything is read or made
     if values["resume"] is not None:
         folder = Path(values["resume"])
         runs.read_config(folder)  # before a lock is made in a folder that is no run
-        with locked(folder):
+        with hold(folder):
             config, agent = _resume(folder, values, given)
             if agent is None:
                 print(
@@ -495,7 +499,7 @@ def _run(
                     "go on with a larger --total-timesteps"
                 )
                 return
-            runs.write_config(folder, config)
+            processes.on_main(lambda: runs.write_config(folder, config))
             _learn(agent, folder, config, values["progress"])
         return
     if values["allow_module"]:
@@ -504,12 +508,13 @@ def _run(
         )
     config = _config(values, chosen, flags, line)
     folder = Path(values["run_dir"] or _default_folder(config))
-    runs.check_directory(folder, values["overwrite"])
+    processes.on_main(lambda: runs.check_directory(folder, values["overwrite"]))
     agent = runs.make_agent(config)  # before anything is deleted or written
     config["in_force"] = _show_settings(agent, config)
-    with locked(folder):
-        runs.prepare_directory(folder, values["overwrite"])
-        runs.write_config(folder, config)
+    with hold(folder):
+        if processes.is_main:
+            runs.prepare_directory(folder, values["overwrite"])
+            runs.write_config(folder, config)
         _learn(agent, folder, config, values["progress"])
 
 
@@ -529,6 +534,7 @@ def _show_settings(agent: Any, config: dict[str, Any]) -> dict[str, Any]:
 
 def _resume(folder: Path, values: dict[str, Any], given: set[str]) -> tuple[dict[str, Any], Any]:
     """The configuration of a run, and its agent where it stopped (None if there is nothing left to do)."""
+    from agents.parallel.processes import current
     from agents.runs import run_directory as runs
     from textrl_env.printable import printable
 
@@ -541,7 +547,7 @@ def _resume(folder: Path, values: dict[str, Any], given: set[str]) -> tuple[dict
     config = runs.read_config(folder)
     config |= {name: values[name] for name in given if name in config}
     try:
-        timesteps, checkpoint, torn = runs.newest_whole(folder)
+        timesteps, checkpoint, torn = current().on_main(lambda: runs.newest_whole(folder))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; start it anew with: {config['command']} --overwrite") from None
     for each in torn:
@@ -573,7 +579,8 @@ def _learn(agent: Any, folder: Path, config: dict[str, Any], progress: bool) -> 
         raise typer.Exit(error.exit_code) from None
     finally:
         bar.close()
-    _summarise(agent, folder, config)
+    if agent.processes.is_main:
+        _summarise(agent, folder, config)
 
 
 def _summarise(agent: Any, folder: Path, config: dict[str, Any]) -> None:

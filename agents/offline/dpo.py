@@ -36,6 +36,7 @@ from agents.offline.preference_losses import dpo_loss, ipo_loss, kto_kl, kto_los
 from agents.offline.ratio_losses import RATIO_LOSSES
 from agents.offline.sft import IGNORE, Example, check_examples, learn_ends, load_model, pad_batch
 from agents.offline.trainer import Task, length_batches, optimise, tail_mean
+from agents.parallel.processes import current
 from reward_models.data.encoding import TextEncoder
 from reward_models.data.lengths import Lengths
 from textrl_env.errors import check_choice
@@ -155,8 +156,11 @@ def dpo(
     objective = Objective(
         loss, beta, label_smoothing, gamma, desirable_weight, undesirable_weight, _pad_id(tokenizer)
     )
+    processes = current()
+    everything = [*items, *eval_items]
     with learner.precision():
-        known = objective.reference(teacher, [*items, *eval_items])  # [N + M, 2]
+        part = objective.reference(teacher, everything[processes.rows(len(everything))])
+    known = torch.cat(processes.gather(part.cpu())).to(part.device)  # [N + M, 2]
     del teacher
 
     def backward(indices: list[int]) -> dict[str, float]:
@@ -190,7 +194,7 @@ def dpo(
         output=output,
     )
     if output is not None:
-        learner.save(output)
+        processes.on_main(lambda: learner.save(output))
     history = trained.history
     result = _summary({name: tail_mean(history, name) for name in _SUMMARY})
     result |= {"first_loss": history[0]["loss"], "steps": float(len(history)), "records": float(len(items))}
@@ -224,31 +228,45 @@ class Objective(NamedTuple):
         self, model: PreTrainedModel, batch: Sequence[Item], known: Tensor, micro_batch_size: int | None
     ) -> dict[str, float]:
         """Back-propagate a batch's mean loss in parts; the gradient does not depend on the parts."""
-        return self._work(model, batch, known, micro_batch_size or len(batch), learn=True)
+        lengths = [len(item.first.input_ids) + len(item.second.input_ids) for item in batch]
+        mine = current().share(range(len(batch)), lengths)
+        return self._work(model, batch, known, micro_batch_size or len(batch), mine)
 
     @torch.no_grad()
     def evaluate(
         self, model: PreTrainedModel, items: Sequence[Item], known: Tensor, batch_size: int
     ) -> dict[str, float]:
         """The metrics of all items together."""
-        return self._work(model, items, known, batch_size, learn=False)
+        return self._work(model, items, known, batch_size)
 
     def _work(
-        self, model: PreTrainedModel, batch: Sequence[Item], known: Tensor, size: int, learn: bool
+        self,
+        model: PreTrainedModel,
+        batch: Sequence[Item],
+        known: Tensor,
+        size: int,
+        mine: Sequence[int] | None = None,
     ) -> dict[str, float]:
-        kl = self._baseline(model, batch, known, size)
-        loss, rewards, seen = 0.0, [], []
-        for start in range(0, len(batch), size):
-            part, ref = batch[start : start + size], known[start : start + size]
+        """The metrics of a batch; with ``mine`` also the gradient of those rows, and the metrics of all processes."""
+        learn, rows = mine is not None, range(len(batch)) if mine is None else mine
+        kl = self._baseline(model, batch, known, size, rows, learn)
+        loss, sides = 0.0, 1 if self.loss == "kto" else 2
+        found = torch.zeros(2, len(batch), sides, device=known.device)  # log-probabilities and rewards
+        for start in range(0, len(rows), size):
+            at = list(rows[start : start + size])
+            part, ref = [batch[row] for row in at], known[at]
             log_probs, lengths = self._log_probs(model, part)  # [b, 2], or [b, 1] for KTO
             losses = self._losses(part, log_probs, lengths, ref, kl)  # [b]
             mean = losses.sum() / len(batch)
             if learn:
                 mean.backward()
             loss += mean.item()
-            seen.append(log_probs.detach())
-            rewards.append(self._rewards(log_probs.detach(), lengths, ref))
-        metrics = {"loss": loss} | _metrics(batch, torch.cat(rewards), torch.cat(seen))
+            found[0, at] = log_probs.detach().to(found.dtype)
+            found[1, at] = self._rewards(log_probs.detach(), lengths, ref).to(found.dtype)
+        if learn:
+            loss = sum(current().gather(loss))
+            found = current().sum(found)  # each row is zero but where it was worked on
+        metrics = {"loss": loss} | _metrics(batch, found[1], found[0])
         return metrics | {"kl": float(kl)} if self.loss == "kto" else metrics
 
     def _log_probs(self, model: PreTrainedModel, part: Sequence[Item]) -> tuple[Tensor, Tensor]:
@@ -284,13 +302,21 @@ class Objective(NamedTuple):
 
     @torch.no_grad()
     def _baseline(
-        self, model: PreTrainedModel, batch: Sequence[Item], known: Tensor, size: int
+        self,
+        model: PreTrainedModel,
+        batch: Sequence[Item],
+        known: Tensor,
+        size: int,
+        rows: Sequence[int],
+        shared: bool,
     ) -> Tensor | float:
         """KTO's KL over the whole batch; 0 for the other losses."""
         if self.loss != "kto":
             return 0.0
-        mismatched = cached_log_probs(model, [item.second for item in batch], self.pad_id, size)
-        return kto_kl(mismatched, known[:, 1])
+        mismatched = torch.zeros(len(batch), device=known.device)
+        at = list(rows)
+        mismatched[at] = cached_log_probs(model, [batch[row].second for row in at], self.pad_id, size)
+        return kto_kl(current().sum(mismatched) if shared else mismatched, known[:, 1])
 
 
 def sequence_log_probs(model: PreTrainedModel, examples: Sequence[Example], pad_id: int) -> Tensor:

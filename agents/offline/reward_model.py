@@ -22,9 +22,16 @@ from agents.offline.callbacks import StepCallback
 from agents.offline.learner import Learner
 from agents.offline.options import TrainerOptions
 from agents.offline.trainer import Task, optimise, tail_mean
+from agents.parallel.processes import current
 from reward_models.bradley_terry import bradley_terry_loss, load_reward_model, pair_scores
 from reward_models.calibration import evaluate, find_head, normalise
-from reward_models.comparisons import Comparison, encode_sides, prompt_batches, read_comparisons
+from reward_models.comparisons import (
+    Comparison,
+    encode_sides,
+    prompt_batches,
+    read_comparisons,
+    sides_of,
+)
 from reward_models.data.encoding import TextEncoder, check_ids
 from reward_models.data.lengths import Lengths
 
@@ -99,6 +106,7 @@ def train_reward_model(
     """
     read, bad_rows = read_comparisons(pairs, skip_bad_rows)
     held_out = None if eval_pairs is None else list(read_comparisons(eval_pairs, skip_bad_rows)[0])
+    processes = current()
     settings = TrainerOptions.of("train_reward_model()", options)
 
     def load(path: str | Path, loading: Any, where: torch.device) -> Any:
@@ -119,11 +127,18 @@ def train_reward_model(
         return prompt_batches(comparisons, batch_size, rng)
 
     def backward(batch: list[Comparison]) -> dict[str, float]:
-        chosen, rejected = pair_scores(scorer, batch, encoded)
-        margin = torch.tensor([c.margin for c in batch], device=chosen.device)
-        loss = bradley_terry_loss(chosen, rejected, margin, centering)
-        loss.backward()
-        return {"loss": loss.item(), "accuracy": (chosen > rejected).float().mean().item()}
+        # Whole prompts, so that a completion in several comparisons is read once.
+        mine = [each for prompt in processes.share(*_by_prompt(batch, encoded)) for each in prompt]
+        loss = right = 0.0
+        if mine:
+            chosen, rejected = pair_scores(scorer, mine, encoded)
+            margin = torch.tensor([c.margin for c in mine], device=chosen.device)
+            part = bradley_terry_loss(chosen, rejected, margin, centering) * (len(mine) / len(batch))
+            part.backward()
+            loss, right = part.item(), int((chosen > rejected).sum())
+        everywhere = processes.gather((loss, right))
+        losses, counts = zip(*everywhere, strict=True)
+        return {"loss": sum(losses), "accuracy": sum(counts) / len(batch)}
 
     def look() -> dict[str, float]:
         found = evaluate(scorer, encoder, held_out)
@@ -155,11 +170,25 @@ def train_reward_model(
         "skipped": lengths.left_out,
         "cut": lengths.cut,
     }
-    if held_out is not None:
-        result["eval"] = evaluate(scorer, encoder, held_out)
     if reference is None:
         reference = [(prompt, completion) for prompt, completion, _ in encoded]
-    result["normalisation"] = normalise(scorer, encoder, reference)
-    if output is not None:
-        learner.save(output)
-    return result
+
+    def close() -> dict[str, Any]:
+        found = {} if held_out is None else {"eval": evaluate(scorer, encoder, held_out)}
+        found["normalisation"] = normalise(scorer, encoder, reference)
+        if output is not None:
+            learner.save(output)
+        return found
+
+    return result | processes.on_main(close)
+
+
+def _by_prompt(
+    batch: Sequence[Comparison], encoded: Mapping[tuple[str, str, bool], Sequence[int]]
+) -> tuple[list[list[Comparison]], list[int]]:
+    """The comparisons of each prompt, and how many tokens their completions have."""
+    groups: dict[str, list[Comparison]] = {}
+    for comparison in batch:
+        groups.setdefault(comparison.prompt, []).append(comparison)
+    lengths = [sum(len(encoded[side]) for side in set(sides_of(group))) for group in groups.values()]
+    return list(groups.values()), lengths

@@ -33,6 +33,7 @@ from agents.offline.demonstration_data import load_demonstrations
 from agents.offline.learner import Learner
 from agents.offline.options import TrainerOptions
 from agents.offline.trainer import Task, length_batches, optimise, tail_mean
+from agents.parallel.processes import current
 from reward_models.data.encoding import Encoded, TextEncoder, check_ids
 from reward_models.data.lengths import Lengths
 from reward_models.loading import LoadOptions
@@ -133,14 +134,26 @@ def pad_batch(examples: Sequence[Example], pad_id: int) -> tuple[Tensor, Tensor,
 
 
 def accumulate_sft_gradients(
-    model: PreTrainedModel, examples: Sequence[Example], pad_id: int, micro_batch_size: int | None = None
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    pad_id: int,
+    micro_batch_size: int | None = None,
+    num_tokens: int | None = None,
 ) -> float:
     """Back-propagate the loss of one batch in parts of ``micro_batch_size`` records; returns the loss.
 
     Every part divides by the token count of the whole batch, so the gradient does not depend on the parts.
+
+    Args:
+        model: In the mode and on the device that it is trained in.
+        examples: The batch, or this process's share of it.
+        pad_id: Fills the rows.
+        micro_batch_size: Records per pass; None is all.
+        num_tokens: Labelled tokens of the whole batch; None counts those here.
     """
-    num_tokens = sum(label != IGNORE for e in examples for label in e.labels[1:])
-    step = micro_batch_size or len(examples)
+    if num_tokens is None:
+        num_tokens = labelled_tokens(examples)
+    step = micro_batch_size or max(len(examples), 1)
     loss = 0.0
     for start in range(0, len(examples), step):
         ids, mask, labels = (t.to(model.device) for t in pad_batch(examples[start : start + step], pad_id))
@@ -149,6 +162,11 @@ def accumulate_sft_gradients(
         part.backward()
         loss += part.item()
     return loss
+
+
+def labelled_tokens(examples: Sequence[Example]) -> int:
+    """How many tokens carry loss."""
+    return sum(label != IGNORE for e in examples for label in e.labels[1:])
 
 
 @torch.no_grad()
@@ -242,6 +260,7 @@ def sft(
     Raises:
         ValueError: When no record has a token to learn from, or a record has none of the known forms.
     """
+    processes = current()
     settings = TrainerOptions.of("sft()", options)
     learner = Learner(model, tokenizer, device, settings, seed=seed)
     model, tokenizer = learner.model, learner.tokenizer
@@ -260,8 +279,10 @@ def sft(
 
     def backward(indices: list[int]) -> dict[str, float]:
         batch = [examples[i] for i in indices]
-        tokens = float(sum(label != IGNORE for e in batch for label in e.labels[1:]))
-        return {"loss": accumulate_sft_gradients(model, batch, pad_id, micro_batch_size), "tokens": tokens}
+        tokens = labelled_tokens(batch)
+        mine = processes.share(batch, [len(e.input_ids) for e in batch])
+        loss = accumulate_sft_gradients(model, mine, pad_id, micro_batch_size, tokens)
+        return {"loss": sum(processes.gather(loss)), "tokens": float(tokens)}
 
     trained = optimise(
         learner,
@@ -286,7 +307,7 @@ def sft(
     )
     history = trained.history
     if output is not None:
-        learner.save(output)
+        processes.on_main(lambda: learner.save(output))
     return {
         "loss": tail_mean(history, "loss"),
         "first_loss": history[0]["loss"],

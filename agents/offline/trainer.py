@@ -2,7 +2,7 @@
 
 Batches of an epoch, a learning rate that follows one of transformers' schedules, a clipped gradient, one seed, one log,
 held-out records now and then, checkpoints to go on from. What a batch is and what its loss is, is the caller's: see
-:class:`Task`. Left out: several processes.
+:class:`Task`. Several processes share the batches (:mod:`agents.parallel.processes`).
 
 A run that was stopped and goes on with ``resume=True`` ends with bitwise the weights of one that was not, on the CPU.
 """
@@ -24,6 +24,7 @@ from agents.offline.callbacks import StepCallback, StepCallbacks
 from agents.offline.checkpoints import Checkpoints
 from agents.offline.learner import Learner
 from agents.offline.options import TrainerOptions
+from agents.parallel.processes import Processes, current, fingerprint
 from agents.process import tuned_for
 from agents.runs.logs import open_logger
 from agents.runs.saving import SaveSchedule, TrainingInterrupted
@@ -34,7 +35,8 @@ class Task(NamedTuple):
 
     Attributes:
         batches: One epoch of batches, in an order drawn from a random stream.
-        backward: Back-propagates the mean loss of a batch; returns metrics, "loss" among them.
+        backward: Back-propagates the mean loss of a batch; returns metrics, "loss" among them. Of several processes
+            each does its share of the records, gradients still to be added up, and returns the metrics of all.
         evaluate: Metrics of the held-out records; None where there are none.
     """
 
@@ -98,6 +100,13 @@ def optimise(
     """
     if batch_size < 1 or not epochs > 0:
         raise ValueError(f"batch_size must be at least 1 and epochs > 0, got {batch_size} and {epochs}")
+    processes = current()
+    if processes.are_several and dropout:
+        raise ValueError(
+            "dropout draws its random numbers by place in a batch, so that several processes would not train as one "
+            "does: leave dropout off, or start one process"
+        )
+    processes.check_divides(batch_size=batch_size)
     if output is None and (options.save_every is not None or options.resume):
         raise ValueError("save_every and resume need an output folder, where the checkpoints are")
     per_epoch = sum(1 for _ in task.batches(random.Random(seed)))
@@ -116,6 +125,7 @@ def optimise(
         "seed": seed,
         "dropout": dropout,
     }
+    processes.check_alike(identity | {"weights": fingerprint(p for _, p in named)})
     checkpoints = Checkpoints(learner, optimizer, output, options.keep, identity)
     history: list[dict[str, float]] = checkpoints.resume() if options.resume else []
     if not options.resume:
@@ -124,6 +134,8 @@ def optimise(
     held_out: dict[str, float] = {}
     schedule = SaveSchedule(options.save_every)
     schedule.start(first)
+    if not processes.is_main:
+        logger = callback = None
     with (
         _log_of(logger, options, output, first) as logger,
         tuned_for(learner.model, large_tensors=True),
@@ -146,21 +158,22 @@ def optimise(
             history.append(metrics)
             ends = step == total_steps
             if task.evaluate is not None and (ends or _is_due(step, options.eval_every)):
-                held_out = _look(learner, task.evaluate, dropout)
+                held_out = processes.on_main(lambda: _look(learner, task.evaluate, dropout))
                 metrics |= {f"eval/{name}": value for name, value in held_out.items()}
             saves = schedule.is_due(step)
             if saves:
-                checkpoints.save(history)
+                processes.on_main(lambda: checkpoints.save(history))
                 schedule.saved()
             _log(logger, metrics, step, step == 1 or ends or step % log_interval == 0)
-            if not on_step(step, metrics):
-                if on_step.stopped_by is not None and output is not None and not ends:
+            goes_on, stopped_by = _ask(processes, on_step, step, metrics)
+            if not goes_on:
+                if stopped_by is not None and output is not None and not ends:
                     if not saves:
-                        checkpoints.save(history)
-                    raise TrainingInterrupted(on_step.stopped_by)
+                        processes.on_main(lambda: checkpoints.save(history))
+                    raise TrainingInterrupted(stopped_by)
                 break
         if task.evaluate is not None and not held_out:  # stopped early, or resumed at the end
-            held_out = _look(learner, task.evaluate, dropout)
+            held_out = processes.on_main(lambda: _look(learner, task.evaluate, dropout))
     learner.finish()
     return Trained(history, held_out)
 
@@ -178,6 +191,13 @@ def _log_of(given: Any, options: TrainerOptions, output: str | Path | None, firs
         logger.close()
 
 
+def _ask(
+    processes: Processes, on_step: StepCallbacks, step: int, metrics: dict[str, float]
+) -> tuple[bool, int | None]:
+    """Whether callbacks want to go on, and the signal that asked for a stop; they are called in the main process."""
+    return processes.on_main(lambda: (bool(on_step(step, metrics)), on_step.stopped_by))
+
+
 def _one_step(
     learner: Learner,
     task: Task,
@@ -192,6 +212,7 @@ def _one_step(
     optimizer.zero_grad(set_to_none=True)
     with learner.precision():
         metrics = task.backward(batch)
+    current().sum_gradients(p for _, p in learner.parameters())
     norm = torch.nn.utils.clip_grad_norm_([p for _, p in learner.parameters()], max_grad_norm).item()
     if not math.isfinite(norm):
         raise FloatingPointError(

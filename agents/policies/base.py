@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -21,6 +22,7 @@ from agents.rollouts.rollout import Rollout
 from agents.runs.encoding import UNNAMED, decode_argument, decode_space, encode_argument, encode_space
 from agents.runs.names import import_name, resolve_class
 from reward_models import trust
+from textrl_env.lm.streams import Streams
 
 #: Where the metadata of a policy's file says what it holds.
 _METADATA = "policy"
@@ -60,6 +62,8 @@ class Policy(nn.Module):
         turns_images: Whether it turns images channels first, and so takes them either way.
         flat: Whether the parameters are few and of one kind, so that the optimiser may keep them as one vector.
         init_kwargs: The constructor arguments that were given, the spaces included.
+        generator: Source of the randomness of actions.
+        streams: Random streams of the sequences that are written next; None draws them from ``generator``.
     """
 
     whole_episodes = False
@@ -84,12 +88,22 @@ class Policy(nn.Module):
         self.observation_space, self.action_space = observation_space, action_space
         self.has_critic = critic is not None
         self.generator: torch.Generator | None = None
+        self.streams: Streams | None = None
         self._last: tuple[Any, np.ndarray, np.ndarray] | None = None
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
+
+    @contextmanager
+    def drawing_from(self, streams: Streams) -> Iterator[None]:
+        """Inside, whole sequences are written with these random numbers, one stream for each."""
+        self.streams = streams
+        try:
+            yield
+        finally:
+            self.streams = None
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """The weights that only the critic has, which may have a learning rate of their own; none by default."""
@@ -113,6 +127,10 @@ class Policy(nn.Module):
     def evaluate(self, rollout: Rollout) -> Evaluation:
         """Log-probabilities, values and entropies of what was done, with gradient."""
         raise NotImplementedError
+
+    def forward(self, rollout: Rollout) -> Evaluation:
+        """:meth:`evaluate`, under the name that wrappers of modules call."""
+        return self.evaluate(rollout)
 
     def stack(self, observations: list[Any], actions: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
         """``Rollout.inputs`` from ``T`` batches of observations and the actions ``[N, T]``."""

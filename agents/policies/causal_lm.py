@@ -29,6 +29,7 @@ from textrl_env.lm.decoding import DecodedSequences, SlotDecoder, gather_log_pro
 from textrl_env.lm.decoding import generate as generate_sequences
 from textrl_env.lm.sequences import ENVIRONMENT, POLICY, PROMPT, Sequences, step_places
 from textrl_env.lm.stop_strings import StopStrings
+from textrl_env.lm.streams import Streams
 
 
 class CausalLMPolicy(Policy):
@@ -188,11 +189,13 @@ class CausalLMPolicy(Policy):
         if self.engine is None:
             limit = limit_logits(sampling, self.lm.temperature)
             how = {"limit": limit, "stop": self._stop, "memory": self._memory}
-            return generate_sequences(self.lm, prompts, max_new_tokens, self.generator, deterministic, **how)
+            source = self.generator if self.streams is None else self.streams
+            return generate_sequences(self.lm, prompts, max_new_tokens, source, deterministic, **how)
         if self._engine_waits:
             push_weights(self.engine, self.lm.plain_model(), self.engine_name)
             self._engine_waits = False
-        seed = int(torch.randint(2**31 - 1, (), generator=self.generator, device=self.generator.device))
+        streams = Streams.draw(self.generator, 1) if self.streams is None else self.streams
+        seed = int(streams.keys[0] >> np.uint64(33))
         return ask(self.engine, prompts, dataclasses.replace(sampling, seed=seed), self.engine_name)
 
     def _sampling(self, max_new_tokens: int, deterministic: bool) -> Sampling:

@@ -7,6 +7,7 @@ Segments of ``n_steps`` (:func:`collect_steps`), whole episodes stepped through 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -18,6 +19,8 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from agents.algorithms import maths
+from agents.parallel.processes import Processes
+from agents.parallel.rewards import shared_rewards
 from agents.policies.base import Evaluation, Policy
 from agents.rollouts.episode_log import EpisodeLog
 from agents.rollouts.observations import copied, zeros_with_rows
@@ -25,6 +28,7 @@ from agents.rollouts.rollout import Rollout, concatenate
 from agents.rollouts.step_infos import fused_step, step_infos
 from agents.rollouts.vector_envs import kl_envs, longest_episode, start_option
 from textrl_env.lm.sequences import Sequences
+from textrl_env.lm.streams import Streams
 from textrl_env.protocols import TextEnv
 
 
@@ -50,6 +54,7 @@ class Collecting(Protocol):
         num_timesteps: Steps taken so far.
         total_timesteps: Steps that were asked for.
         stopped: Whether a callback has asked to stop.
+        processes: Who shares the work.
     """
 
     envs: gym.vector.VectorEnv
@@ -70,6 +75,7 @@ class Collecting(Protocol):
     num_timesteps: int
     total_timesteps: int | None
     stopped: bool
+    processes: Processes
 
     def count_steps(self, steps: int, done: np.ndarray, **step: Any) -> bool:
         """Count env steps and call the callbacks, which find ``step`` in their locals; False asks to stop."""
@@ -376,7 +382,7 @@ def collect_fused(agent: Collecting, n_episodes: int, group_size: int = 1) -> Ro
     evaluation = None
 
     def generate(prompts: list[np.ndarray]) -> Sequences:
-        return Sequences.from_generated(policy.generate(prompts, env.max_new_tokens), prompts)
+        return _generate(agent, prompts, group_size)
 
     def evaluate(sequences: Sequences) -> Sequences:
         nonlocal evaluation
@@ -384,9 +390,10 @@ def collect_fused(agent: Collecting, n_episodes: int, group_size: int = 1) -> Ro
         if policy.has_critic or policy.autocast or not sequences.native:
             # One pass for the values also gives the log-probabilities as the update will.
             sequences, *evaluation = _evaluate_responses(agent, sequences)
-        return sequences
+        return _with_reference(agent, sequences)
 
-    with _conversations(env, policy):
+    shared = shared_rewards(agent.processes, getattr(env, "rewards", ()))
+    with _conversations(env, policy), shared:
         episodes = env.run_episodes(generate, prompt_ids, evaluate)
     agent.record_text_episodes(episodes)
     sequences, mask = episodes.sequences, episodes.mask
@@ -424,6 +431,9 @@ def collect_fused(agent: Collecting, n_episodes: int, group_size: int = 1) -> Ro
         step = fused_step(agent.episodes, episodes, done, t)
         if not agent.count_steps(int(mask[:, t].sum()), done[:, t], **step):
             break
+    # Callbacks have been asked in the main process alone.
+    standing = agent.processes.from_main((agent.num_timesteps, agent.stopped))
+    agent.num_timesteps, agent.stopped = standing
     return rollout
 
 
@@ -445,6 +455,35 @@ def _final_states(sequences: Sequences) -> dict[str, np.ndarray]:
     }
 
 
+def _generate(agent: Collecting, prompts: Any, group_size: int) -> Sequences:
+    """What the policy writes, every process its share and all of them given all of it."""
+    processes, policy, budget = agent.processes, agent.policy, agent.text_env.max_new_tokens
+    if not processes.are_several:
+        return Sequences.from_generated(policy.generate(prompts, budget), prompts)
+    # One number, the same everywhere, and from it a stream for each sequence, whoever writes it.
+    streams = Streams.draw(policy.generator, len(prompts))
+    mine = processes.rows(len(prompts), group_size)
+    part = None
+    if mine.stop > mine.start:
+        with policy.drawing_from(streams[mine]):
+            part = Sequences.from_generated(policy.generate(prompts[mine], budget), prompts[mine])
+        part = dataclasses.replace(part, device="cpu")  # without what has been laid out of it
+    return Sequences.concatenate([each for each in processes.gather(part) if each is not None])
+
+
+def _with_reference(agent: Collecting, sequences: Sequences) -> Sequences:
+    """The same with the reference's log-probabilities, where several processes share them out."""
+    if not agent.processes.are_several:
+        return sequences  # the environment asks for them itself
+    mine = agent.processes.rows(len(sequences), agent.group_size)
+    found = np.zeros(0)
+    if mine.stop > mine.start:
+        found = agent.text_env.lm.log_probs(sequences[mine])
+    return sequences.with_values(
+        ref_log_probs=sequences.spread(np.concatenate(agent.processes.gather(found))), native=sequences.native
+    )
+
+
 def _evaluate_responses(
     agent: Collecting, sequences: Sequences
 ) -> tuple[Sequences, np.ndarray, Evaluation | None]:
@@ -452,23 +491,37 @@ def _evaluate_responses(
 
     Where the first update will ask for just this again, the evaluation comes along with its gradient.
     """
+    sizes = (agent.batch_size, agent.micro_batch_size)
+    at_once = all(size is None or size >= len(sequences) for size in sizes)
+    # With several processes the update will ask another one for some of these rows.
+    at_once &= not agent.processes.are_several
+    mine = agent.processes.rows(len(sequences), agent.group_size)
+    found, new = np.zeros((2, 0)), None
+    if mine.stop > mine.start:
+        found, new = _evaluate(agent, sequences[mine] if agent.processes.are_several else sequences, at_once)
+    log_probs, values = np.concatenate(agent.processes.gather(found), axis=1)
+    own = sequences.spread(log_probs)
+    reported = None if sequences.native else sequences.log_probs
+    return (
+        sequences.with_values(log_probs=own, sampling_log_probs=reported),
+        sequences.padded(values),
+        new if at_once else None,
+    )
+
+
+def _evaluate(
+    agent: Collecting, sequences: Sequences, with_gradient: bool
+) -> tuple[np.ndarray, Evaluation | None]:
+    """Log-probabilities and values of the policy's tokens, float64 ``[2, m]``, and the last evaluation."""
     mask = torch.from_numpy(sequences.mask())
     zeros = torch.zeros(mask.shape)
     batch = Rollout({"sequences": sequences}, zeros, zeros, zeros, zeros, zeros, mask, mask).to(agent.device)
-    found = torch.zeros(2, *mask.shape, device=agent.device)  # log-probabilities and values
-    sizes = (agent.batch_size, agent.micro_batch_size)
-    at_once = all(size is None or size >= len(batch) for size in sizes)
-    with torch.set_grad_enabled(at_once):
+    found = torch.zeros(2, *mask.shape, device=agent.device)
+    new = None
+    with torch.set_grad_enabled(with_gradient):
         for micro, rows in batch.micro_batches(agent.micro_batch_size):
             new = agent.policy.evaluate(micro)
             found[0, rows] = new.log_probs.detach().float()
             if new.values is not None:
                 found[1, rows] = new.values.detach().float()
-    log_probs, values = found.cpu().double().numpy()
-    own = sequences.spread(log_probs[mask.numpy()])
-    reported = None if sequences.native else sequences.log_probs
-    return (
-        sequences.with_values(log_probs=own, sampling_log_probs=reported),
-        values,
-        new if at_once else None,
-    )
+    return found.cpu().double().numpy()[:, mask.numpy()], new

@@ -60,6 +60,7 @@ class Rollout:
     #: Not a field, so that no part, copy or change of a rollout has it.
     evaluation = None
     _lengths: ClassVar[np.ndarray | None] = None
+    _part: ClassVar[tuple[np.ndarray, Rollout] | None] = None
     _pieces: ClassVar[tuple[int, list[tuple[Tensor, Tensor, dict[str, Any]]]] | None] = None
 
     def __len__(self) -> int:
@@ -98,16 +99,23 @@ class Rollout:
             part._lengths = self._lengths[rows.numpy()]
         return part
 
+    def part(self, rows: np.ndarray) -> Rollout:
+        """Some rows, cut out at the first call and kept as long as the same are asked for."""
+        if self._part is None or not np.array_equal(self._part[0], rows):
+            self._part = rows, self[torch.from_numpy(rows)]
+        return self._part[1]
+
     def to(self, device: torch.device) -> Rollout:
         """On another device; ``group`` stays in the host's memory, and so does what micro-batches are cut by."""
         if self.mask.device == device:
             return self
         moved = dataclasses.replace(self, group=None)._map(lambda value: _moved(value, device))
         moved.group, moved.evaluation = self.group, self.evaluation
-        moved._lengths = self._host_lengths()
+        moved._lengths = self.host_lengths()
         return moved
 
-    def _host_lengths(self) -> np.ndarray:
+    def host_lengths(self) -> np.ndarray:
+        """:attr:`lengths`, in the host's memory."""
         return self.lengths.cpu().numpy() if self._lengths is None else self._lengths
 
     def flatten_steps(self) -> Rollout:
@@ -148,7 +156,7 @@ class Rollout:
     def _cuts(self, size: int) -> list[tuple[Tensor, Tensor]]:
         """Rows of each piece, in the host's memory and where the tensors are."""
         grouped = self.group is not None and len(self.group.unique()) < len(self)
-        keys = self.group.numpy() if grouped else self._host_lengths()
+        keys = self.group.numpy() if grouped else self.host_lengths()
         order = torch.from_numpy(keys.argsort(kind="stable"))
         here = order.to(self.mask.device)
         return list(zip(order.split(size), here.split(size), strict=True))

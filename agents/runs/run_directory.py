@@ -11,8 +11,8 @@
         evaluations/             every answer of the evaluations, see :mod:`agents.evaluation.records`
         report.html              what ``textrl report`` makes of it
 
-A run that was interrupted and resumed ends with bitwise the weights of one that was not. Left out: remote
-storage and several processes.
+A run that was interrupted and resumed ends with bitwise the weights of one that was not; of several processes the main
+one writes, and any number may go on. Left out: remote storage.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import HParam
+from stable_baselines3.common.logger import HParam, Logger
 
 from agents.base import Agent
 from agents.callbacks.evaluation import EvalCallback
@@ -504,7 +504,8 @@ def train(
     measured += [] if stop is None else [stop]
     asked = report_names(config.get("report_to", "tensorboard"))
     others = [name for name in asked if name not in ("csv", "none")]
-    logger = open_logger(folder, agent.num_timesteps, ["csv", *others])
+    main = agent.processes.is_main
+    logger = open_logger(folder, agent.num_timesteps, ["csv", *others]) if main else Logger(None, [])
     agent.set_logger(logger)
     if agent.num_timesteps == 0:
         settings = HParam(hyper_parameters(config), dict.fromkeys(METRICS, 0.0))
@@ -519,9 +520,10 @@ def train(
                 reset_num_timesteps=agent.num_timesteps == 0,
             )
             stopped = stop is not None and stop.reached is not None
-            save_checkpoint(agent, folder / FINAL, note={"stopped_at_kl": stop.reached} if stopped else None)
+            note = {"stopped_at_kl": stop.reached} if stopped else None
+            agent.processes.on_main(lambda: save_checkpoint(agent, folder / FINAL, note=note))
     except Exception as error:
-        if not isinstance(error, TrainingInterrupted):
+        if main and not isinstance(error, TrainingInterrupted):
             error.add_note(_what_stands(saver, folder, config))
         raise
     finally:

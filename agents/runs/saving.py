@@ -13,6 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from agents.parallel.processes import current
+
+#: Seconds within which a second signal is the first one's echo.
+_ECHO = 2.0
+
 
 class TrainingInterrupted(Exception):
     """Training stopped between two updates because it was asked to; a checkpoint has been written.
@@ -118,7 +123,8 @@ class StopRequest:
 def stop_on_signals(request: StopRequest, waits_for: str, at_stake: Callable[[], str]) -> Iterator[None]:
     """The first SIGINT or SIGTERM asks for a stop, the second interrupts at once; both say so.
 
-    Does nothing in a thread that is not the main one, which may set no handlers.
+    Of several processes the main one decides, and the others go on until it says so. Does nothing in a thread that is
+    not the main one, which may set no handlers.
 
     Args:
         request: Where the first is noted.
@@ -126,11 +132,19 @@ def stop_on_signals(request: StopRequest, waits_for: str, at_stake: Callable[[],
         at_stake: Says what is lost if the process ends now.
     """
 
+    processes, asked_at = current(), -math.inf
+
     def handle(number: int, frame: Any) -> None:
+        nonlocal asked_at
+        if not processes.is_main:
+            return
         if request:
+            # A launcher hands on what the terminal has sent to everyone, so that one signal comes twice.
+            if processes.are_several and time.monotonic() - asked_at < _ECHO:
+                return
             _tell(f"leaving at once; {at_stake()}")
             raise KeyboardInterrupt
-        request.number = number
+        request.number, asked_at = number, time.monotonic()
         _tell(f"waiting for {waits_for}, then a checkpoint is written; once more leaves at once")
 
     if threading.current_thread() is not threading.main_thread():

@@ -473,7 +473,7 @@ class TextGameDynamics(WritingDynamics):
     ) -> GameEpisodes:
         """Charge the KL on the policy's tokens, and put each turn's reward on its last one."""
         started = time.perf_counter()
-        log_prob, ref_logprob = sequences.log_probs[sequences.policy], self.lm.log_probs(sequences)
+        log_prob, ref_logprob = sequences.log_probs[sequences.policy], self.reference_log_probs(sequences)
         kl = estimate_kl(log_prob - ref_logprob, self.kl_estimator)
         lengths = np.concatenate([np.array(each, dtype=np.int64) for each in turn_lengths])
         ends = np.cumsum(lengths) - 1  # each turn's last action among all actions

@@ -300,7 +300,7 @@ class TextRLHFDynamics(WritingDynamics):
         sequences = sequences if evaluate is None else evaluate(sequences)
         self._check_generated(sequences)
         started = time.perf_counter()
-        log_prob, ref_logprob = sequences.log_probs[sequences.policy], self.lm.log_probs(sequences)
+        log_prob, ref_logprob = sequences.log_probs[sequences.policy], self.reference_log_probs(sequences)
         kl = estimate_kl(log_prob - ref_logprob, self.kl_estimator)
         ends = np.cumsum(sequences.num_actions) - 1  # each episode's last action among all actions
         is_eos = np.isin(sequences.actions[ends], self.lm.eos_ids)
@@ -552,6 +552,7 @@ class _TextRLHF:
             generate: Takes ``B`` prompts as int64 arrays; returns :class:`~textrl_env.lm.sequences.Sequences` with
                 ``log_probs``, or a pair: ``B`` int64 arrays of response tokens (the end token included, at most
                 ``max_new_tokens``) and ``B`` arrays with the acting policy's log-probability of each of them.
+                Sequences that come with ``ref_log_probs`` are charged by those.
             prompt_ids: Where each episode starts, int ``[B]``.
             evaluate: Called once with all finished sequences, before anything is charged; what it returns has the
                 log-probabilities that count. None takes those of ``generate``.

@@ -10,6 +10,7 @@ from gymnasium import spaces
 from textrl_env.kl import KLDynamics, estimate_kl
 from textrl_env.lm.causal_lm import CausalLM
 from textrl_env.lm.decoding import SlotDecoder, gather_log_probs
+from textrl_env.lm.sequences import Sequences
 
 
 class WritingDynamics(KLDynamics):
@@ -70,6 +71,11 @@ class WritingDynamics(KLDynamics):
         self.length[slots] += 1
         self.kl_sum += kl
         return ref_logprob, kl
+
+    def reference_log_probs(self, sequences: Sequences) -> np.ndarray:
+        """The reference's log-probabilities of the policy's tokens, float64 ``[m]``; those beside them, if they are."""
+        known = sequences.ref_log_probs
+        return self.lm.log_probs(sequences) if known is None else known[sequences.policy]
 
     def _reference_log_prob(self, slots: np.ndarray, actions: np.ndarray) -> np.ndarray:
         import torch

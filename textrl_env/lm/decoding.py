@@ -20,6 +20,7 @@ from textrl_env.lm.fused_llama import FusedLlama
 from textrl_env.lm.sequences import POLICY, Sequences, distinct, right_padded
 from textrl_env.lm.shared_prompts import SharedPrompts, attending
 from textrl_env.lm.stop_strings import StopStrings
+from textrl_env.lm.streams import Streams
 
 
 class DecodingModel(Protocol):
@@ -68,8 +69,19 @@ def gather_log_probs(logits: Tensor, actions: Tensor) -> Tensor:
     return chosen - logits.logsumexp(-1)
 
 
-def sample_actions(logits: Tensor, generator: torch.Generator | None, deterministic: bool = False) -> Tensor:
+def sample_actions(
+    logits: Tensor,
+    generator: torch.Generator | None,
+    deterministic: bool = False,
+    uniform: np.ndarray | None = None,
+) -> Tensor:
     """Sample from ``softmax(logits)``, or take the argmax. ``[..., V] -> [...]``.
+
+    Args:
+        logits: ``[..., V]``.
+        generator: Source of randomness; None is torch's own.
+        deterministic: Take the most likely action.
+        uniform: The random numbers themselves, ``[...]`` in [0, 1), in place of a generator's.
 
     Raises:
         FloatingPointError: The logits are not finite (on a CPU, where looking costs nothing).
@@ -77,6 +89,8 @@ def sample_actions(logits: Tensor, generator: torch.Generator | None, determinis
     if deterministic:
         return logits.argmax(-1)
     if logits.device.type != "cpu":
+        if uniform is not None:
+            return _sample_in_blocks(logits, torch.from_numpy(uniform).to(logits.device, _fine(logits)))
         # Gumbel's trick: noise is cheap where there are thousands of threads.
         noise = torch.empty_like(logits).exponential_(generator=generator)
         return (logits - noise.log()).argmax(-1)
@@ -88,9 +102,41 @@ def sample_actions(logits: Tensor, generator: torch.Generator | None, determinis
             "the model's logits are NaN or infinite, so no token can be drawn; a lower learning_rate, or weights that "
             "are whole, usually help"
         )
-    at = torch.rand(total.shape, generator=generator, dtype=torch.float64) * total
-    below = torch.nextafter(total, torch.zeros_like(total))  # never past the last action that has mass
+    if uniform is None:
+        drawn = torch.rand(total.shape, generator=generator, dtype=torch.float64)
+    else:
+        drawn = torch.from_numpy(uniform).unsqueeze(-1)
+    return _look_up(mass, drawn * total)
+
+
+def _look_up(mass: Tensor, at: Tensor) -> Tensor:
+    """The entry in whose share of the cumulated ``mass [..., V]`` the number ``at [..., 1]`` lies, ``[...]``."""
+    total = mass[..., -1:]
+    below = torch.nextafter(total, torch.zeros_like(total))  # never past the last entry that has mass
     return torch.searchsorted(mass, torch.minimum(at, below), right=True).squeeze(-1)
+
+
+def _sample_in_blocks(logits: Tensor, uniform: Tensor, block: int = 256) -> Tensor:
+    """What a CPU does in one sum over the vocabulary, in two short ones: a GPU adds up long rows slowly.
+
+    Args:
+        logits: ``[..., V]``.
+        uniform: ``[...]`` in [0, 1).
+        block: Actions in the sums of the second step.
+    """
+    mass = (logits - logits.amax(-1, keepdim=True)).exp_()
+    mass = torch.nn.functional.pad(mass, (0, -mass.shape[-1] % block)).unflatten(-1, (-1, block))
+    blocks = mass.sum(-1, dtype=uniform.dtype).cumsum(-1)
+    at = uniform.unsqueeze(-1) * blocks[..., -1:]
+    chosen = _look_up(blocks, at).unsqueeze(-1)
+    before = torch.where(chosen > 0, blocks.gather(-1, (chosen - 1).clamp(min=0)), 0.0)
+    inside = mass.take_along_dim(chosen.unsqueeze(-1), -2).squeeze(-2).cumsum(-1, dtype=uniform.dtype)
+    return chosen.squeeze(-1) * block + _look_up(inside, at - before)
+
+
+def _fine(tensor: Tensor) -> torch.dtype:
+    """float64, where the device has it."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
 #: Prompts of at least so many tokens are held once for all their responses.
@@ -428,7 +474,7 @@ def generate(
     lm: DecodingModel,
     prompts: Sequence[np.ndarray] | Sequences,
     max_new_tokens: int,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Streams | None = None,
     deterministic: bool = False,
     limit: Callable[[Tensor, int], Tensor] | None = None,
     stop: StopStrings | None = None,
@@ -436,13 +482,14 @@ def generate(
 ) -> Sequences:
     """Sample one response to each prompt, or one more turn in each sequence, with a key/value cache.
 
-    Equal prompts are prefilled once, and what ``memory`` holds is not read again; finished rows leave the batch.
+    Equal prompts are prefilled once, and what ``memory`` holds is not read again; finished rows leave the batch. Every
+    sequence has random numbers of its own, so what is written does not depend on what is written beside it.
 
     Args:
         lm: The model.
         prompts: ``B`` int64 arrays of token ids, or sequences to go on from, in which others have written too.
         max_new_tokens: The response budget ``T``.
-        generator: Source of randomness, on the model's device.
+        generator: Source of randomness; one number is drawn from it. Or the sequences' own streams.
         deterministic: Take the most likely token instead of sampling.
         limit: Changes the acting logits ``[N, V]`` before a token is drawn, given how many have been written (a cut to
             the likeliest tokens, for example).
@@ -458,6 +505,7 @@ def generate(
     given = prompts if isinstance(prompts, Sequences) else Sequences.from_prompts(prompts)
     prompts = given.split(given.tokens)
     decoder, logits = _read(lm, prompts, max_new_tokens, memory)
+    streams = generator if isinstance(generator, Streams) else Streams.draw(generator, len(prompts))
     eos = torch.from_numpy(lm.eos_ids).to(lm.device)
     episodes = np.arange(len(prompts))  # row of the batch -> episode
     tokens = np.zeros((len(prompts), max_new_tokens), dtype=np.int64)
@@ -466,7 +514,7 @@ def generate(
     alive = np.ones(len(prompts), dtype=bool)
     for t in range(max_new_tokens):
         logits = logits if limit is None else limit(logits, t)
-        actions = sample_actions(logits, generator, deterministic)
+        actions = sample_actions(logits, None, deterministic, streams[episodes].uniform(t))
         # All of it in one transfer, or a GPU is waited for three times a token; float32 holds ids below 2^24.
         step = torch.stack([actions, gather_log_probs(logits, actions), torch.isin(actions, eos)])
         tokens[episodes, t], log_probs[episodes, t], is_end = step.cpu().numpy()

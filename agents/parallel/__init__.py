@@ -1,0 +1,1 @@
+"""One run in several processes; see :mod:`agents.parallel.processes`."""
