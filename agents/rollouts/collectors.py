@@ -208,7 +208,7 @@ def _step(agent: Collecting, observation: Any, alive: np.ndarray, buffer: _StepB
         mask=alive.copy(),
         # In the info of any other environment "kl" is something else.
         **(_kl_columns(infos, ends, done) | {"scored": _is_scored(ends, done)} if buffer.scored else {}),
-        **(_turn_columns(infos, ends, done) if _has_turns(agent.env) else {}),
+        **(_turn_columns(infos, ends, done) if _has_turns(agent.envs) else {}),
     )
     agent.episodes.step(rewards, alive, done, ends, buffer.scored)
     step = {
