@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
+import hashlib
 import json
 import re
+import shutil
+import subprocess
 from html import escape
 
 import numpy as np
@@ -12,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from agents.cli import main
 from agents.evaluation.plots import smoothed
+from agents.evaluation.records import write_evaluation
 from agents.report import read_run, write_report
 from agents.report.findings import examine
 from agents.report.metrics import write_number
@@ -19,7 +25,8 @@ from agents.report.pictures import mean_and_band
 from agents.report.reading import default_of, settings
 from agents.rollouts.episode_log import EpisodeLog, read_table
 from agents.runs import run_directory as runs
-from tests.recorded import record
+from agents.runs.samples import PER_TOKEN, write_samples
+from tests.recorded import evaluation, record
 
 ROWS = 40
 STEPS = 500.0 * np.arange(1, ROWS + 1)
@@ -79,7 +86,7 @@ def page_of(*folders, output=None):
 
 def text_of(page):
     """What a reader sees, without pictures and markup."""
-    page = re.sub(r"<svg.*?</svg>|<style>.*?</style>", "", page, flags=re.DOTALL)
+    page = re.sub(r"<svg.*?</svg>|<style>.*?</style>|<script.*?</script>", "", page, flags=re.DOTALL)
     return " ".join(re.sub(r"<[^>]+>", " ", page).split())
 
 
@@ -99,10 +106,18 @@ def test_counts_that_were_noted_are_no_defaults_of_the_arguments_they_count(tmp_
     assert default_of(config, "max_new_tokens") == 44
 
 
-def test_the_page_stands_alone_and_may_run_no_script(tmp_path):
+def test_the_page_stands_alone_and_may_run_no_script_but_its_own(tmp_path):
     page = page_of(make_run(tmp_path / "run"))
-    assert not re.search(r"""<script|<link|@import|(src|href)=(?!"#)|url\((?!#)""", page)
-    assert "default-src 'none'" in page and page.count("<svg") >= 8
+    assert not re.search(r"""<link|@import|(src|href)=(?!"#)|url\((?!#)""", page)
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert (
+        f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'" in page
+    )
+    assert len(re.findall("<script", page)) == 2, "the other one holds the samples as JSON"
+    without = page_of(make_run(tmp_path / "bare", points=None))
+    assert "<script" not in without and "script-src" not in without
+    assert page.count("<svg") >= 8
     ids = re.findall(r'\bid="([^"]*)"', page)
     assert len(ids) == len(set(ids)), "pictures in one page share no id"
 
@@ -168,7 +183,7 @@ def test_held_out_figures_of_the_demo_are_in_the_page(tmp_path):
 
 
 def test_first_and_last_responses_to_one_prompt_stand_side_by_side(tmp_path):
-    folder = make_run(tmp_path / "run")
+    folder = make_run(tmp_path / "run", points=None)
     first = [("two plus two?", "perhaps", -0.5, 0.0), ("asked once", "yes", 0.0, 0.0)]
     between = [("two plus two?", "five", 0.1, 0.7), ("the sky?", "green", 0.3, 0.2)]
     last = [("two plus two?", "four", 1.25, 2.5), ("the sky?", "blue", 0.9, 1.0)]
@@ -181,7 +196,7 @@ def test_first_and_last_responses_to_one_prompt_stand_side_by_side(tmp_path):
 
 
 def test_what_a_model_writes_stays_text(tmp_path):
-    folder = make_run(tmp_path / "run")
+    folder = make_run(tmp_path / "run", points=None)
     nasty = "<script>alert(1)</script> a | b \\| <b>"
     add_samples(folder, [("p & q", nasty, 0.0, 0.0)], [("p & q", "<td>", 0.0, 0.0)])
     page = page_of(folder)
@@ -202,6 +217,97 @@ def test_a_table_of_samples_is_read_as_it_was_written():
         "response": "a | b",
         "score": "0.50",
     }
+
+
+def test_first_samples_are_those_of_the_first_policy_and_last_ones_of_the_last(tmp_path):
+    folder = make_run(tmp_path / "run")
+    ends = read_run(folder).ends
+    seen = text_of(page_of(folder))
+    first, last = (ends[end].sampled.responses[0][0] for end in ("start", "final"))
+    assert re.search(rf"question 0\\? {first} .{{10,40}} {last} ", seen)
+    assert "First and last answers" in seen
+
+
+NASTY = "</script><script>alert(1)</script><!-- <b>"
+
+
+def test_what_a_model_writes_cannot_leave_the_samples(tmp_path):
+    folder = make_run(tmp_path / "run")
+    responses = [[NASTY] * 4 for _ in range(64)]
+    nasty = evaluation(20_000, 1.3, 0.8, responses=responses)
+    nasty = dataclasses.replace(nasty, sampled=dataclasses.replace(nasty.sampled, prompts=[NASTY] * 64))
+    for end in ("start", "final"):
+        write_evaluation(folder, nasty, end)
+    page = page_of(folder)
+    assert page.count("<script") == 2 and page.count("</script") == 2 and escape(NASTY) in page
+    data = re.search(r"<script type='application/json' id=samples>(.*?)</script>", page, re.DOTALL)[1]
+    assert {row["response"] for row in json.loads(data)} == {NASTY}
+
+
+def add_tokens(folder):
+    """What the last update learned from, two responses of it token by token."""
+    detail = {name: [[0.1, -0.5], [0.2, 0.3], None] for name in PER_TOKEN if name != "tokens"}
+    columns = {
+        "prompt": ["p & q", "the sky?", "snow?"],
+        "response": ["a <b>", "blue", "white"],
+        "score": [0.5, 1.0, -1.0],
+        "kl_sum": [0.1, 0.2, 0.3],
+        "response_length": [2.0, 2.0, 2.0],
+        "return": [0.4, 0.9, -1.2],
+        "advantage": [0.1, -2.0, 0.5],
+        "tokens": [["a", "<b>"], ["blue", "<eos>"], None],
+    }
+    write_samples(folder, 20_000, columns | detail)
+
+
+def test_episodes_stand_under_the_microscope_token_by_token(tmp_path):
+    folder = make_run(tmp_path / "run")
+    add_tokens(folder)
+    page = page_of(folder)
+    assert page.index("the sky? <span>score 1.00, advantage") < page.index("p &amp; q <span>"), (
+        "the largest first"
+    )
+    seen = text_of(page)
+    for words in ("Episodes under the microscope", "log pi of the reference 0.20 0.30", "blue &lt;eos&gt;"):
+        assert words in seen, words
+    assert "snow?" not in seen, "its tokens were not kept"
+
+
+def test_the_browser_finds_filters_and_sorts_in_a_real_one(tmp_path):
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs Chromium")
+    folder = make_run(tmp_path / "run")
+    add_tokens(folder)
+    page = page_of(folder)
+    act = "var f = document.getElementById('find'); f.value = 'SNOW'; f.dispatchEvent(new Event('input'));"
+    sort = "document.querySelector('button[value=score]').click();"
+    digest = base64.b64encode(hashlib.sha256((act + sort).encode()).digest()).decode()
+    for name, script in (("plain", ""), ("acted", act + sort)):
+        told = page.replace("script-src '", f"script-src 'sha256-{digest}' '").replace(
+            "</main>", f"</main><script>{script}</script>" if script else "</main>"
+        )
+        (tmp_path / f"{name}.html").write_text(told)
+    command = [
+        chromium,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--virtual-time-budget=2000",
+        "--dump-dom",
+    ]
+    shown = {}
+    for name in ("plain", "acted"):
+        file = f"file://{tmp_path}/{name}.html"
+        shown[name] = subprocess.run(
+            [*command, file], capture_output=True, text=True, timeout=120, check=True
+        ).stdout
+    assert "25 of 515 samples" in shown["plain"]
+    assert (
+        "1 of 1 samples" in shown["acted"]
+        and "<td>white</td><td>learned from at 20,000</td>" in shown["acted"]
+    )
+    assert 'aria-sort="descending"' in shown["acted"]
 
 
 # -- warnings -----------------------------------------------------------------------------------------------

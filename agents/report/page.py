@@ -1,7 +1,7 @@
 """The report as one HTML file: no scripts, no fonts, no pictures from anywhere.
 
-Everything that a run has written is text here: it is escaped, and the page forbids scripts besides. How the page
-looks is in :mod:`agents.report.style`.
+Everything that a run has written is text here: it is escaped, and the page forbids every script but its own, which
+searches the samples (:mod:`agents.report.browser`). How the page looks is in :mod:`agents.report.style`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from html import escape
 
 import numpy as np
 
-from agents.report import heldout, metrics, pictures
+from agents.report import browser, heldout, metrics, pictures
 from agents.report.findings import Finding, applicable
 from agents.report.metrics import Metric, decimals, write_number
 from agents.report.reading import Group, Run, run_label
@@ -32,6 +32,7 @@ from textrl_env.printable import printable
 #: Marks a file as a report, near its beginning.
 GENERATOR = '<meta name="generator" content="textrl report">'
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+_WITH_SCRIPT = f"{_POLICY}; script-src '{browser.script_hash()}'"
 #: Pairs of samples of one run, and of each of several.
 _PAIRS, _PAIRS_OF_SEVERAL = 8, 4
 #: Groups that the summary names one by one.
@@ -62,12 +63,14 @@ def render(groups: Sequence[Group], findings: Sequence[Finding]) -> str:
         ),
         *_curves(groups, runs),
         *(_samples(run, alone, run_label(run, runs)) for run in runs),
+        *([browser.section(runs[0]), browser.microscope(runs[0])] if alone else []),
         *_training(groups, runs),
         _reproduce(runs),
     ]
+    policy = _WITH_SCRIPT if any("<script>" in part for part in parts) else _POLICY
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{GENERATOR}\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(heading)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(part for part in parts if part)
@@ -100,6 +103,8 @@ def summary(groups: Sequence[Group]) -> str:
     kl = mean([metrics.KL.ends(r)[1] for r in groups[0].runs])
     if np.isfinite(kl):
         clauses.append(f"{write_number(kl, 1)} nats from the reference")
+    if run.is_text and clauses:
+        clauses[0] = f"while training {clauses[0]}"
     sentence = ", ".join(clauses) or "nothing was logged that can be summed up"
     return f"{sentence[0].upper()}{sentence[1:]}, in {run.num_timesteps:,} {run.unit}."
 
@@ -198,7 +203,16 @@ def _plots(
 
 
 def _samples(run: Run, alone: bool, label: str) -> str:
-    """The first and the last recorded response to the same prompts."""
+    """An answer of the first and of the last policy to the same prompts; else the first and last that were recorded."""
+    answers = browser.first_and_last(run, _PAIRS if alone else _PAIRS_OF_SEVERAL)
+    if answers:
+        names = ["score", *(["gold"] if "gold" in answers[0][3] else []), "KL"]
+        heads = [
+            "prompt",
+            *[h for side in ("first policy", "last policy") for h in (side, *(f"#{n}" for n in names))],
+        ]
+        body = f"<div class=wide>{table(heads, browser.sample_table_rows(answers, names), 'samples')}</div>"
+        return _folded("First and last answers", body, alone, label)
     if not run.tables:
         return ""
     found = pairs(run.tables, _PAIRS if alone else _PAIRS_OF_SEVERAL)
@@ -211,9 +225,14 @@ def _samples(run: Run, alone: bool, label: str) -> str:
         body = "<p class=quiet>The same prompts, as recorded while training; KL in nats.</p>" + body
     else:
         body = "<p class=quiet>No prompt was recorded twice, so there is no first and last to compare.</p>"
+    return _folded("Samples", body, alone, label)
+
+
+def _folded(heading: str, body: str, alone: bool, label: str) -> str:
+    """A section of one run, folded away where there are several."""
     if alone:
-        return f"<section><h2>Samples</h2>{body}</section>"
-    return f"<section><details><summary>Samples of {escape(label)}</summary>{body}</details></section>"
+        return f"<section><h2>{heading}</h2>{body}</section>"
+    return f"<section><details><summary>{heading} of {escape(label)}</summary>{body}</details></section>"
 
 
 def _sample_row(pair: Pair, numbers: Sequence[str], unit: str) -> list[str]:

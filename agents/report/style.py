@@ -67,6 +67,18 @@ i { display: inline-block; width: 18px; vertical-align: 4px; margin-right: 7px; 
 .samples td { padding-top: 8px; padding-bottom: 8px; }
 .samples td:not(.num) { min-width: 170px; overflow-wrap: anywhere; }
 .samples .num + :not(.num) { padding-left: 22px; }
+.controls { display: flex; flex-wrap: wrap; gap: 8px 20px; align-items: center; }
+input, select, button { font: inherit; color: var(--ink); background: var(--paper); border: 1px solid var(--axis);
+  border-radius: 4px; padding: 3px 8px; max-width: 100%; }
+th button { border: 0; padding: 0; font-weight: 600; font-size: 13px; color: var(--quiet); cursor: pointer; }
+th[aria-sort=descending] button::after { content: " \2193"; }
+th[aria-sort=ascending] button::after { content: " \2191"; }
+[hidden] { display: none !important; }
+.strip { margin: 0 0 22px; }
+.strip table { width: auto; }
+.strip th, .strip td { padding: 3px 7px; border: 1px solid var(--paper); font-size: 12px; white-space: nowrap; }
+.strip thead th { color: var(--ink); text-align: right; }
+.strip th[scope=row] { text-align: left; }
 details dl { margin-top: 10px; }
 summary { cursor: pointer; }
 pre { background: var(--soft); padding: 12px 14px; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; }
@@ -74,6 +86,7 @@ pre { background: var(--soft); padding: 12px 14px; white-space: pre-wrap; overfl
   .plots { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
 @media (max-width: 560px) { .wide-only { display: none; } .narrow-only { display: block; }
   th, td { padding-right: 8px; } main { padding: 24px 16px 40px; } .plots { grid-template-columns: minmax(0, 1fr); } }
-@media print { main { max-width: none; padding: 0; } section { margin-top: 24px; } h2 { break-after: avoid; }
+@media print { #browser { display: none; }
+  main { max-width: none; padding: 0; } section { margin-top: 24px; } h2 { break-after: avoid; }
   .findings li, .verdict, pre { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
