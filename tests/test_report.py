@@ -224,7 +224,7 @@ def test_first_samples_are_those_of_the_first_policy_and_last_ones_of_the_last(t
     ends = read_run(folder).ends
     seen = text_of(page_of(folder))
     first, last = (ends[end].sampled.responses[0][0] for end in ("start", "final"))
-    assert re.search(rf"question 0\\? {first} .{{10,40}} {last} ", seen)
+    assert re.search(rf"question 0\? {first} .{{10,40}} {last} ", seen)
     assert "First and last answers" in seen
 
 
