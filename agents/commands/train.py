@@ -301,10 +301,15 @@ def _train(
         str | None,
         typer.Option(
             metavar="SPEC",
-            help="package.module:Game or file.py:Game; --env is TextGame-v0 then.",
+            help="package.module:Game, file.py:Game, or a name that docs/games.md lists, such as FrozenLake-v1; "
+            "--env is TextGame-v0 then.",
             show_default="the embedded one",
             rich_help_panel=_GAME,
         ),
+    ] = None,
+    game_kwargs: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help="Arguments of the game.", show_default="{}", rich_help_panel=_GAME),
     ] = None,
     max_turns: Annotated[
         int | None,
@@ -754,9 +759,10 @@ def _env_kwargs(values: dict[str, Any]) -> dict[str, Any]:
     given = {name: values[name] for name in names if values[name] is not None}
     paths = ("model", "prompts", "gold", "game", "rows")
     given |= {name: _absolute(values[name]) for name in paths if values[name] is not None}
-    template = hyper.parse_object("--chat-template-kwargs", values["chat_template_kwargs"])
-    if template is not None:
-        given["chat_template_kwargs"] = template
+    for name in ("chat_template_kwargs", "game_kwargs"):
+        parsed = hyper.parse_object(f"--{name.replace('_', '-')}", values[name])
+        if parsed is not None:
+            given[name] = parsed
     if values["allow_control_tokens"]:
         given["allow_control_tokens"] = True
     rewards, weights = [_absolute(spec) for spec in values["reward"] or ()], values["reward_weight"] or []

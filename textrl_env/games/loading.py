@@ -25,6 +25,7 @@ from reward_models import trust
 from reward_models.importing import import_file, import_module
 from reward_models.names import shorten
 from textrl_env.errors import did_you_mean
+from textrl_env.games import gymnasium_env
 from textrl_env.protocols import Game
 
 #: Makes a game of its own at each call.
@@ -33,15 +34,15 @@ GameFactory = Callable[[], Game]
 #: Word before the colon -> ``"module:function"`` with ``function(rest, **game_kwargs) -> GameFactory``.
 SPELLINGS: dict[str, str] = {}
 #: ``"module:function"`` with ``function(made) -> Game | None``, tried in this order on what is no game by itself.
-ADAPTERS: list[str] = []
+ADAPTERS: list[str] = ["textrl_env.games.gymnasium_env:adapt"]
 
 
 def load_game(game: Any, game_kwargs: Mapping[str, Any] | None = None) -> GameFactory:
     """A factory of games.
 
     Args:
-        game: A class or factory, an object to be copied, ``"package.module:Name"``, ``"file.py:Name"``, or what an
-            adapter knows.
+        game: A class or factory, an object to be copied, ``"package.module:Name"``, ``"file.py:Name"``, an id of
+            Gymnasium such as ``"FrozenLake-v1"``, or what an adapter knows.
         game_kwargs: Passed to the class or factory.
 
     Raises:
@@ -53,6 +54,8 @@ def load_game(game: Any, game_kwargs: Mapping[str, Any] | None = None) -> GameFa
         word, _, rest = game.partition(":")
         if word in SPELLINGS:
             return _checked(_function(SPELLINGS[word])(rest, **kwargs), game)
+        if gymnasium_env.is_id(game):
+            return _checked(gymnasium_env.load(game, **kwargs), game)
         game = _find(game)
     if callable(game) and not (isinstance(game, Game) and not inspect.isclass(game)):
         return _checked(lambda: game(**kwargs), game)
@@ -100,7 +103,8 @@ def _find(spec: str) -> Any:
     if named is None:
         known = ", ".join(f"{word}:..." for word in SPELLINGS)
         raise ValueError(
-            f"game={spec!r} names no game; expected 'package.module:Name' or 'file.py:Name'"
+            f"game={spec!r} names no game; expected 'package.module:Name', 'file.py:Name', an id of Gymnasium such as "
+            f"'FrozenLake-v1'"
             f"{f', or one of {known}' if known else ''}"
         )
     trust.check_module(named.module, f" (for the game {spec!r})")
