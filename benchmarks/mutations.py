@@ -50,7 +50,8 @@ class Bug(NamedTuple):
 
 
 KL, TEXT, CORE = "textrl_env/kl.py", "textrl_env/envs/text_rlhf.py", "textrl_env/core.py"
-WRITING = "textrl_env/envs/writing.py"
+WRITING, GAME = "textrl_env/envs/writing.py", "textrl_env/envs/text_game.py"
+GAMES_LAYOUT, SEQUENCES = "textrl_env/games/layout.py", "textrl_env/lm/sequences.py"
 LM, DECODING, EXACT = "textrl_env/lm/causal_lm.py", "textrl_env/lm/decoding.py", "textrl_env/exact/solver.py"
 MATHS, BASE, COLLECT = "agents/algorithms/maths.py", "agents/base.py", "agents/rollouts/collectors.py"
 GRADIENT, PPO_FILE = "agents/algorithms/gradient_step.py", "agents/algorithms/ppo.py"
@@ -127,6 +128,34 @@ BUGS = [
         "self.counter += np.uint64(1)", ("envs",)),
     Bug("KL sum carried into the slot's next episode", WRITING, "self.kl_sum[slot] = 0.0",
         "self.kl_sum[slot] += 0.0", ("text_env", "step_equals_fused")),
+    # -- several turns -------------------------------------------------------------------------------------
+    Bug("loss on the game's tokens, step way", CAUSAL, "written_by = np.full(len(tokens), ENVIRONMENT)",
+        "written_by = np.full(len(tokens), POLICY)", ("text_game",)),
+    Bug("loss and KL on the game's tokens", SEQUENCES, "np.flatnonzero(self.written_by == POLICY)",
+        "np.flatnonzero(self.written_by >= POLICY)", ("text_game", "exact_turns")),
+    Bug("KL on the game's tokens", GAME, "            self._append(slot, ids)\n",
+        "            self._append(slot, ids)\n            self.kl_sum[slot] += len(ids) * kl[slot]\n", ("text_game",)),
+    Bug("a turn's reward one token late", GAME, "rewards[ends] += ",
+        "rewards[np.minimum(ends + 1, len(rewards) - 1)] += ", ("text_game", "exact_turns")),
+    Bug("a turn's reward at the end of the episode", GAME,
+        "rewards[ends] += np.concatenate([each.rewards for each in played])",
+        "rewards[np.cumsum(sequences.num_actions) - 1] += [sum(each.rewards) for each in played]", ("text_game",)),
+    Bug("value after a cut-off from before the game's answer", COLLECT, "    lengths = sequences.lengths\n    column",
+        "    lengths = sequences.last + 1\n    column", ("turns",)),
+    Bug("no value after a turn", COLLECT, "next_values = maths.shift_values(values, last_values, mask, ends) * mask",
+        "next_values = maths.shift_values(values, last_values, mask, ends) * mask * (np.diff(sequences.padded("
+        "episodes.turn), axis=1, append=0) == 0)", ("turns",)),
+    Bug("mask of the policy's tokens shifted by one", GAME, "self.written_by[slots, self.length[slots] - 1] = POLICY",
+        "self.written_by[slots, self.length[slots] - 2] = POLICY", ("text_game",)),
+    Bug("end token of a turn reaches the game", GAMES_LAYOUT, "tokens[:-1] if ends else tokens", "tokens",
+        ("text_game",)),
+    Bug("another turn begins without room", GAME, "after + self.max_new_tokens > self.max_length",
+        "after > self.max_length", ("text_game",)),
+    Bug("cache of a turn holds a token too many", DECODING,
+        "memory.keep(decoder, np.arange(len(episodes)), given.lengths[episodes] + lengths[episodes] - 1)",
+        "memory.keep(decoder, np.arange(len(episodes)), given.lengths[episodes] + lengths[episodes])", ("text_game",)),
+    Bug("a discount by turn counts within the turn", MATHS, "ends[:, :-1] = turn[:, 1:] > turn[:, :-1]",
+        "ends[:, :-1] = turn[:, 1:] >= turn[:, :-1]", ("turns",)),
     # -- collecting ----------------------------------------------------------------------------------------
     Bug("groups ABAB instead of AABB, fused way", COLLECT, "np.repeat(env.draw_prompts(n_episodes // group_size),",
         "np.tile(env.draw_prompts(n_episodes // group_size),", ("pitfalls",)),

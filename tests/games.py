@@ -45,3 +45,31 @@ class Wild:
         answer = " ".join(rng.choice(WORDS[3:], size=rng.integers(self.longest + 1)))
         draw = rng.random()
         return answer, float(rng.normal()), draw < self.ends, self.ends <= draw < self.ends + self.limits, {}
+
+
+#: The words of a world that is small enough to enumerate.
+FEW_WORDS = ["<eos>", "<unk>", "a", "b"]
+
+
+def table_outcomes(said: tuple[str, ...]) -> list[tuple[float, str, float, bool]]:
+    """What may be answered to a conversation, from a table of random numbers: probability, text, reward, end."""
+    rng = np.random.default_rng(zlib.crc32(repr(said).encode()))
+    first = 0.2 + 0.6 * rng.random()
+    over = bool(rng.random() < 0.2)
+    rewards = rng.normal(size=2)
+    return [(first, "a", rewards[0], over), (1 - first, "b b", rewards[1], False)]
+
+
+class Table:
+    """Answers by :func:`table_outcomes`, drawn from the seed."""
+
+    def reset(self, seed=None, **row):
+        self.seed, self.said = seed, ()
+        return "b a", {}
+
+    def step(self, text):
+        self.said = (*self.said, text)
+        drawn = np.random.default_rng([self.seed, len(self.said)]).random()
+        outcomes = table_outcomes(self.said)
+        _, answer, reward, over = outcomes[0] if drawn < outcomes[0][0] else outcomes[1]
+        return answer, reward, over, False, {}

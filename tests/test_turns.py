@@ -321,3 +321,85 @@ def test_gigpo_is_grpo_where_there_are_no_turns():
         agent.learn(1)
     first, second = (agent.policy.state_dict() for agent in agents)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+# -- critics and peers ------------------------------------------------------------------------------------------
+
+
+def test_a_critic_looks_ahead_over_the_games_tokens_to_the_policys_next_one(monkeypatch):
+    """Values are those of one plain pass over each text alone, at the token before each of the policy's."""
+    env = make_game(game=Wild, max_turns=5, game_kwargs={"ends": 0.1, "limits": 0.3}, num_seeds=30)
+    agent = PPO("auto", env, n_episodes=24, seed=0, critic="head", policy_kwargs={"value_hidden": 0})
+    agent.learn(1)
+    torch.nn.init.normal_(agent.policy.value_head.weight, std=1.0)
+    seen = []
+    monkeypatch.setattr(agent, "record_text_episodes", seen.append)
+    rollout = agent.collect()
+    (episodes,) = seen
+    assert 0 < episodes.truncated.sum() < len(rollout)
+    for i in range(len(rollout)):
+        one = rollout.inputs["sequences"][np.array([i])]
+        with torch.no_grad():
+            ids = torch.from_numpy(one.tokens)[None]
+            states = agent.policy.model(ids, output_hidden_states=True).hidden_states[-1][0]
+            values = agent.policy.value_head(states.float())[:, 0].numpy()
+        expected = values[one.policy - 1]
+        # What follows an episode that was cut off is the policy's next token behind the game's last answer.
+        ahead = np.append(expected[1:], values[-1] if episodes.truncated[i] else 0.0)
+        n = len(expected)
+        assert rollout.values[i, :n].numpy() == pytest.approx(expected, abs=1e-4)
+        assert rollout.next_values[i, :n].numpy() == pytest.approx(ahead, abs=1e-4)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo"])
+def test_loss_and_gradient_are_those_of_trl_with_its_tool_mask(loss_type, tmp_path):
+    from tests.test_variants import BETA, GROUP, LENGTHS, trl_trainer
+
+    count = len(LENGTHS)
+    average = {"grpo": "sequence", "bnpo": "token"}[loss_type]
+    kwargs = {"n_episodes": count, "group_size": GROUP, "average": average, "kl_in": "loss", "seed": 0}
+    agent = GRPO("auto", make_game(game=Wild, kl_coef=BETA, max_turns=5, num_seeds=50), **kwargs)
+    agent.learn(1)
+    batch = agent.prepare_batch(agent.prepare_rollout(agent.collect()))
+    noise = torch.randn(batch.mask.shape, generator=torch.Generator().manual_seed(0))
+    batch.log_probs, batch.ref_log_probs = (x + 0.1 * noise for x in (batch.log_probs, batch.ref_log_probs))
+    losses, _ = agent.loss(batch, agent.policy.evaluate(batch))
+    loss = (losses * agent.loss_weights(batch)).sum()
+    weights = list(agent.policy.model.parameters())
+    ours = torch.autograd.grad(loss, weights)
+
+    trainer = trl_trainer("GRPO", tmp_path, loss_type=loss_type)
+    trainer.model.load_state_dict(agent.policy.model.state_dict())
+    trainer.beta = BETA
+    whole = batch.inputs["sequences"]
+    first = whole.first
+    width, room = int(first.max()), int((whole.lengths - first).max())
+    inputs = {
+        name: torch.zeros(count, room, dtype=torch.long)
+        for name in ("completion_ids", "completion_mask", "tool_mask")
+    }
+    inputs |= {name: torch.zeros(count, width, dtype=torch.long) for name in ("prompt_ids", "prompt_mask")}
+    inputs |= {name: torch.zeros(count, room) for name in ("old_per_token_logps", "ref_per_token_logps")}
+    for i in range(count):
+        one = whole[np.array([i])]
+        k, n = int(first[i]), len(one.tokens)
+        inputs["prompt_ids"][i, width - k :] = torch.from_numpy(one.tokens[:k])
+        inputs["prompt_mask"][i, width - k :] = 1
+        inputs["completion_ids"][i, : n - k] = torch.from_numpy(one.tokens[k:])
+        inputs["completion_mask"][i, : n - k] = 1
+        places = torch.from_numpy(one.policy - k)
+        inputs["tool_mask"][i, places] = 1
+        for name, values in (
+            ("old_per_token_logps", batch.log_probs),
+            ("ref_per_token_logps", batch.ref_log_probs),
+        ):
+            inputs[name][i] = 7.0  # beside the game's tokens stands what must not count
+            inputs[name][i, places] = values[i, : len(places)]
+    assert (inputs["completion_mask"] > inputs["tool_mask"]).any()
+    inputs |= {"advantages": batch.advantages[:, 0], "num_items_in_batch": inputs["tool_mask"].sum()}
+    theirs = trainer._compute_loss(trainer.model, inputs)
+    assert float(loss.detach()) == pytest.approx(float(theirs.detach()), rel=1e-5, abs=1e-7)
+    gradients = torch.autograd.grad(theirs, list(trainer.model.parameters()))
+    scale = max(float(g.abs().max()) for g in gradients)
+    for mine, other in zip(ours, gradients, strict=True):
+        np.testing.assert_allclose(mine.numpy(), other.numpy(), rtol=1e-4, atol=1e-5 * scale)

@@ -108,6 +108,15 @@ def make_model(kind: str = "llama", seed: int = 0, extra_vocab: int = 0, dropout
     return model.eval()
 
 
+def make_small_lm(seed: int = 0, words: tuple[str, ...] = ("<eos>", "<unk>", "a", "b")) -> CausalLM:
+    """A Llama whose vocabulary is so small that all its texts can be enumerated."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = _llama(len(words), 0.0).eval()
+    model.generation_config.eos_token_id = EOS
+    return CausalLM(model, make_tokenizer("<eos>", list(words)))
+
+
 def make_lm(
     kind: str = "llama", seed: int = 0, temperature: float = 1.0, pad: str | None = "<pad>", **kwargs: Any
 ) -> CausalLM:

@@ -255,7 +255,7 @@ class TextGameDynamics(WritingDynamics):
 
     def _ask(self, players: Players, slots: Sequence[int]) -> list[Answer]:
         """What the games answer to the turns that have just ended."""
-        texts = [self._turn_text(self._turn_tokens(slot)) for slot in slots]
+        texts = [self.turn_text(self._turn_tokens(slot)) for slot in slots]
         for slot, text in zip(slots, texts, strict=True):
             self.conversations[slot].texts.append(text)
         return players.answer(slots, texts)
@@ -313,7 +313,7 @@ class TextGameDynamics(WritingDynamics):
             if end == 0:
                 break
             turn = self.tokens[slot, start:end]
-            conversation.texts.append(self._turn_text(turn))
+            conversation.texts.append(self.turn_text(turn))
             answer = self.players.answer([slot], conversation.texts[-1:])[0]
             seen += [turn, self._hear(conversation, answer, int(end), int(turn[-1]))]
         known = np.concatenate(seen)
@@ -352,7 +352,12 @@ class TextGameDynamics(WritingDynamics):
             or (self.stop is not None and self.stop.end(turn))
         )
 
-    def _turn_text(self, turn: np.ndarray) -> str:
+    def opening_of(self, prompt_id: int) -> Opening:
+        """The opening of a game that starts from ``prompt_id``."""
+        return self._start(self._fused_players, 0, self._check_prompt_id(prompt_id)).opening
+
+    def turn_text(self, turn: np.ndarray) -> str:
+        """A turn of the policy as the game gets it."""
         return self.layout.text(turn, turn[-1] in self.lm.eos_ids)
 
     def _hear(self, conversation: Conversation, answer: Answer, length: int, last_token: int) -> np.ndarray:
@@ -418,7 +423,7 @@ class TextGameDynamics(WritingDynamics):
                 turns_of_all = _spread(turns, going, len(played))
                 sequences = sequences.extended(turns_of_all, POLICY, known, native)
                 for i, turn in zip(going, turns, strict=True):
-                    played[i].texts.append(self._turn_text(turn))
+                    played[i].texts.append(self.turn_text(turn))
                     turn_lengths[i].append(len(turn))
             started = time.perf_counter()
             players.ask(going, [played[i].texts[-1] for i in going])
