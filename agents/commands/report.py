@@ -9,7 +9,8 @@ import typer
 
 def report(
     run_dirs: Annotated[
-        list[str], typer.Argument(metavar="RUN_DIR...", help="What textrl train or textrl demo has written.")
+        list[str],
+        typer.Argument(metavar="RUN_DIR...", help="What textrl train, demo, sft, reward or dpo has written."),
     ],
     output: Annotated[
         str | None,
@@ -35,6 +36,13 @@ def report(
 
     made = write_report(run_dirs, output)
     console = Console()
+    if made.logs:
+        for finding in made.findings:
+            text = printable(f"{finding.text} {finding.advice}")
+            name = f"{finding.name[0].upper()}{finding.name[1:]}: "
+            console.print(Text.assemble((name, "bold yellow"), text), soft_wrap=True)
+        console.print(Text.assemble(("The page: ", "bold"), str(made.page)), soft_wrap=True)
+        return
     console.print(_ends(made.runs[0]) if len(made.runs) == 1 else _comparison(made.groups))
     for run in made.runs:
         found = answer(run)

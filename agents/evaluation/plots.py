@@ -213,7 +213,7 @@ def _mark_peak(
     kl = max(float(points[peak].sampled.kl.mean()), 0.0)
     text = f"gold is highest at {kl:.1f} nats,\n{points[peak].timesteps:,} timesteps"
     on_the_left = x[peak] > 0.5 * x.max()
-    where = {"xytext": (-5 if on_the_left else 5, 4), "textcoords": "offset points", "va": "bottom"}
+    where = {"xytext": (-5 if on_the_left else 5, 16), "textcoords": "offset points", "va": "bottom"}
     where |= {"ha": "right" if on_the_left else "left", "xycoords": ("data", "axes fraction")}
     axes.annotate(text, (x[peak], 0.0), **where, color=ink, fontsize=9)
 

@@ -5,9 +5,10 @@
     report = write_report("runs/first")                          # runs/first/report.html
     report = write_report(["runs/a", "runs/b"], "ab.html")       # one laid over the other
 
-The page is one HTML file without scripts, its pictures inside it, so it can be sent as it is. ``textrl report`` is
-this function. It reads what a run has logged and neither loads a model nor imports anyone's code. Left out: runs
-that are known from TensorBoard events alone, and the logs of supervised and preference training.
+The page is one HTML file, its pictures and samples inside it, so it can be sent as it is. ``textrl report`` is
+this function, and takes what ``textrl sft``, ``reward`` and ``dpo`` leave too (:mod:`agents.report.training_logs`). It
+reads what a run has logged and neither loads a model nor imports anyone's code. Left out: runs that are known from
+TensorBoard events alone.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from agents.report import page
 from agents.report.findings import Finding, compare, examine
 from agents.report.reading import Group, Run, check_comparable, group_runs, read_run
+from agents.report.training_logs import Log, examine_log, find_log, read_log, render_logs
 from agents.runs import run_directory as run_directories
 
 __all__ = ["Finding", "Group", "Report", "Run", "read_run", "write_report"]
@@ -33,11 +35,13 @@ class Report:
         page: The HTML file.
         groups: The runs, those of the same settings together.
         findings: Warnings and remarks, each with the run it is about.
+        logs: Those of training from files; there are no groups then.
     """
 
     page: Path
     groups: list[Group]
     findings: list[Finding]
+    logs: list[Log] = dataclasses.field(default_factory=list)
 
     @property
     def runs(self) -> list[Run]:
@@ -60,6 +64,12 @@ def write_report(run_dirs: str | Path | Sequence[str | Path], output: str | Path
         ValueError: A run has not finished a rollout, or the runs cannot be compared.
     """
     folders = [run_dirs] if isinstance(run_dirs, (str, Path)) else list(run_dirs)
+    places = [find_log(Path(folder).expanduser()) for folder in folders]
+    logs = [read_log(place) for place in places if place is not None]
+    if logs:
+        if len(logs) < len(folders):
+            raise ValueError("logs of training from files and runs of textrl train have no page in common")
+        return _report_of_logs(logs, [Path(folder) for folder in folders], output)
     read = [read_run(folder) for folder in folders]
     check_comparable(read)
     file = _output_file(output, [run.folder for run in read])
@@ -68,6 +78,14 @@ def write_report(run_dirs: str | Path | Sequence[str | Path], output: str | Path
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(page.render(groups, findings), encoding="utf-8")
     return Report(file, groups, findings)
+
+
+def _report_of_logs(logs: list[Log], folders: list[Path], output: str | Path | None) -> Report:
+    file = _output_file(output, folders)
+    findings = [finding for log in logs for finding in examine_log(log)]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(render_logs(logs, findings, page.HEAD), encoding="utf-8")
+    return Report(file, [], findings, logs)
 
 
 def _output_file(output: str | Path | None, folders: list[Path]) -> Path:

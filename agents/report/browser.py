@@ -211,11 +211,12 @@ def _strip(row: Mapping[str, Any]) -> str:
             cells = "".join(_cell(value, abs(value) / largest, signed) for value in values)
             lines.append(f"<tr><th scope=row>{label}</th>{cells}</tr>")
     gold = row.get("score/gold")
-    judged = f"score {row['score']:.2f}" + (
+    judged = f"score {write_number(row['score'], 2)}" + (
         "" if gold is None or not np.isfinite(gold) else f", gold {gold:.2f}"
     )
     left = f", {len(row['tokens']) - _TOKENS} more tokens" if len(row["tokens"]) > _TOKENS else ""
-    caption = f"{escape(_cut(row['prompt']))} <span>{judged}, advantage {row['advantage']:.2f}{left}</span>"
+    judged += f", advantage {write_number(row['advantage'], 2)}"
+    caption = f"{escape(_cut(row['prompt']))} <span>{judged}{left}</span>"
     return (
         f"<figure class=strip><figcaption>{caption}</figcaption><div class=wide tabindex=0><table><thead><tr><th></th>"
         f"{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table></div></figure>"

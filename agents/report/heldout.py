@@ -209,7 +209,7 @@ def _kinds(run: Run) -> str:
         rows.append([escape(before.name), *cells])
     heads = ["", "#prompts", f"#{judged}<br>first", "#<br>last", "#refuses<br>first", "#<br>last"]
     heads += ["#does not know<br>first", "#<br>last"]
-    return f"<h3>By {escape(column)} of prompt</h3><div class=wide>{table(heads, rows, 'narrow')}</div>"
+    return f"<h3>By {escape(column)} of prompt</h3><div class=wide>{table(heads, rows, 'narrow kinds')}</div>"
 
 
 def _gold(evaluation: Evaluation, greedy: bool = False) -> float:

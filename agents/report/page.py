@@ -33,6 +33,12 @@ from textrl_env.printable import printable
 GENERATOR = '<meta name="generator" content="textrl report">'
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _WITH_SCRIPT = f"{_POLICY}; script-src '{browser.script_hash()}'"
+#: In the head of every page, up to its title.
+HEAD = (
+    f'<meta charset="utf-8">\n{GENERATOR}\n'
+    f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+)
 #: Pairs of samples of one run, and of each of several.
 _PAIRS, _PAIRS_OF_SEVERAL = 8, 4
 #: Groups that the summary names one by one.
@@ -68,11 +74,10 @@ def render(groups: Sequence[Group], findings: Sequence[Finding]) -> str:
         _reproduce(runs),
     ]
     policy = _WITH_SCRIPT if any("<script>" in part for part in parts) else _POLICY
+    head = HEAD.replace(_POLICY, policy)
     return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{GENERATOR}\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(heading)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
+        f'<!doctype html>\n<html lang="en">\n<head>\n{head}<title>{escape(heading)}</title>\n<style>{CSS}</style>\n'
+        "</head>\n<body>\n<main>\n"
         + "\n".join(part for part in parts if part)
         + "\n</main>\n</body>\n</html>\n"
     )

@@ -80,6 +80,27 @@ def curve(metric: Metric, groups: Sequence[Group]) -> str:
     return _svg(figure, f"{metric.label} against {groups[0].runs[0].unit}", metric.column)
 
 
+def training_curve(name: str, lines: Sequence[tuple[Curve, str, bool, str]]) -> str:
+    """A metric against steps of training from a file: what was logged, and dots for what was held out.
+
+    Args:
+        name: Of the metric.
+        lines: Steps and values, colour, whether held out, and label of each.
+    """
+    figure, axes = _figure()
+    for (steps, values), colour, held_out, label in lines:
+        if held_out:
+            axes.plot(steps, values, "-", color=colour, linewidth=1.2, marker="o", markersize=4, label=label)
+        else:
+            draw_curve(axes, *_thin(steps, values, running_mean(values)), colour)
+            axes.plot([], [], color=colour, linewidth=2, label=label)
+    axes.set_xlim(0, max(float(steps.max()) for (steps, _), *_ in lines) * 1.02)
+    if len(lines) > 1:
+        axes.legend(fontsize=8, frameon=False, labelcolor=_QUIET)
+    _finish(axes, "steps")
+    return _svg(figure, f"{name} against steps", f"training {name}")
+
+
 def frontier(metric: Metric, groups: Sequence[Group]) -> str:
     """A metric against the KL: an open dot where the runs begin, a full one where they end."""
     figure, axes = _figure()

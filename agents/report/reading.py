@@ -169,12 +169,6 @@ def _check_is_run(folder: Path) -> None:
         raise ValueError(f"{folder} is a checkpoint; the run is {folder.parent}")
     if (folder / run_directories.CONFIG).is_file():
         return
-    if (folder / run_directories.PROGRESS).is_file():
-        raise FileNotFoundError(
-            f"{folder} is no run of textrl train: it has {run_directories.PROGRESS} and no "
-            f"{run_directories.CONFIG}, as the log of sft, reward and dpo has; "
-            f"see that with: tensorboard --logdir {folder}"
-        )
     inside = sorted(str(p.parent) for p in folder.glob(f"*/{run_directories.PROGRESS}"))
     if inside:
         raise FileNotFoundError(

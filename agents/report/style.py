@@ -85,7 +85,8 @@ pre { background: var(--soft); padding: 12px 14px; white-space: pre-wrap; overfl
 @media (max-width: 900px) { .two { grid-template-columns: minmax(0, 1fr); gap: 32px; }
   .plots { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
 @media (max-width: 560px) { .wide-only { display: none; } .narrow-only { display: block; }
-  th, td { padding-right: 8px; } main { padding: 24px 16px 40px; } .plots { grid-template-columns: minmax(0, 1fr); } }
+  th, td { padding-right: 8px; } .kinds th:nth-child(2), .kinds td:nth-child(2) { display: none; }
+  main { padding: 24px 16px 40px; } .plots { grid-template-columns: minmax(0, 1fr); } }
 @media print { #browser { display: none; }
   main { max-width: none; padding: 0; } section { margin-top: 24px; } h2 { break-after: avoid; }
   .findings li, .verdict, pre { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
