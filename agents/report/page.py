@@ -11,7 +11,7 @@ from html import escape
 
 import numpy as np
 
-from agents.report import browser, heldout, metrics, pictures
+from agents.report import browser, heldout, metrics, pictures, toys
 from agents.report.findings import Finding, applicable
 from agents.report.metrics import Metric, decimals, write_number
 from agents.report.reading import Group, Run, run_label
@@ -67,6 +67,7 @@ def render(groups: Sequence[Group], findings: Sequence[Finding]) -> str:
             for run in runs
             if run.evaluation and not run.ends
         ),
+        toys.section(runs[0].toy) if alone else "",
         *_curves(groups, runs),
         *(_samples(run, alone, run_label(run, runs)) for run in runs),
         *([browser.section(runs[0]), browser.microscope(runs[0])] if alone else []),

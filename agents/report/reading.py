@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from agents import presets
+from agents.callbacks.toy_policy import FILE as TOY_POLICY
 from agents.evaluation.kinds import Change, changes, column_of
 from agents.evaluation.records import Evaluation, read_ends, read_evaluations
 from agents.evaluation.verdict import Verdict, judge
@@ -43,6 +44,7 @@ class Run:
         is_finished: Whether it has come to its end.
         stopped_at_kl: The KL at which its budget has ended it, or None.
         evaluations: Those on the way, oldest first.
+        toy: What was learned in a small world, see :mod:`agents.callbacks.toy_policy`; None elsewhere.
         ends: The first, the best and the last policy, answering more often; see :mod:`agents.evaluation.records`.
     """
 
@@ -56,6 +58,7 @@ class Run:
     stopped_at_kl: float | None = None
     evaluations: list[Evaluation] = dataclasses.field(default_factory=list)
     ends: dict[str, Evaluation] = dataclasses.field(default_factory=dict)
+    toy: dict[str, Any] | None = None
 
     @functools.cached_property
     def verdict(self) -> Verdict | None:
@@ -148,7 +151,10 @@ def read_run(folder: str | Path) -> Run:
     stopped_at_kl = _stopped_at_kl(folder) if ends else None
     is_finished = stopped_at_kl is not None or any(at >= config["total_timesteps"] for at in ends)
     held_out = read_evaluations(folder), read_ends(folder)
-    return Run(folder, config, progress, tables, started, evaluated, is_finished, stopped_at_kl, *held_out)
+    toy = read_json(folder / TOY_POLICY) if (folder / TOY_POLICY).is_file() else None
+    return Run(
+        folder, config, progress, tables, started, evaluated, is_finished, stopped_at_kl, *held_out, toy
+    )
 
 
 def _stopped_at_kl(folder: Path) -> float | None:

@@ -50,6 +50,7 @@ th.num { white-space: normal; }
   max-width: 860px; }
 .verdict.good { border-color: var(--good-edge); background: var(--good); }
 .verdict.bad { border-color: var(--bad-edge); background: var(--bad); }
+svg.toy { display: block; width: 100%; height: auto; }
 .narrow-only { display: none; }
 figure.main { max-width: 860px; margin-bottom: 18px; }
 h3 { font-size: 15px; margin: 22px 0 6px; }

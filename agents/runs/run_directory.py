@@ -9,6 +9,7 @@
         best/                    the same where an evaluation gave the highest score, see :class:`EvalCallback`
         samples/                 every response that was learned from, see :mod:`agents.runs.samples`
         evaluations/             every answer of the evaluations, see :mod:`agents.evaluation.records`
+        policy.json              what was learned in a small world, see :mod:`agents.callbacks.toy_policy`
         report.html              what ``textrl report`` makes of it
 
 A run that was interrupted and resumed ends with bitwise the weights of one that was not; of several processes the main
@@ -38,6 +39,8 @@ from agents.callbacks.exact_gap import cheap_gap_callback
 from agents.callbacks.guards import Guards
 from agents.callbacks.kl_control import AdaptiveKL, AnnealKL, StopAtKL
 from agents.callbacks.scale_guards import ScaleGuards
+from agents.callbacks.toy_policy import FILE as TOY_POLICY
+from agents.callbacks.toy_policy import KeepToyPolicy
 from agents.callbacks.tracking import TrackSamples
 from agents.evaluation.evaluation import evaluation_env
 from agents.evaluation.records import FOLDER as EVALUATIONS
@@ -135,6 +138,7 @@ def _delete_run(folder: Path) -> None:
     for path in [
         folder / EVALUATION,
         folder / REPORT,
+        folder / TOY_POLICY,
         folder / PROGRESS,
         folder / CONFIG,
         *folder.glob(f"{EVENTS}*"),
@@ -497,8 +501,7 @@ def train(
         measured += [_guards(folder, agent)] if agent.policy.whole_episodes else []
     evaluation = evaluation_callback(agent, folder, config)
     measured += [] if evaluation is None else [evaluation]
-    if agent.text_env is not None:
-        measured.append(TrackSamples(folder, evaluation))
+    measured.append(KeepToyPolicy(folder) if agent.text_env is None else TrackSamples(folder, evaluation))
     budget = config.get("kl_budget")
     stop = None if budget is None else StopAtKL(budget)
     measured += [] if stop is None else [stop]
