@@ -146,6 +146,25 @@ def test_an_answer_goes_on_with_the_thought_that_the_generation_prompt_opens(nam
 
 
 @pytest.mark.parametrize("name", OPENS_THOUGHT)
+def test_an_earlier_thought_is_learned_as_it_was_written_or_not_at_all(name):
+    thought = "<think>\nhm\n</think>\n\n"
+    coder = encoder(name)
+    encoded = coder.conversation(turns("hi", f"{thought}yo", "and", f"{thought}bye"))
+    # qwen3_8 lays the first one out behind an empty thought, which nobody has written.
+    assert said(coder, encoded) == [f"hm\n</think>\n\nbye{coder.template.turn_end}"]
+    assert encoded.rewritten == 1 and encoded.apart == 0
+
+
+@pytest.mark.parametrize("name", ["deepseekv3_training", "nemotron_3_nano_training"])
+def test_answers_that_a_template_marks_elsewhere_than_it_asks_for_them_are_counted(name):
+    eos, special, bos = TEMPLATES[name.removesuffix("_training")]
+    coder = TextEncoder(byte_tokenizer(template_text(name), eos, special, bos))
+    encoded = coder.conversation(turns("hi", "yo", "and", "bye"))
+    assert len(said(coder, encoded)) == 2 and encoded.apart == 2
+    assert coder.conversation(turns("hi", "<think>\nhm\n</think>\n\nyo")).apart == 0
+
+
+@pytest.mark.parametrize("name", OPENS_THOUGHT)
 def test_an_answer_that_was_cut_in_its_thought_is_learned_as_it_was_sampled(name):
     coder = encoder(name)
     encoded = coder.answer(turns("hi"), "so", ended=False)

@@ -155,7 +155,7 @@ class ChatTemplate:
             spans = [
                 (max(start, given), self._end_of(whole, start, stop)) for start, stop in spans if stop > given
             ]
-            return Rendered(whole, spans, add_end)
+            return Rendered(whole, spans, add_end, apart=self._count_apart(tidy, row, first, whole))
         spans, rewritten, apart = self._measured(tidy if turn is None else tidy[:last], row, first, whole)
         if turn is not None:
             spans.append((turn.start, turn.end if turn.has_end else len(whole)))
@@ -422,13 +422,27 @@ class ChatTemplate:
                 continue
             turn = self._turn(messages, i, row)
             is_same = whole[: turn.words_end] == turn.text[: turn.words_end]
-            if not is_same or _squeezed(message.get("content", "")) not in _squeezed(turn.text):
+            # What has to stand behind the generation prompt word for word is not written as it is laid out.
+            if not is_same or self._continues(message, turn):
                 rewritten += 1
                 continue
             same_end = whole[: turn.end] == turn.text[: turn.end]
             spans.append((turn.start, turn.end if same_end else turn.words_end))
             apart += turn.is_apart
         return spans, rewritten, apart
+
+    def _count_apart(
+        self, messages: list[dict], row: Mapping[str, Any] | None, first: int, whole: str
+    ) -> int:
+        """How many of the assistant's turns the whole has behind something else than their generation prompt."""
+        count = 0
+        for i, message in enumerate(messages):
+            if message["role"] == "assistant" and i >= max(first, 1):
+                before = self._apply(messages[:i], row, add_generation_prompt=True)
+                # Where the whole lays the turns before out otherwise, nothing can be said.
+                shared = _common_prefix(before, self._apply(messages[:i], row))
+                count += _common_prefix(before, whole) in range(shared, len(before))
+        return count
 
     # -- answers that go on where the generation prompt stops ---------------------------------------------
 
