@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := textrl_env agents reward_models examples tests benchmarks
 
-.PHONY: demo demo-real test lint format benchmark learning engines setup clean
+.PHONY: demo demo-real test soak lint format benchmark learning engines setup clean
 
 setup: $(READY)
 
@@ -29,6 +29,10 @@ $(VENV)/.ready-real: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+# Faults inflicted for an hour: kills, tears, full disks, rubbish, a long run. A part: python benchmarks/soak --only kills --minutes 5.
+soak: $(READY)
+	$(BIN)/python benchmarks/soak --minutes 60
 
 lint: $(READY)
 	$(BIN)/ruff check $(SOURCES)

@@ -440,6 +440,7 @@ def test_a_signal_saves_what_learns_from_files_and_the_line_it_prints_goes_on_to
     _, _, command = told.out.strip().splitlines()[-1].partition("go on with: ")
     words = shlex.split(command)
     assert words[0] == "textrl" and main(words[1:]) == 0
+    assert "resuming at step 3 of 8" in capfd.readouterr().out
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
     assert same(one, other)
 
@@ -461,6 +462,29 @@ def test_the_second_signal_says_how_many_steps_of_a_trainer_are_lost(
     line = ["sft", "--model", str(model_folder), "--data", "data.jsonl", "--batch-size", "1"]
     assert main([*line, "--save-every", "2", "--report-to", "none", "--output", "out"]) == 130
     assert "leaving at once; 1 steps since out/checkpoint-4 are lost" in capfd.readouterr().err
+
+
+def test_where_there_is_no_checkpoint_yet_going_on_says_that_it_begins(
+    model_folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in DEMOS))
+    line = [
+        "sft",
+        "--model",
+        str(model_folder),
+        "--data",
+        "data.jsonl",
+        "--report-to",
+        "none",
+        "--output",
+        "out",
+    ]
+    assert main([*line, "--resume"]) == 0
+    assert "there was no checkpoint yet: starting at the first step" in capsys.readouterr().out
+    (tmp_path / "data.jsonl").write_text(json.dumps({"text": ""}) + "\n")
+    assert main([*line, "--overwrite"]) == 2
+    assert "(learning from data.jsonl)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated, Any
 
 import typer
@@ -89,11 +90,12 @@ def dpo(
     template = parse_object("--chat-template-kwargs", chat_template_kwargs)
     folder = offline.check_output(output, overwrite, options)
     offline.say_what_a_kill_loses(folder, options)
+    source = offline.check_data(data, "preferences.jsonl", "textrl preferences writes it")
     progress = ProgressCallback(title=loss)
-    try:
+    with contextlib.closing(progress), offline.naming(source):
         result = train(
             embedded.path("sft") if model is None else model,
-            offline.check_data(data, "preferences.jsonl", "textrl preferences writes it"),
+            source,
             folder,
             loss=loss,
             beta=beta,
@@ -117,11 +119,9 @@ def dpo(
             skip_bad_rows=skip_bad_rows,
             seed=seed,
             device=device,
-            callback=[progress, StopOnSignals()],
+            callback=[progress, StopOnSignals(options.get("resume", False))],
             **options,
         )
-    finally:
-        progress.close()
     if not current().is_main:
         return
     labels = {"margin": "margin (chosen - rejected)", "accuracy": "chosen above rejected"}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import shlex
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -169,6 +170,17 @@ def _resume_command() -> str:
     """What to type to go on with the run of this command."""
     typed = [word for word in command_line.get() if word not in ("--overwrite", "--resume")]
     return printable(shlex.join(["textrl", *typed, "--resume"]))
+
+
+@contextlib.contextmanager
+def naming(data: str | Path) -> Iterator[None]:
+    """Errors of records all taken together name the file; those of one record do already."""
+    try:
+        yield
+    except ValueError as error:
+        if Path(data).name not in str(error):
+            error.add_note(f"learning from {data}")
+        raise
 
 
 def say_what_a_kill_loses(folder: Path, options: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated, Any
 
 import typer
@@ -81,7 +82,7 @@ def reward(
     rows, skipped = comparisons(source, skip_bad_rows)
     held_out = None if eval_data is None else comparisons(eval_data, skip_bad_rows)[0]
     progress = ProgressCallback(title="reward")
-    try:
+    with contextlib.closing(progress), offline.naming(source):
         result = train_reward_model(
             start,
             rows,
@@ -100,11 +101,9 @@ def reward(
             centering=centering,
             seed=seed,
             device=device,
-            callback=[progress, StopOnSignals()],
+            callback=[progress, StopOnSignals(options.get("resume", False))],
             **options,
         )
-    finally:
-        progress.close()
     if not current().is_main:
         return
     scale = result["normalisation"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated, Any
 
 import typer
@@ -78,7 +79,7 @@ def sft(
     shown = _some(rows if held_out is None else held_out)
     page = TokenPage(folder / PAGE, shown, max_length, template, allow_control_tokens)
     progress = ProgressCallback(title="sft")
-    try:
+    with contextlib.closing(progress), offline.naming(data):
         result = train(
             embedded.path("base") if model is None else model,
             rows,
@@ -97,11 +98,9 @@ def sft(
             max_grad_norm=max_grad_norm,
             seed=seed,
             device=device,
-            callback=[progress, page, StopOnSignals()],
+            callback=[progress, page, StopOnSignals(options.get("resume", False))],
             **options,
         )
-    finally:
-        progress.close()
     if not current().is_main:
         return
     figures: dict[str, float | str] = dict(offline.steps_and_loss(result))

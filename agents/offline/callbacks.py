@@ -22,14 +22,22 @@ class StopOnSignals(BaseCallback):
 
     A trainer with an output folder then raises :class:`~agents.runs.saving.TrainingInterrupted`. The command line
     has it; a program of one's own gets its KeyboardInterrupt where it is, unless it asks for this.
+
+    Args:
+        resumed: Whether to print where a run goes on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, resumed: bool = False) -> None:
         super().__init__()
-        self.request = StopRequest()
+        self.request, self.resumed = StopRequest(), resumed
         self._handlers: AbstractContextManager[None] = nullcontext()
 
     def _on_training_start(self) -> None:
+        done = self.model.num_timesteps
+        if self.resumed and done:
+            print(f"resuming at step {done:,} of {self.model.total_timesteps:,}", flush=True)
+        elif self.resumed:
+            print("there was no checkpoint yet: starting at the first step", flush=True)
         self._handlers = stop_on_signals(
             self.request, "the step under way", lambda: self.model.at_stake(self.num_timesteps)
         )

@@ -1,0 +1,129 @@
+"""What faults are inflicted on: every agent, every world, every verb that writes something, on tiny models."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agents.runs.registry import AGENTS
+
+_WORDS = 32
+#: Prompts and answers in the words of the tiny model.
+_TEXTS = [f"w{2 + k} w{3 + k % 7} w{5 + k % 5}" for k in range(16)]
+#: Agents that learn from language models only, and what each needs besides.
+_TEXT_ONLY = {"ppo-ptx": ["--ptx-data", "demonstrations.jsonl", "--ptx-coef", "0.5", "--ptx-batch-size", "2"]}
+_GROUPS = ("grpo", "rloo", "dr-grpo", "dapo", "gspo", "cispo")
+_WORLDS = {
+    "ToyBandit-v0": ["--total-timesteps", "160", "--save-every", "16"],
+    "GridWorld-v0": ["--total-timesteps", "320", "--save-every", "32"],
+    "CartPole-v1": ["--total-timesteps", "640", "--save-every", "64"],
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One command that can be stopped, gone on with, and compared with one that was left alone.
+
+    Attributes:
+        name: For messages.
+        verb: The first word of the command.
+        command: What is typed.
+        again: What is typed where the process was killed and could say nothing.
+        output: The folder or file that it writes.
+        result: Files under ``output`` that have to come out alike, as a pattern.
+    """
+
+    name: str
+    verb: str
+    command: Sequence[str]
+    again: Sequence[str]
+    output: str
+    result: str
+
+
+def make_place(place: Path) -> None:
+    """Write the model, the data and the reward that all cases share."""
+    from benchmarks.llama_costs import Shape
+    from benchmarks.random_llama import make_lm
+
+    lm = make_lm(Shape(_WORDS, 16, 24, 2, 4, 2))
+    lm.model.config.eos_token_id = lm.model.generation_config.eos_token_id = 0
+    lm.model.save_pretrained(str(place / "model"))
+    lm.tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    lm.tokenizer.save_pretrained(str(place / "model"))
+    _write(place / "prompts.jsonl", [{"prompt": text} for text in _TEXTS])
+    demonstrations = [{"prompt": p, "completion": c} for p, c in itertools.pairwise(_TEXTS)]
+    _write(place / "demonstrations.jsonl", demonstrations)
+    sides = zip(_TEXTS, _TEXTS[1:], _TEXTS[2:], strict=False)
+    _write(place / "preferences.jsonl", [{"prompt": p, "chosen": c, "rejected": r} for p, c, r in sides])
+    (place / "odd.py").write_text(
+        "def share(prompts, completions, completion_ids):\n"
+        "    return [sum(t % 2 for t in ids) / max(len(ids), 1) for ids in completion_ids]\n",
+        encoding="utf-8",
+    )
+
+
+def _write(file: Path, rows: list[dict]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def all_cases() -> list[Case]:
+    """Every case once."""
+    toys = [(agent, world) for agent in ("ppo", "reinforce", *_GROUPS) for world in _WORLDS]
+    toys.append(("reinforce++", "ToyBandit-v0"))
+    texts = [(agent, lora) for agent in AGENTS for lora in (False, True)]
+    return [
+        *(_toy(*each) for each in toys),
+        *(_text(*each) for each in texts),
+        *_from_files(),
+    ]
+
+
+def _toy(agent: str, world: str) -> Case:
+    kind = ["--n-steps", "16"] if agent == "ppo" else ["--n-episodes", "8"]
+    return _train(agent, world, [*_WORLDS[world], "--env", world, *kind])
+
+
+def _text(agent: str, lora: bool) -> Case:
+    groups = ["--group-size", "2"] if agent in _GROUPS else []
+    options = ["--model", "model", "--prompts", "prompts.jsonl", "--reward", "odd.py:share", *groups]
+    options += ["--n-episodes", "4", "--max-new-tokens", "4", "--learning-rate", "0.01"]
+    options += ["--total-timesteps", "96", "--save-every", "16", *_TEXT_ONLY.get(agent, [])]
+    options += ["--lora-rank", "2"] if lora else []
+    return _train(agent, "text, LoRA" if lora else "text", options)
+
+
+def _train(agent: str, world: str, options: list[str]) -> Case:
+    command = ["train", "--agent", agent, *options, "--seed", "3", "--no-progress", "--run-dir", "out"]
+    allowed = ["--allow-module", "odd.py"] if "odd.py:share" in options else []
+    again = ["train", "--resume", "out", "--no-progress", *allowed]
+    return Case(f"{agent} on {world}", "train", command, again, "out", "final/**/*.safetensors")
+
+
+def _from_files() -> list[Case]:
+    found = []
+    for verb, data in (("sft", "demonstrations"), ("reward", "preferences"), ("dpo", "preferences")):
+        for lora in (False, True):
+            command = [verb, "--model", "model", "--data", f"{data}.jsonl", "--output", "out"]
+            command += ["--batch-size", "2", "--epochs", "2", "--learning-rate", "0.01", "--save-every", "3"]
+            command += ["--lora-rank", "2"] if lora else []
+            name = f"{verb}{', LoRA' if lora else ''}"
+            found.append(Case(name, verb, command, [*command, "--resume"], "out", "*.safetensors"))
+    asked = ["preferences", "--model", "model", "--prompts", "prompts.jsonl", "--judge", "odd.py:share"]
+    asked += ["--batch-size", "2", "--max-new-tokens", "4", "--output", "out.jsonl"]
+    found.append(Case("preferences", "preferences", asked, [*asked, "--overwrite"], "out.jsonl", ""))
+    judged = ["evaluate", "--model", "model", "--against", "model", "--prompts", "prompts.jsonl"]
+    judged += ["--reward", "odd.py:share", "--max-new-tokens", "4", "--output", "out.json"]
+    found.append(Case("evaluate", "evaluate", judged, judged, "out.json", ""))
+    return found
+
+
+def result_of(case: Case, place: Path) -> dict[str, bytes]:
+    """The files that have to come out alike, by name."""
+    output = place / case.output
+    if not case.result:
+        return {output.name: output.read_bytes()} if output.is_file() else {}
+    return {str(file.relative_to(output)): file.read_bytes() for file in sorted(output.glob(case.result))}
