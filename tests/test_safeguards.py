@@ -387,7 +387,7 @@ def test_a_signal_ends_any_verb_in_order(number, code, said, monkeypatch, capsys
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_first_signal_says_what_is_waited_for_and_the_second_what_is_lost(
-    number, tmp_path, monkeypatch, capfd
+    number, tmp_path, monkeypatch, capfd, default_sigterm
 ):
     from agents.runs import run_directory as runs
 
@@ -400,7 +400,7 @@ def test_the_first_signal_says_what_is_waited_for_and_the_second_what_is_lost(
 
     monkeypatch.setattr(runs.SaveRunCallback, "_on_step", twice)
     args = ["--env", "ToyBandit-v0", "--n-steps", "32", "--save-every", "8", "--total-timesteps", "640"]
-    assert main(["train", "--no-progress", *args, "--run-dir", str(tmp_path / "run")]) == 130
+    assert main(["train", "--no-progress", *args, "--run-dir", str(tmp_path / "run")]) == 128 + number
     said = capfd.readouterr().err
     assert "waiting for the update under way, then a checkpoint is written; once more leaves at once" in said
 

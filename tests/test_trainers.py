@@ -110,6 +110,8 @@ def test_a_checkpoint_of_another_run_is_refused(start, tmp_path):
         sft(start, RECORDS, tmp_path, resume=True, **SETTINGS | {"learning_rate": 0.02})
     with pytest.raises(ValueError, match="of another model, or of other adapters"):
         sft(start, RECORDS, tmp_path, resume=True, lora_rank=2, **SETTINGS)
+    with pytest.raises(ValueError, match=r"of another run: data was '\w{12}' and is '\w{12}'"):
+        sft(start, RECORDS[::-1], tmp_path, resume=True, **SETTINGS)
     with pytest.raises(ValueError, match="need an output folder"):
         sft(start, RECORDS, save_every=2, **SETTINGS)
 

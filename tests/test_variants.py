@@ -11,6 +11,7 @@ import torch
 
 from agents import CISPO, DAPO, GRPO, GSPO, RLOO, DrGRPO, REINFORCEPlusPlus, TabularPolicy
 from agents.algorithms.maths import group_advantages, masked_mean
+from agents.cli import main
 from agents.policies.factory import Evaluation
 from agents.rollouts.rollout import Rollout, concatenate
 from tests.tiny import make_env, make_model, make_tokenizer
@@ -475,3 +476,10 @@ def test_group_advantages_do_not_depend_on_what_is_added_to_every_reward(offset)
     expected = [-1.22459, 0.0, 1.22459, 0.0]
     assert group_advantages(scores, 4).tolist() == pytest.approx(expected, abs=1e-3)
     assert group_advantages(torch.full((4,), 0.1) + offset, 4).tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize(("agent", "fixed"), [("reinforce++", "--group-size"), ("rloo", "--scale")])
+def test_what_a_variant_fixes_is_no_flag_of_it(agent, fixed, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--agent", agent, fixed, "2", "--total-timesteps", "8"]) == 2
+    assert f"there is no flag {fixed}" in capsys.readouterr().err

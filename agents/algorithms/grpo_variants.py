@@ -47,8 +47,16 @@ class RLOO(GRPO):
         group_size: int = 8,
         **kwargs: Any,
     ) -> None:
-        fixed = {"scale": "leave-one-out", "average": "sequence", "kl_in": "reward"}
-        super().__init__(policy, env, learning_rate, group_size, **fixed, **kwargs)
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            group_size,
+            scale="leave-one-out",
+            average="sequence",
+            kl_in="reward",
+            **kwargs,
+        )
 
     def importance_ratio(self, batch: Rollout, new: Evaluation) -> Tensor:
         # rho_i = pi(y_i | x) / pi_old(y_i | x), the same at every token of the response.
@@ -79,8 +87,17 @@ class REINFORCEPlusPlus(GRPO):
         clip_range: Schedule = 0.2,
         **kwargs: Any,
     ) -> None:
-        fixed = {"group_size": 1, "scale": "none", "average": "token", "kl_in": "reward"}
-        super().__init__(policy, env, learning_rate, clip_range=clip_range, **fixed, **kwargs)
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            group_size=1,
+            clip_range=clip_range,
+            scale="none",
+            average="token",
+            kl_in="reward",
+            **kwargs,
+        )
 
     def advantages(self, rollout: Rollout) -> Tensor:
         to_go = Agent.advantages(self, rollout)  # there is no critic, so this is the reward-to-go

@@ -35,7 +35,7 @@ from agents.offline.preference_data import Item, completion_length, load_prefere
 from agents.offline.preference_losses import dpo_loss, ipo_loss, kto_kl, kto_loss, simpo_loss
 from agents.offline.ratio_losses import RATIO_LOSSES
 from agents.offline.sft import IGNORE, Example, check_examples, learn_ends, load_model, pad_batch
-from agents.offline.trainer import Task, length_batches, optimise, tail_mean
+from agents.offline.trainer import Task, digest_of_data, length_batches, optimise, tail_mean
 from agents.parallel.processes import current
 from reward_models.data.encoding import TextEncoder
 from reward_models.data.lengths import Lengths
@@ -170,6 +170,7 @@ def dpo(
     def evaluate() -> dict[str, float]:
         return objective.evaluate(model, eval_items, known[len(items) :], micro_batch_size or batch_size)
 
+    learned = [side for item in items for side in (item.first, item.second)]
     trained = optimise(
         learner,
         Task(
@@ -178,6 +179,11 @@ def dpo(
             ),
             backward,
             evaluate if eval_items else None,
+            {
+                "loss": loss,
+                "beta": beta,
+                "data": digest_of_data(ids for e in learned for ids in (e.input_ids, e.labels)),
+            },
         ),
         epochs=epochs,
         learning_rate=rate,

@@ -21,7 +21,7 @@ from agents import presets
 from agents.offline.callbacks import StepCallback
 from agents.offline.learner import Learner
 from agents.offline.options import TrainerOptions
-from agents.offline.trainer import Task, optimise, tail_mean
+from agents.offline.trainer import Task, digest_of_data, optimise, tail_mean
 from agents.parallel.processes import current
 from reward_models.bradley_terry import bradley_terry_loss, load_reward_model, pair_scores
 from reward_models.calibration import evaluate, find_head, normalise
@@ -144,9 +144,11 @@ def train_reward_model(
         found = evaluate(scorer, encoder, held_out)
         return {name: found[name] for name in ("loss", "accuracy", "ece")}
 
+    sides = [encoded[side] for comparison in comparisons for side in comparison.sides()]
+    identity = {"centering": centering, "data": digest_of_data(sides)}
     history, _ = optimise(
         learner,
-        Task(batches, backward, None if held_out is None else look),
+        Task(batches, backward, None if held_out is None else look, identity),
         epochs=default("epochs") if epochs is None else epochs,
         learning_rate=default("learning_rate") if learning_rate is None else learning_rate,
         batch_size=batch_size,

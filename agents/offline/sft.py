@@ -32,7 +32,7 @@ from agents.offline.callbacks import StepCallback
 from agents.offline.demonstration_data import load_demonstrations
 from agents.offline.learner import Learner
 from agents.offline.options import TrainerOptions
-from agents.offline.trainer import Task, length_batches, optimise, tail_mean
+from agents.offline.trainer import Task, digest_of_data, length_batches, optimise, tail_mean
 from agents.parallel.processes import current
 from reward_models.data.encoding import Encoded, TextEncoder, check_ids
 from reward_models.data.lengths import Lengths
@@ -290,6 +290,7 @@ def sft(
             length_batches([len(e.input_ids) for e in examples], batch_size),
             backward,
             (lambda: evaluate_sft(model, held_out, pad_id)) if held_out else None,
+            {"data": digest_of_data(ids for e in examples for ids in (e.input_ids, e.labels))},
         ),
         epochs=epochs,
         learning_rate=rate,

@@ -10,11 +10,14 @@ A run that was stopped and goes on with ``resume=True`` ends with bitwise the we
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -38,11 +41,14 @@ class Task(NamedTuple):
         backward: Back-propagates the mean loss of a batch; returns metrics, "loss" among them. Of several processes
             each does its share of the records, gradients still to be added up, and returns the metrics of all.
         evaluate: Metrics of the held-out records; None where there are none.
+        identity: What a run that goes on must have in common with its checkpoint beside the loop's own settings:
+            the :func:`digest_of_data`, the loss.
     """
 
     batches: Callable[[random.Random], Iterable[Any]]
     backward: Callable[[Any], dict[str, float]]
     evaluate: Callable[[], dict[str, float]] | None = None
+    identity: Mapping[str, Any] = MappingProxyType({})
 
 
 class Trained(NamedTuple):
@@ -124,7 +130,7 @@ def optimise(
         "total_steps": total_steps,
         "seed": seed,
         "dropout": dropout,
-    }
+    } | dict(task.identity)
     processes.check_alike(identity | {"weights": fingerprint(p for _, p in named)})
     checkpoints = Checkpoints(learner, optimizer, output, options.keep, identity)
     history: list[dict[str, float]] = checkpoints.resume() if options.resume else []
@@ -259,6 +265,18 @@ def tail_mean(history: Sequence[dict[str, float]], name: str) -> float:
     """Mean of a metric over the last tenth of the steps (of those that have it); NaN if none has."""
     values = [metrics[name] for metrics in history[-max(1, len(history) // 10) :] if name in metrics]
     return sum(values) / len(values) if values else math.nan
+
+
+def digest_of_data(sequences: Iterable[Sequence[int]]) -> str:
+    """A short text that tells two data sets apart.
+
+    Args:
+        sequences: Token ids and labels of the records, in order.
+    """
+    digest = hashlib.sha256()
+    for sequence in sequences:
+        digest.update(array("q", [len(sequence), *sequence]).tobytes())
+    return digest.hexdigest()[:12]
 
 
 def length_batches(lengths: Sequence[int], batch_size: int) -> Callable[[random.Random], Iterator[list[int]]]:

@@ -143,6 +143,8 @@ def stop_on_signals(request: StopRequest, waits_for: str, at_stake: Callable[[],
             if processes.are_several and time.monotonic() - asked_at < _ECHO:
                 return
             _tell(f"leaving at once; {at_stake()}")
+            if callable(before[number]):
+                before[number](number, frame)  # as it would have ended without us
             raise KeyboardInterrupt
         request.number, asked_at = number, time.monotonic()
         _tell(f"waiting for {waits_for}, then a checkpoint is written; once more leaves at once")

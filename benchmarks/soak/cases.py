@@ -15,10 +15,10 @@ _WORDS = 32
 _TEXTS = [f"w{2 + k} w{3 + k % 7} w{5 + k % 5}" for k in range(16)]
 #: Agents that learn from language models only, and what each needs besides.
 _TEXT_ONLY = {"ppo-ptx": ["--ptx-data", "demonstrations.jsonl", "--ptx-coef", "0.5", "--ptx-batch-size", "2"]}
-_GROUPS = ("grpo", "rloo", "dr-grpo", "dapo", "gspo", "cispo")
+_GROUPS = ("grpo", "rloo", "dr-grpo", "dapo", "gspo", "gigpo", "cispo")
 _WORLDS = {
     "ToyBandit-v0": ["--total-timesteps", "160", "--save-every", "16"],
-    "GridWorld-v0": ["--total-timesteps", "320", "--save-every", "32"],
+    "GridWorld-v0": ["--total-timesteps", "4000", "--save-every", "400"],
     "CartPole-v1": ["--total-timesteps", "640", "--save-every", "64"],
 }
 
@@ -72,12 +72,14 @@ def _write(file: Path, rows: list[dict]) -> None:
 
 def all_cases() -> list[Case]:
     """Every case once."""
-    toys = [(agent, world) for agent in ("ppo", "reinforce", *_GROUPS) for world in _WORLDS]
-    toys.append(("reinforce++", "ToyBandit-v0"))
+    toys = [(agent, world) for agent in AGENTS if agent not in _TEXT_ONLY for world in _WORLDS]
     texts = [(agent, lora) for agent in AGENTS for lora in (False, True)]
+    normalised = ["--reward", "reward_models:RunningNormalizer('odd.py:share')"]
     return [
         *(_toy(*each) for each in toys),
         *(_text(*each) for each in texts),
+        _text("grpo", False, "normalised rewards", normalised),
+        _text("ppo", False, "adaptive KL", ["--kl-coef", "0.1", "--adaptive-kl-target", "0.5"]),
         *_from_files(),
     ]
 
@@ -87,18 +89,19 @@ def _toy(agent: str, world: str) -> Case:
     return _train(agent, world, [*_WORLDS[world], "--env", world, *kind])
 
 
-def _text(agent: str, lora: bool) -> Case:
+def _text(agent: str, lora: bool, name: str = "", more: Sequence[str] = ()) -> Case:
     groups = ["--group-size", "2"] if agent in _GROUPS else []
-    options = ["--model", "model", "--prompts", "prompts.jsonl", "--reward", "odd.py:share", *groups]
+    reward = [] if "--reward" in more else ["--reward", "odd.py:share"]
+    options = ["--model", "model", "--prompts", "prompts.jsonl", *reward, *more, *groups]
     options += ["--n-episodes", "4", "--max-new-tokens", "4", "--learning-rate", "0.01"]
     options += ["--total-timesteps", "96", "--save-every", "16", *_TEXT_ONLY.get(agent, [])]
     options += ["--lora-rank", "2"] if lora else []
-    return _train(agent, "text, LoRA" if lora else "text", options)
+    return _train(agent, f"text, {'LoRA' if lora else name}" if lora or name else "text", options)
 
 
 def _train(agent: str, world: str, options: list[str]) -> Case:
     command = ["train", "--agent", agent, *options, "--seed", "3", "--no-progress", "--run-dir", "out"]
-    allowed = ["--allow-module", "odd.py"] if "odd.py:share" in options else []
+    allowed = ["--allow-module", "odd.py"] if "--reward" in options else []
     again = ["train", "--resume", "out", "--no-progress", *allowed]
     return Case(f"{agent} on {world}", "train", command, again, "out", "final/**/*.safetensors")
 

@@ -111,7 +111,9 @@ def two_at_once(place: Path, table: Table, rng: random.Random) -> None:
     """Two processes go on with one run: one of them is refused, the other ends as if it were alone."""
     case = rng.choice([each for each in all_cases() if each.verb == "train"])
     _clear(case, place)
-    run([*case.command, "--keep", "99"], place)
+    alone = run([*case.command, "--keep", "99"], place)
+    if alone.code or not any((place / "out").glob("checkpoint-*")):
+        raise RuntimeError(f"{case.name} fails or makes no checkpoint when it is left alone:\n{alone.output}")
     result, log = result_of(case, place), _log(place / "out")
     _, *later = sorted((place / "out").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
     for path in [*later, place / "out" / "final"]:

@@ -39,8 +39,8 @@ class Tears:
             out = self.place / "out"
             shutil.rmtree(out, ignore_errors=True)
             ended = run(case.command, self.place)
-            if ended.code:
-                raise RuntimeError(f"{case.name} fails when it is left alone:\n{ended.output}")
+            if ended.code or len(list(out.glob("checkpoint-*"))) < 2:
+                raise RuntimeError(f"{case.name} fails or makes one checkpoint only:\n{ended.output}")
             result = result_of(case, self.place)
             for path in [out / "final", *(out.glob("*.*") if case.verb != "train" else [])]:
                 if path.is_dir():
