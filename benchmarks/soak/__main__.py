@@ -6,8 +6,7 @@
 
 Prints the table: fault, tries, lost, what the user saw. "Lost" counts what must not happen: a run that was gone on with
 and ends with other bits than one left alone, damage that nobody notices, an error without its place, silence. Left out:
-power failures, for which a machine would have to be switched off, and machines with several processes of one run, which
-no verb has.
+power failures, for which a machine would have to be switched off, and kills of one of several processes of a run.
 """
 
 from __future__ import annotations
