@@ -7,19 +7,18 @@ standard error and exit code 2; ``--debug``, anywhere on the line, shows the tra
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import os
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
 
-from agents.commands import VERBS, command_line
+from agents.commands import VERBS, StoppedError, command_line, interruptible
 from agents.process import tuned_process
 from textrl_env.errors import did_you_mean
 from textrl_env.printable import printable
@@ -40,7 +39,7 @@ def main(args: Sequence[str] | None = None) -> int:
         _check_verb(args)
         with _with_others(args), tuned_process():
             code = make_app()(args, prog_name="textrl", standalone_mode=False)
-    except (KeyboardInterrupt, _StoppedError) as error:
+    except (KeyboardInterrupt, StoppedError) as error:
         cause = error.__cause__ or error
         ended = isinstance(cause, _TerminatedError)
         told = " ".join(["terminated" if ended else "aborted", *_notes(cause)])
@@ -69,7 +68,7 @@ def make_app() -> typer.Typer:
     app.callback()(_global_options)
     for verb in VERBS:
         module = importlib.import_module(f"agents.commands.{verb}")
-        app.command(verb, **getattr(module, "SETTINGS", {}))(_interruptible(getattr(module, verb)))
+        app.command(verb, **getattr(module, "SETTINGS", {}))(interruptible(getattr(module, verb)))
     return app
 
 
@@ -91,21 +90,6 @@ def _check_verb(args: list[str]) -> None:
 
 class _TerminatedError(KeyboardInterrupt):
     """SIGTERM came; like Ctrl-C, so that a verb that saves on the one saves on the other."""
-
-
-class _StoppedError(BaseException):
-    """A verb was interrupted; unlike KeyboardInterrupt, typer leaves it alone."""
-
-
-def _interruptible(verb: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(verb)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return verb(*args, **kwargs)
-        except KeyboardInterrupt as error:
-            raise _StoppedError from error
-
-    return run
 
 
 def _raise_on_sigterm() -> None:

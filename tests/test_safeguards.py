@@ -403,6 +403,7 @@ def test_the_first_signal_says_what_is_waited_for_and_the_second_what_is_lost(
     assert main(["train", "--no-progress", *args, "--run-dir", str(tmp_path / "run")]) == 128 + number
     said = capfd.readouterr().err
     assert "waiting for the update under way, then a checkpoint is written; once more leaves at once" in said
+    assert f"textrl: {'terminated' if number == signal.SIGTERM else 'aborted'}" in said
 
 
 ROWS = [{"prompt": p, "chosen": "a b", "rejected": c} for p, c in zip("abcdefgh", "cdefghia", strict=True)]

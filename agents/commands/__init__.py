@@ -7,7 +7,10 @@ A module may set ``SETTINGS``, keywords of ``typer.Typer.command``.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from contextvars import ContextVar
+from typing import Any
 
 #: In the order in which ``textrl --help`` lists them.
 VERBS: tuple[str, ...] = (
@@ -24,3 +27,20 @@ VERBS: tuple[str, ...] = (
 
 #: What was typed after ``textrl``, for messages that say how to go on.
 command_line: ContextVar[tuple[str, ...]] = ContextVar("command_line", default=())
+
+
+class StoppedError(BaseException):
+    """A verb was interrupted; unlike KeyboardInterrupt, typer leaves it alone."""
+
+
+def interruptible(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """A verb whose KeyboardInterrupt gets out of typer, as the cause of a :class:`StoppedError`."""
+
+    @functools.wraps(verb)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return verb(*args, **kwargs)
+        except KeyboardInterrupt as error:
+            raise StoppedError from error
+
+    return run

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from agents.commands import flags as hyper
-from agents.commands import offline
+from agents.commands import interruptible, offline
 
 SETTINGS = {
     "context_settings": {"ignore_unknown_options": True, "allow_extra_args": True},
@@ -395,7 +395,7 @@ def _with_flags(flags: list[hyper.Flag], args: list[str]) -> Any:
         general |= hyper.parse_values(shared, {n: general[n] for n in given if n in panels})
         if general["game"] is not None and "env" not in given:
             general["env"] = "TextGame-v0"
-        _run(general, given, chosen, flags, shlex.join(["textrl", "train", *args]))
+        interruptible(_run)(general, given, chosen, flags, shlex.join(["textrl", "train", *args]))
 
     general = list(inspect.signature(_train).parameters.values())
     general += hyper.as_typer_parameters(shared, panels, {"report_to": hyper.REPORT_TO})

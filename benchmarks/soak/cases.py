@@ -33,7 +33,7 @@ class Case:
         command: What is typed.
         again: What is typed where the process was killed and could say nothing.
         output: The folder or file that it writes.
-        result: Files under ``output`` that have to come out alike, as a pattern.
+        result: Files under ``output`` that have to come out alike, as patterns.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Case:
     command: Sequence[str]
     again: Sequence[str]
     output: str
-    result: str
+    result: Sequence[str]
 
 
 def make_place(place: Path) -> None:
@@ -103,7 +103,9 @@ def _train(agent: str, world: str, options: list[str]) -> Case:
     command = ["train", "--agent", agent, *options, "--seed", "3", "--no-progress", "--run-dir", "out"]
     allowed = ["--allow-module", "odd.py"] if "--reward" in options else []
     again = ["train", "--resume", "out", "--no-progress", *allowed]
-    return Case(f"{agent} on {world}", "train", command, again, "out", "final/**/*.safetensors")
+    return Case(
+        f"{agent} on {world}", "train", command, again, "out", ("final/**/*.safetensors", "samples/*.parquet")
+    )
 
 
 def _from_files() -> list[Case]:
@@ -114,13 +116,13 @@ def _from_files() -> list[Case]:
             command += ["--batch-size", "2", "--epochs", "2", "--learning-rate", "0.01", "--save-every", "3"]
             command += ["--lora-rank", "2"] if lora else []
             name = f"{verb}{', LoRA' if lora else ''}"
-            found.append(Case(name, verb, command, [*command, "--resume"], "out", "*.safetensors"))
+            found.append(Case(name, verb, command, [*command, "--resume"], "out", ("*.safetensors",)))
     asked = ["preferences", "--model", "model", "--prompts", "prompts.jsonl", "--judge", "odd.py:share"]
     asked += ["--batch-size", "2", "--max-new-tokens", "4", "--output", "out.jsonl"]
-    found.append(Case("preferences", "preferences", asked, [*asked, "--overwrite"], "out.jsonl", ""))
+    found.append(Case("preferences", "preferences", asked, [*asked, "--overwrite"], "out.jsonl", ()))
     judged = ["evaluate", "--model", "model", "--against", "model", "--prompts", "prompts.jsonl"]
     judged += ["--reward", "odd.py:share", "--max-new-tokens", "4", "--output", "out.json"]
-    found.append(Case("evaluate", "evaluate", judged, judged, "out.json", ""))
+    found.append(Case("evaluate", "evaluate", judged, judged, "out.json", ()))
     return found
 
 
@@ -129,4 +131,5 @@ def result_of(case: Case, place: Path) -> dict[str, bytes]:
     output = place / case.output
     if not case.result:
         return {output.name: output.read_bytes()} if output.is_file() else {}
-    return {str(file.relative_to(output)): file.read_bytes() for file in sorted(output.glob(case.result))}
+    files = sorted(file for pattern in case.result for file in output.glob(pattern))
+    return {str(file.relative_to(output)): file.read_bytes() for file in files}

@@ -155,7 +155,7 @@ def _wrong(case: Case, place: Path, ended: Ended, result: dict[str, bytes], log:
         return f"exit code {ended.code}\n{ended.output[-2000:]}"
     found = result_of(case, place)
     if found != result or not result:
-        return f"other bits in {[n for n in result if found.get(n) != result[n]]}\n{ended.output[-1000:]}"
+        return f"other bits in {[n for n in result | found if found.get(n) != result.get(n)]}\n{ended.output[-1000:]}"
     if _log(place / "out") != log:
         return "another log"
     left = [str(path) for path in place.rglob(".*.new")]
