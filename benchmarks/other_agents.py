@@ -31,7 +31,11 @@ LIBRARIES: dict[str, tuple[list[str] | None, str]] = {
     "stable-baselines3": ([*_BASE, "stable-baselines3==2.9.2", "sb3-contrib==2.9.2"], "sb3_agents.py"),
     "tianshou": ([*_BASE, "tianshou==2.0.1"], "tianshou_ppo.py"),
     "torchrl": ([*_BASE, "torchrl==0.14.1"], "torchrl_ppo.py"),
-    "rllib": ([*_BASE, "ray[rllib]==2.60.0"], "rllib_ppo.py"),
+    # Not ray[rllib], which pins an older gymnasium than this project needs; what RLlib imports is named instead.
+    "rllib": (
+        [*_BASE, "ray==2.60.0", *["dm-tree", "pyarrow", "lz4", "scipy", "ormsgpack", "pandas"]],
+        "rllib_ppo.py",
+    ),
     "skrl": ([*_BASE, "skrl==2.1.1"], "skrl_ppo.py"),
 }
 
@@ -66,7 +70,7 @@ def table(lines: list[dict[str, Any]]) -> str:
     ]
     for line in lines:
         difference = line.get("largest_difference")
-        shown = "no KL" if difference is None else f"{difference:.0e} in {line['steps_compared']:,} steps"
+        shown = "no KL" if difference is None else f"{difference:.0g} in {line['steps_compared']:,} steps"
         cells = [f"{line['library']} {line['version']}", line["agent"], line["env"]]
         cells += [f"{line['return_first']:.2f}", f"{line['return_last']:.2f}", shown]
         rows.append("| " + " | ".join(cells) + " |")

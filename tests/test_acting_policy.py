@@ -149,3 +149,51 @@ def test_an_id_whose_vector_env_is_another_game_is_trained_on_as_gym_make_makes_
         assert envs.single_observation_space == gym.make("CartPole-v1").observation_space
     finally:
         gym.registry.pop("TwoGames-v0")
+
+
+def test_numeric_infos_are_the_same_numbers_in_every_step_of_a_single_env():
+    env, plain = textrl_env.NumericInfo(tree()), tree()
+    shapes = set()
+    for each in range(2):
+        _, info = env.reset(seed=each)
+        _, said = plain.reset(seed=each)
+        done = False
+        while not done:
+            assert info == {"ref_logprob": 0.0, "kl": 0.0, "score": 0.0, "kl_sum": 0.0} | said_numbers(
+                info, said
+            )
+            shapes.add(tuple((name, type(value)) for name, value in info.items()))
+            prompt = said["prompt_id"]
+            _, _, done, _, info = env.step(1)
+            _, _, _, _, said = plain.step(1)
+            said |= {"prompt_id": prompt}
+        assert info["score"] == said["score"] and info["response_length"] == said["response_length"] == 3
+    assert len(shapes) == 1
+
+
+def said_numbers(info, said):
+    return {name: said.get(name, 0) for name in info}
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
+def test_numeric_infos_are_the_same_numbers_in_every_step_of_a_vector_env(mode):
+    def make():
+        return gym.make_vec(TREE, num_envs=3, autoreset_mode=mode, **KWARGS)
+
+    numeric, plain = textrl_env.NumericInfo(make()), make()
+    _, infos = numeric.reset(seed=0)
+    _, said = plain.reset(seed=0)
+    names, prompts = set(infos), said["prompt_id"]
+    assert "response" not in names and not any(array.dtype == object for array in infos.values())
+    for t in range(12):
+        actions = np.array([t % 4, 1, (t + 1) % 3])
+        _, _, terminated, _, infos = numeric.step(actions)
+        _, _, _, _, said = plain.step(actions)
+        assert set(infos) - {"final_obs", "_final_obs"} == names
+        assert np.array_equal(infos["prompt_id"], prompts) or mode is AutoresetMode.NEXT_STEP
+        prompts = np.where(said.get("_prompt_id", np.zeros(3, bool)), said.get("prompt_id", 0), prompts)
+        ends = said.get("final_info", said)
+        assert np.array_equal(infos["_score"], terminated)
+        assert np.array_equal(infos["score"][terminated], np.asarray(ends.get("score", prompts))[terminated])
+        going = np.asarray(said.get("_kl", np.zeros(3, bool))) & ~terminated
+        assert np.array_equal(infos["kl"][going], np.asarray(said.get("kl", prompts))[going])

@@ -116,6 +116,12 @@ def test_a_start_is_part_of_what_an_action_is():
     assert np.exp(head.log_prob(out, np.array([1]))) == pytest.approx([0.1], abs=1e-6)
 
 
+@pytest.mark.parametrize("use_sde", [False, True])
+def test_an_initial_log_standard_deviation_may_be_a_whole_number(use_sde):
+    head = make_distribution(spaces.Box(-1, 1, (2,)), -2, 3 if use_sde else None)
+    assert head.log_std.dtype == torch.float32 and (head.log_std == -2.0).all()
+
+
 def test_integer_boxes_are_rounded_within_their_bounds():
     space = spaces.Box(np.array([0, -5]), np.array([1, 5]), dtype=np.int64)
     sent = to_space(space, np.array([[0.6, -9.7], [1.4, 2.4]]))

@@ -58,6 +58,8 @@ __getattr__, __dir__ = lazy_names(
     {
         "ActingPolicy": "textrl_env.acting_policy",
         "VectorActingPolicy": "textrl_env.acting_policy",
+        "NumericInfo": "textrl_env.numeric_info",
+        "VectorNumericInfo": "textrl_env.numeric_info",
     },
 )
 

@@ -139,7 +139,7 @@ class DiagonalGaussian(ActionDistribution):
 
     def __init__(self, space: spaces.Box, log_std_init: float = 0.0) -> None:
         self.outputs, self.shape = int(np.prod(space.shape)), space.shape
-        self.log_std = nn.Parameter(torch.full((self.outputs,), log_std_init))
+        self.log_std = nn.Parameter(torch.full((self.outputs,), float(log_std_init)))
 
     def _log_std(self) -> np.ndarray:
         return self.log_std.detach().cpu().numpy()
@@ -182,7 +182,7 @@ class StateDependentGaussian(ActionDistribution):
 
     def __init__(self, space: spaces.Box, hidden: int, log_std_init: float = 0.0) -> None:
         self.outputs, self.shape = int(np.prod(space.shape)), space.shape
-        self.log_std = nn.Parameter(torch.full((hidden, self.outputs), log_std_init))
+        self.log_std = nn.Parameter(torch.full((hidden, self.outputs), float(log_std_init)))
         self._noise: np.ndarray | None = None  # E, [slots, H, outputs]
 
     def reset_noise(self, slots: int, generator: torch.Generator | None) -> None:

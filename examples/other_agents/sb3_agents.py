@@ -75,10 +75,10 @@ def train(algorithm, policy, steps, seed, wrapper=None, **kwargs):
     report(package, algorithm.__name__, [envs.audit], np.concatenate(written.log_probs))
 
 
-args = arguments(steps=20_000)
+args = arguments(steps=12_000)
 train(PPO, "MultiInputPolicy", args.steps, args.seed, learning_rate=3e-3, n_epochs=4)
 train(TRPO, "MultiInputPolicy", args.steps, args.seed, target_kl=0.03)
-train(RecurrentPPO, "MultiInputLstmPolicy", args.steps // 2, args.seed, learning_rate=3e-3, n_epochs=2)
+train(RecurrentPPO, "MultiInputLstmPolicy", args.steps // 3, args.seed, learning_rate=3e-3, n_epochs=2)
 train(MaskablePPO, "MultiInputPolicy", args.steps, args.seed, SomeTokens, learning_rate=3e-3, n_epochs=4)
 
 envs = VectorAudit(gym.make_vec("GridWorld-v0", num_envs=8))
@@ -93,5 +93,5 @@ model = QRDQN(
     seed=args.seed,
     device="cpu",
 )
-model.learn(args.steps // 2)
+model.learn(args.steps)
 report("sb3-contrib", "QRDQN", [envs.audit], None, "GridWorld-v0")

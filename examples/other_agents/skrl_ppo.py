@@ -19,7 +19,7 @@ from skrl.utils.spaces.torch import unflatten_tensorized_space
 
 import textrl_env
 
-args = arguments(steps=30_000)
+args = arguments(steps=12_000)
 ROLLOUTS = 32
 acted = Acted()
 

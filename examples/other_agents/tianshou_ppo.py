@@ -23,7 +23,7 @@ from torch.distributions import Categorical
 
 import textrl_env
 
-args = arguments(steps=20_000)
+args = arguments(steps=8_000)
 latest = np.zeros(SLOTS)  # log-probabilities of the actions that are about to be taken
 
 

@@ -23,7 +23,7 @@ from torchrl.objectives.value import GAE
 
 import textrl_env
 
-args = arguments(steps=20_000)
+args = arguments(steps=10_000)
 STEPS, EPOCHS, ROWS = 32, 4, 128
 KEYS = ["input_ids", "attention_mask"]
 
