@@ -34,7 +34,7 @@ class FunctionReward(Reward):
         try:
             values = self.function(*args, **kwargs)
             if inspect.isawaitable(values):
-                values = _run(values)
+                values = wait_for(values)
         except (Exception, SystemExit, asyncio.CancelledError) as error:
             handed = args or [kwargs.get(name, getattr(batch, name)) for name in ("prompts", "completions")]
             note = f"raised while the reward {self.name!r} scored {describe_failure(error, *handed[:2])}"
@@ -83,7 +83,7 @@ def _wants_positions(parameters: list[inspect.Parameter], offered: Mapping[str, 
     return len(first) == 2 and not any(p.name in offered and p.kind is not p.POSITIONAL_ONLY for p in first)
 
 
-def _run(awaitable: Any) -> Any:
+def wait_for(awaitable: Any) -> Any:
     """Wait for a coroutine, also from inside a running event loop (a notebook)."""
 
     async def wait() -> Any:

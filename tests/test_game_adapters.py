@@ -8,11 +8,17 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.chat_templates import byte_tokenizer, chat_tokenizer
+from tests.games import Copycat
 from tests.test_text_game import bound, make_game, say
 from tests.tiny import WORDS
 from textrl_env.games.gymnasium_env import GIVEN, GymnasiumGame, one_of
+from textrl_env.games.layout import Turn
 from textrl_env.games.loading import load_game
+from textrl_env.games.tools import ToolGame
+from textrl_env.lm.causal_lm import CausalLM
 from textrl_env.protocols import Game
 
 # -- Gymnasium ------------------------------------------------------------------------------------------------
@@ -129,10 +135,7 @@ def test_other_envs_need_a_pair_of_functions_and_an_error_says_so():
 
 
 def test_the_command_line_trains_on_an_env_of_gymnasium(tmp_path):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     from agents.cli import main
-    from tests.chat_templates import byte_tokenizer
 
     tokenizer = byte_tokenizer(None)
     config = LlamaConfig(
@@ -150,3 +153,226 @@ def test_the_command_line_trains_on_an_env_of_gymnasium(tmp_path):
     assert (tmp_path / "run" / "final").is_dir()
     saved = json.loads((tmp_path / "run" / "config.json").read_text())["env_kwargs"]
     assert (saved["game"], saved["game_kwargs"]) == ("FrozenLake-v1", {"is_slippery": False})
+
+
+# -- classes of tools, as trl takes them ----------------------------------------------------------------------
+
+
+class Calculator:
+    """What trl takes as environment_factory."""
+
+    def reset(self, a, b, **row):
+        self.right, self.shown, self.asked = a * b, [], 0
+        return f"{a} times {b}"
+
+    def multiply(self, a: int, b: int) -> int:
+        """Multiply two numbers.
+
+        Args:
+            a: One number.
+            b: The other.
+        """
+        self.shown.append(a * b)
+        return a * b
+
+    async def fail(self, reason: str) -> str:
+        """Fail.
+
+        Args:
+            reason: Of the failure.
+        """
+        raise ValueError(reason)
+
+    def get_reward(self):
+        return float(self.right in self.shown) - 0.25 * len(self.shown)
+
+    def _hidden(self):
+        raise AssertionError
+
+
+def call(name, **arguments):
+    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
+
+
+def calculator(**row):
+    game = load_game(Calculator)()
+    observation, info = game.reset(seed=0, **({"a": 3, "b": 4} | row))
+    return game, observation, info
+
+
+def test_public_methods_are_tools_and_reset_gets_the_row():
+    _, observation, info = calculator()
+    assert observation == "3 times 4"
+    assert [tool["function"]["name"] for tool in info["tools"]] == ["fail", "multiply"]
+    assert info["tools"][1]["function"]["parameters"]["required"] == ["a", "b"]
+
+
+def test_what_reset_returns_goes_to_the_end_of_the_rows_prompt():
+    prompt = [{"role": "system", "content": "Be exact."}, {"role": "user", "content": "Compute "}]
+    assert calculator(prompt=prompt)[1] == [prompt[0], {"role": "user", "content": "Compute 3 times 4"}]
+    assert prompt[1]["content"] == "Compute "
+    assert calculator(prompt="Compute ")[1] == "Compute 3 times 4"
+
+
+def test_calls_are_made_in_their_order_and_answered_by_messages_of_the_tool():
+    game, *_ = calculator()
+    said = f"Let me see. {call('multiply', a=2, b=2)} and {call('multiply', a=3, b=4)}"
+    observation, reward, terminated, truncated, _ = game.step(said)
+    assert observation == [{"role": "tool", "name": "multiply", "content": text} for text in ("4", "12")]
+    assert (reward, terminated, truncated) == (0.5, False, False)
+
+
+def test_a_turn_without_a_call_ends_the_episode_and_the_score_is_get_reward():
+    """Rewards add up to what get_reward says at the end, after whichever turn that is."""
+    game, *_ = calculator()
+    rewards = [game.step(call("multiply", a=a, b=4))[1] for a in (2, 3)]
+    assert rewards == [-0.25, 0.75] and sum(rewards) == game.environment.get_reward()
+    assert game.step("It is 12.")[1:4] == (0.0, True, False)
+    game.reset(seed=0, a=2, b=2)
+    assert game.step("4")[1:3] == (0.0, True)  # nothing is left of the episode before
+
+
+@pytest.mark.parametrize(
+    ("said", "name", "problem"),
+    [
+        (call("multiplies", a=1, b=2), "multiplies", "Did you mean 'multiply'"),
+        (call("_hidden"), "_hidden", "there is no tool"),
+        (call("get_reward"), "get_reward", "there is no tool"),
+        (call("multiply", a=1), "multiply", "missing a required argument: 'b'"),
+        (call("multiply", a=1, b=2, c=3), "multiply", "unexpected keyword argument 'c'"),
+        (call("fail", reason="no luck"), "fail", "ValueError: no luck"),
+        ('<tool_call>{"name": "multiply", "argum', "", "no JSON"),
+        ('<tool_call>{"arguments": {}}</tool_call>', "", "names no tool"),
+        ('<tool_call>{"name": "multiply", "arguments": [1]}</tool_call>', "multiply", "no object"),
+    ],
+)
+def test_a_call_that_cannot_be_made_gets_an_error_for_an_answer(said, name, problem):
+    game, *_ = calculator()
+    (answer,), _, terminated, *_ = game.step(said)
+    assert (answer["role"], answer["name"], terminated) == ("tool", name, False)
+    assert problem in json.loads(answer["content"])["error"]
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("qwen2_5", call("multiply", a=3, b=4)),
+        ("llama3_1", '{"name": "multiply", "parameters": {"a": 3, "b": 4}}'),
+        (
+            "qwen3_8",
+            "<tool_call>\n<function=multiply>\n<parameter=a>\n3\n</parameter>\n<parameter=b>\n4\n</parameter>\n"
+            "</function>\n</tool_call>",
+        ),
+    ],
+)
+def test_calls_are_read_by_the_tokenizers_own_format_where_it_has_one(template, said):
+    from trl.chat_template_utils import add_response_schema
+
+    tokenizer = add_response_schema(chat_tokenizer(template))
+    header = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True
+    )
+    if header.rstrip().endswith("<think>"):
+        said = f"hm</think>\n\n{said}"
+    tokens = np.array([*tokenizer.encode(said, add_special_tokens=False), tokenizer.eos_token_id])
+    game, *_ = calculator()
+    observation, reward, terminated, *_ = game.step(Turn.of(said, tokens, tokenizer, True, header))
+    assert observation == [{"role": "tool", "name": "multiply", "content": "12"}]
+    assert (reward, terminated) == (0.75, False)
+    tokens = np.array([*tokenizer.encode("Twelve.", add_special_tokens=False), tokenizer.eos_token_id])
+    assert game.step(Turn.of("Twelve.", tokens, tokenizer, True, header))[2] is True
+
+
+def chat_game(template, **kwargs):
+    """An env whose model has the tokens of a chat tokenizer, and that tokenizer."""
+    tokenizer = chat_tokenizer(template)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+    )
+    config.eos_token_id, config.max_position_embeddings = tokenizer.eos_token_id, 4096
+    lm = CausalLM(LlamaForCausalLM(config), tokenizer)
+    return bound(make_game(lm=lm, max_length=4096, max_new_tokens=200, **kwargs)), tokenizer
+
+
+def test_tools_are_shown_by_the_chat_template_and_their_answers_too():
+    env, tokenizer = chat_game("qwen2_5", game=Calculator, rows=[{"a": 3, "b": 4}])
+    observation, info = env.reset(seed=0)
+    opening = tokenizer.decode(observation["input_ids"][observation["attention_mask"] > 0])
+    assert info["prompt"] == "3 times 4" and '"name": "multiply"' in opening
+    said = tokenizer.encode(call("multiply", a=3, b=4), add_special_tokens=False)
+    for token in [*said, tokenizer.eos_token_id]:
+        observation, _, terminated, _, info = env.step(token)
+    shown = tokenizer.decode(observation["input_ids"][observation["attention_mask"] > 0])
+    assert not terminated and info["turn_reward"] == 0.75
+    answer = "<|im_start|>user\n<tool_response>\n12\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+    assert shown.endswith(f"</tool_call><|im_end|>\n{answer}")
+
+
+def test_without_a_chat_template_answers_are_texts():
+    class Words(Calculator):
+        def reset(self, **row):
+            super().reset(1, 1)
+            return "a b"
+
+    tokenizer = byte_tokenizer(None)
+    game = load_game(Words)()
+    assert game.reset(seed=0)[0] == "a b"
+    text = Turn.of(call("multiply", a=1, b=1), np.zeros(1, dtype=np.int64), tokenizer, False, "")
+    assert game.step(text)[0] == "\n<tool_response>\n1\n</tool_response>\n"
+
+
+def test_rows_choose_among_several_classes_of_tools():
+    class Other(Calculator):
+        def reset(self, **row):
+            super().reset(1, 1)
+            return f"other {row}"
+
+    game = load_game({"one": Calculator, "two": Other})()
+    assert game.reset(seed=0, environment="one", a=2, b=2)[0] == "2 times 2"
+    assert game.reset(seed=0, environment="two", k=1)[0] == "other {'k': 1}"
+    with pytest.raises(ValueError, match=r"must name one of \['one', 'two'\], got None"):
+        game.reset(seed=0)
+
+
+def test_tools_without_a_reward_or_a_schema_are_refused():
+    class Unpaid:
+        def reset(self, **row): ...
+
+        def tool(self, x: int):
+            """A tool.
+
+            Args:
+                x: A number.
+            """
+
+    class Untold(Calculator):
+        def tool(self, x):
+            """A tool."""
+
+    with pytest.raises(TypeError, match="no get_reward"):
+        load_game(Unpaid)()
+    with pytest.raises(TypeError, match=r"Untold\.tool has no schema"):
+        load_game(Untold)()
+    game = ToolGame(Unpaid(), reward=lambda environment, text: len(text))
+    game.reset(seed=0)
+    assert game.step("abc")[1:3] == (3.0, True)
+
+
+def test_a_reset_that_names_the_seed_gets_it():
+    class Seeded(Calculator):
+        def reset(self, seed, **row):
+            return f"seed {seed}"
+
+    assert load_game(Seeded)().reset(seed=7)[0] == "seed 7"
+
+
+def test_a_game_with_a_method_called_get_reward_is_a_game_all_the_same():
+    class Own(Copycat):
+        def get_reward(self):
+            raise AssertionError
+
+    assert type(load_game(Own)()) is Own

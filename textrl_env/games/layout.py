@@ -8,6 +8,7 @@ which is measured (:meth:`reward_models.data.chat.ChatTemplate.rewriting`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -34,6 +35,42 @@ class Opening(NamedTuple):
     text: str
     messages: list[dict[str, Any]] | None
     row: Mapping[str, Any]
+
+
+class Turn(str):
+    """A turn of the policy as a game gets it: a text, that can be read once more by the tokenizer's own format.
+
+    Attributes:
+        tokens: That the policy wrote, int64, the end token among them.
+        tokenizer: Of the model.
+        chat: Whether a chat template lays out the conversation.
+        header: A conversation up to where the assistant begins to write, as the template has it.
+    """
+
+    tokens: np.ndarray
+    tokenizer: Any
+    chat: bool
+    header: str
+
+    @classmethod
+    def of(cls, text: str, tokens: np.ndarray, tokenizer: Any, chat: bool, header: str) -> Turn:
+        """A text with what it was made of."""
+        turn = cls(text)
+        turn.tokens, turn.tokenizer, turn.chat, turn.header = tokens, tokenizer, chat, header
+        return turn
+
+    def parsed(self, tools: list[dict[str, Any]] | None = None) -> dict[str, Any] | None:
+        """The turn as a message with ``content`` and ``tool_calls``; None where the tokenizer has no format for it.
+
+        Args:
+            tools: Schemas of the tools that can be called.
+
+        Raises:
+            ValueError, TypeError: The turn does not keep to the format.
+        """
+        if not self.chat or getattr(self.tokenizer, "response_template", None) is None:
+            return None
+        return self.tokenizer.parse_response(self.tokens.tolist(), prefix=self.header, tools=tools)
 
 
 class Layout:
@@ -130,14 +167,20 @@ class Layout:
         check_ids(ids, self.num_tokens, "the game's answer")
         return np.array(ids, dtype=np.int64)
 
-    def text(self, tokens: np.ndarray, ends: bool) -> str:
+    def text(self, tokens: np.ndarray, ends: bool) -> Turn:
         """The policy's turn as the game gets it, without its end token.
 
         Args:
             tokens: Of the turn.
             ends: Whether the last one is an end token.
         """
-        return self.encoder.decode(tokens[:-1] if ends else tokens, not self.chat)
+        text = self.encoder.decode(tokens[:-1] if ends else tokens, not self.chat)
+        return Turn.of(text, tokens, self.encoder.tokenizer, self.chat, self._header)
+
+    @functools.cached_property
+    def _header(self) -> str:
+        """What a template writes before the assistant does, which may open a thought."""
+        return self.encoder.prompt_text([{"role": "user", "content": "?"}]) if self.chat else ""
 
     def _shortened(self, observation: Observation) -> Observation:
         """An answer of at most so many tokens; what is cut off is counted, and said the 1st, 2nd, 4th, ... time."""

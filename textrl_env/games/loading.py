@@ -34,7 +34,7 @@ GameFactory = Callable[[], Game]
 #: Word before the colon -> ``"module:function"`` with ``function(rest, **game_kwargs) -> GameFactory``.
 SPELLINGS: dict[str, str] = {}
 #: ``"module:function"`` with ``function(made) -> Game | None``, tried in this order on what is no game by itself.
-ADAPTERS: list[str] = ["textrl_env.games.gymnasium_env:adapt"]
+ADAPTERS: list[str] = ["textrl_env.games.gymnasium_env:adapt", "textrl_env.games.tools:adapt"]
 
 
 def load_game(game: Any, game_kwargs: Mapping[str, Any] | None = None) -> GameFactory:
