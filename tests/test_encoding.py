@@ -44,7 +44,7 @@ def test_one_end_token_follows_an_answer_whether_its_text_has_one_or_not():
     plain = encoder.answer("a", "b")
     assert words(encoder, plain.ids) == ["a", "b", "</s>"]
     assert plain.written == [False, True, True]
-    for text in ("b</s>", "b</s>\n"):
+    for text in ("b</s>", "b</s>\n", "b</s></s>", "b</s> </s>\n"):
         assert encoder.answer("a", text) == plain
     assert encoder.text("b</s>").ids == encoder.text("b").ids == plain.ids[1:]
 

@@ -17,6 +17,7 @@ from agents.cli import main
 from agents.preferences import judges
 from agents.preferences.collection import collect_preferences
 from agents.preferences.judges import RUBRIC, OpenAIJudge, load_judge, parse_verdict
+from reward_models.data.lengths import DataWarning
 from tests.tiny import PROMPTS, count_a, make_lm, make_tokenizer
 from textrl_env import embedded
 
@@ -526,3 +527,29 @@ def test_conversations_are_demonstrations_too(tmp_path):
     assert load_demonstrations(path, False)[0][0]["messages"] == turns
     path = write_lines(tmp_path / "apart.jsonl", [{"prompt": turns[:1], "completion": turns[1:]}])
     assert load_demonstrations(path, False)[0] == [{"prompt": turns[:1], "completion": turns[1:]}]
+
+
+def test_prompts_that_leave_no_room_for_an_answer_are_cut_or_left_out_and_counted():
+    lm, long = make_lm(), " ".join(["a", "b", "c", "d"] * 20)
+    seen = []
+
+    def judge(prompts, completions, prompt_ids):
+        seen.extend(len(ids) for ids in prompt_ids)
+        return [float(len(c)) for c in completions]
+
+    settings = {"device": "cpu", "max_new_tokens": 6}
+    with pytest.warns(DataWarning, match="1 of 2 records are longer than 42 tokens and were cut"):
+        found = collect_preferences(lm, [long, "b"], judge, **settings)
+    assert set(seen) == {42, 1} and found.statistics["cut"] == 1 and found.statistics["prompts"] == 2
+    seen.clear()
+    with pytest.warns(DataWarning, match="1 of 2 records are longer than 42 tokens and were left out"):
+        found = collect_preferences(lm, [long, "b"], judge, too_long="skip", **settings)
+    assert set(seen) == {1} and found.statistics["skipped"] == 1 and found.statistics["prompts"] == 1
+    with pytest.raises(ValueError, match="is longer than 42; too_long='cut' shortens such"):
+        collect_preferences(lm, [long, "b"], judge, too_long="error", **settings)
+    with pytest.raises(
+        ValueError, match="max_new_tokens=48 leaves no room for prompts in the model's context"
+    ):
+        collect_preferences(lm, ["b"], judge, device="cpu", max_new_tokens=48)
+    with pytest.warns(UserWarning, match="max_new_tokens is 47 and not 256"):
+        collect_preferences(lm, ["b"], judge, device="cpu")

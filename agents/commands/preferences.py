@@ -91,6 +91,7 @@ def preferences(
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered together.")] = 64,
     chat_template_kwargs: offline.ChatTemplateKwargs = None,
     allow_control_tokens: offline.AllowControlTokens = False,
+    too_long: offline.TooLong = "cut",
     skip_bad_rows: offline.SkipBadRows = False,
     seed: Annotated[int, typer.Option(min=0, help="Of answers, pairs and raters.")] = 0,
     device: offline.Device = "auto",
@@ -147,6 +148,7 @@ def preferences(
             device=device,
             chat_template_kwargs=template,
             allow_control_tokens=allow_control_tokens,
+            too_long=too_long,
             **(options or {}),
             callback=lambda done, total: progress.show(done),
         )
@@ -182,12 +184,16 @@ def _figures(statistics: dict[str, float]) -> dict[str, float | str]:
     }
     counts = {
         "prompts": "prompts",
+        "cut": "prompts that were too long, cut",
+        "skipped": "prompts that were left out",
         "pairs": "pairs compared",
         "identical": "identical pairs, skipped",
         "ties": "ties",
         "unclear": "unclear verdicts",
     }
     shown: dict[str, float | str] = {
-        label: f"{statistics[name]:,.0f}" for name, label in counts.items() if name in statistics
+        label: f"{statistics[name]:,.0f}"
+        for name, label in counts.items()
+        if name in statistics and (statistics[name] or name not in ("cut", "skipped"))
     }
     return shown | {label: f"{statistics[name]:.1%}" for name, label in percent.items() if name in statistics}

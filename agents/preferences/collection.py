@@ -32,9 +32,10 @@ import torch
 from agents.preferences.judges import load_judge
 from reward_models import Reward
 from reward_models.data.encoding import TEMPLATE_COLUMNS, TextEncoder
+from reward_models.data.lengths import TOO_LONG, Lengths
 from textrl_env import embedded
 from textrl_env.data.prompts import PromptSet, load_prompts
-from textrl_env.envs.text_rlhf import default_budget
+from textrl_env.envs.text_rlhf import default_budget, last_tokens
 from textrl_env.errors import check_choice
 from textrl_env.lm.causal_lm import CausalLM
 from textrl_env.lm.decoding import generate
@@ -77,6 +78,7 @@ def collect_preferences(
     callback: Callable[[int, int], None] | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     allow_control_tokens: bool = False,
+    too_long: str = "cut",
     **loading: Any,
 ) -> Collected:
     """Sample answers, have them compared, and write the comparisons.
@@ -105,11 +107,13 @@ def collect_preferences(
         callback: Called after each batch with the prompts done and the number of all.
         chat_template_kwargs: Variables of the model's chat template, for prompts that are messages.
         allow_control_tokens: Whether text in messages may be control tokens; it stays text otherwise.
+        too_long: What becomes of prompts that leave no room for an answer in the model's context: "cut" takes tokens
+            off their beginning, "skip" leaves them out, "error" stops.
         **loading: How the model is loaded, see :class:`reward_models.loading.LoadOptions`.
 
     Returns:
         The records, and statistics: ``prompts``, ``answers``, ``pairs`` that were judged, ``records``, ``identical``
-        pairs (skipped: the same text twice), ``ties``, ``skipped`` prompts, ``cut_off`` answers (share),
+        pairs (skipped: the same text twice), ``ties``, ``skipped`` and ``cut`` prompts, ``cut_off`` answers (share),
         ``agreement`` of two raters (measured if there are several), ``expected_agreement`` and
         ``rater_accuracy`` (both under the raters' model, where the judge scores), and ``unclear`` verdicts of a
         language model.
@@ -118,6 +122,7 @@ def collect_preferences(
         ValueError: A bad prompt (its place is named), or a setting out of range.
     """
     check_choice("ties", ties, ("skip", "coin"))
+    check_choice("too_long", too_long, TOO_LONG)
     for name, value, least in (("answers_per_prompt", answers_per_prompt, 2), ("raters", raters, 1)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
@@ -133,22 +138,27 @@ def collect_preferences(
     questions = load_prompts(prompts, skip_bad_rows=skip_bad_rows)
     lm = CausalLM.load(model, tokenizer, temperature, device, **loading)
     encoder = TextEncoder(lm.tokenizer, chat_template_kwargs, allow_control_tokens)
+    ids = [np.array(_prompt_ids(encoder, questions, row), dtype=np.int64) for row in range(len(questions))]
     if max_new_tokens is None:
-        longest = max(len(_prompt_ids(encoder, questions, row)) for row in range(len(questions)))
-        max_new_tokens = default_budget(lm, longest)
+        room = math.inf if lm.max_length is None else lm.max_length
+        max_new_tokens = default_budget(lm, max((len(x) for x in ids if len(x) < room), default=1))
+    asked, cut = _within_context(lm, ids, max_new_tokens, too_long)
     if scores:
         judge.use_ids(lm.tokenizer)
     panel = Panel(raters, rater_scale, ties, seed)
-    tally: Counter[str] = Counter(prompts=len(questions), skipped=len(questions.skipped))
+    skipped = len(questions.skipped) + len(questions) - len(asked)
+    tally: Counter[str] = Counter(prompts=len(asked), skipped=skipped, cut=cut)
     records: list[dict[str, Any]] = []
     sampling = torch.Generator(lm.device).manual_seed(seed)
     drawing = np.random.default_rng([seed, 0])
     with _writer(output) as write:
-        for start in range(0, len(questions), batch_size):
-            rows = range(start, min(start + batch_size, len(questions)))
-            groups = _answer(lm, encoder, questions, rows, answers_per_prompt, max_new_tokens, sampling)
+        for start in range(0, len(asked), batch_size):
+            rows = list(asked)[start : start + batch_size]
+            groups = _answer(
+                lm, encoder, questions, asked, rows, answers_per_prompt, max_new_tokens, sampling
+            )
             if scores:
-                groups = _score(judge, encoder, questions, rows, groups)
+                groups = _score(judge, asked, questions, rows, groups)
             tally["answers"] += sum(len(group) for group in groups)
             tally["cut_off"] += sum(not answer.ended for group in groups for answer in group)
             pairs = []
@@ -164,7 +174,7 @@ def collect_preferences(
                 records += fresh
                 write(fresh)
             if callback is not None:
-                callback(rows[-1] + 1, len(questions))
+                callback(start + len(rows), len(asked))
     statistics = _statistics(tally, panel, records)
     if hasattr(judge, "unclear"):
         statistics["unclear"] = float(judge.unclear)
@@ -228,19 +238,42 @@ class Panel:
         return embedded.raters.prefer_probability(a.score, b.score, self.scale)
 
 
+def _within_context(
+    lm: CausalLM, ids: list[np.ndarray], max_new_tokens: int, too_long: str
+) -> tuple[dict[int, np.ndarray], int]:
+    """The prompts that leave room for an answer, by row, and how many of them were cut for it."""
+    limit = None if lm.max_length is None else lm.max_length - max_new_tokens
+    if limit is not None and limit < 1:
+        raise ValueError(
+            f"max_new_tokens={max_new_tokens} leaves no room for prompts in the model's context of {lm.max_length} "
+            "tokens; lower it"
+        )
+    lengths = Lengths(limit, too_long)
+    kept = {}
+    for row, tokens in enumerate(ids):
+        off = lengths.off_prompt(len(tokens), len(tokens))
+        if off is not None:
+            kept[row] = tokens if off == 0 else last_tokens(lm, tokens, limit)
+    lengths.warn(len(ids))
+    if not kept:
+        raise ValueError(
+            f"all {len(ids)} prompts have more than {limit} tokens, and too_long='skip' leaves none"
+        )
+    return kept, lengths.cut
+
+
 def _answer(
     lm: CausalLM,
     encoder: TextEncoder,
     questions: PromptSet,
+    ids: Mapping[int, np.ndarray],
     rows: Sequence[int],
     count: int,
     max_new_tokens: int,
     generator: torch.Generator,
 ) -> list[list[Answer]]:
     """``count`` answers to each of the prompts in ``rows``."""
-    prompts = [
-        np.array(_prompt_ids(encoder, questions, row), dtype=np.int64) for row in rows for _ in range(count)
-    ]
+    prompts = [ids[row] for row in rows for _ in range(count)]
     after_text = [isinstance(_prompt(questions, row), str) for row in rows for _ in range(count)]
     responses, _ = generate(lm, prompts, max_new_tokens, generator)
     answers = []
@@ -268,14 +301,18 @@ def _completion(prompt: Any, text: str) -> Any:
 
 
 def _score(
-    judge: Reward, encoder: TextEncoder, questions: PromptSet, rows: Sequence[int], groups: list[list[Answer]]
+    judge: Reward,
+    ids: Mapping[int, np.ndarray],
+    questions: PromptSet,
+    rows: Sequence[int],
+    groups: list[list[Answer]],
 ) -> list[list[Answer]]:
     """The same answers with their scores; the judge sees the tokens that were sampled, not a new tokenization."""
     flat = [(row, answer) for row, group in zip(rows, groups, strict=True) for answer in group]
     result = judge.score(
         [_prompt(questions, row) for row, _ in flat],
         [_completion(_prompt(questions, row), answer.text) for row, answer in flat],
-        prompt_ids=[_prompt_ids(encoder, questions, row) for row, _ in flat],
+        prompt_ids=[ids[row].tolist() for row, _ in flat],
         completion_ids=[answer.tokens.tolist() for _, answer in flat],
         columns={name: [values[row] for row, _ in flat] for name, values in questions.columns.items()},
     )
@@ -347,7 +384,7 @@ def _writer(path: str | Path | None) -> Iterator[Callable[[list[dict[str, Any]]]
 
 
 def _statistics(tally: Counter[str], panel: Panel, records: list[dict[str, Any]]) -> dict[str, float]:
-    result = {name: float(tally[name]) for name in ("prompts", "skipped", "answers", "identical")}
+    result = {name: float(tally[name]) for name in ("prompts", "skipped", "cut", "answers", "identical")}
     result["cut_off"] = tally["cut_off"] / max(tally["answers"], 1)
     result |= {"pairs": float(panel.pairs), "ties": float(panel.ties), "records": float(len(records))}
     if panel.agreed[1]:

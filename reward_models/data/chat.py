@@ -299,8 +299,8 @@ class ChatTemplate:
     def _without_end(self, content: str) -> str:
         """A content without the end token that exported data carry in it: the template writes its own."""
         for end in (self.tokenizer.eos_token, self.turn_end):
-            if end and content.rstrip().endswith(end):
-                return content.rstrip().removesuffix(end)
+            while end and content.rstrip().endswith(end):
+                content = content.rstrip().removesuffix(end)
         return content
 
     def _apply(self, messages: Sequence[dict], row: Mapping[str, Any] | None, **options: Any) -> str:

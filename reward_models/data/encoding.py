@@ -208,7 +208,9 @@ class TextEncoder:
             (self.template.turn_end, self.turn_end_id),
         ):
             if end and text.rstrip().endswith(end):
-                return text.rstrip().removesuffix(end), end_id
+                while text.rstrip().endswith(end):  # one is enough
+                    text = text.rstrip().removesuffix(end)
+                return text, end_id
         return text, None
 
     # -- back to text -----------------------------------------------------------------------------------

@@ -57,6 +57,15 @@ def default_budget(lm: CausalLM, longest_prompt: int) -> int:
     return MAX_NEW_TOKENS
 
 
+def last_tokens(lm: CausalLM, tokens: np.ndarray, limit: int) -> np.ndarray:
+    """The last ``limit`` tokens of a long prompt; a token that every text begins with stays at its beginning."""
+    if len(tokens) <= limit:
+        return tokens
+    if limit > 1 and tokens[0] == lm.tokenizer.bos_token_id:
+        return np.concatenate([tokens[:1], tokens[1 - limit :]])
+    return tokens[-limit:]
+
+
 @dataclasses.dataclass
 class Episodes:
     """Whole episodes; ``B`` of them, and as arrays ``[B, T]`` with ``T`` the most tokens that the policy wrote.
@@ -437,7 +446,7 @@ class TextRLHFDynamics(WritingDynamics):
             return
         if too_long == "cut":
             self.prompts_cut = sum(longer)
-            self.prompt_tokens = [self._last_tokens(tokens, limit) for tokens in self.prompt_tokens]
+            self.prompt_tokens = [last_tokens(self.lm, tokens, limit) for tokens in self.prompt_tokens]
             logger.warn(
                 f"{self.prompts_cut} of {total} prompts have more than {limit} tokens: the model sees their last "
                 f"{limit} (rewards see them whole)"
@@ -462,14 +471,6 @@ class TextRLHFDynamics(WritingDynamics):
         logger.warn(
             f"{self.prompts_skipped} of {total} prompts have more than {limit} tokens and are left out"
         )
-
-    def _last_tokens(self, tokens: np.ndarray, limit: int) -> np.ndarray:
-        """The last tokens of a long prompt; a token that every text begins with stays at its beginning."""
-        if len(tokens) <= limit:
-            return tokens
-        if limit > 1 and tokens[0] == self.lm.tokenizer.bos_token_id:
-            return np.concatenate([tokens[:1], tokens[1 - limit :]])
-        return tokens[-limit:]
 
     def _check_prompt_length(self, tokens: np.ndarray, what: str) -> None:
         if len(tokens) > self.max_prompt_length:
