@@ -403,3 +403,100 @@ def test_loss_and_gradient_are_those_of_trl_with_its_tool_mask(loss_type, tmp_pa
     scale = max(float(g.abs().max()) for g in gradients)
     for mine, other in zip(ours, gradients, strict=True):
         np.testing.assert_allclose(mine.numpy(), other.numpy(), rtol=1e-4, atol=1e-5 * scale)
+
+
+# -- other agents, and runs that stop ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["PPO", "A2C"])
+def test_agents_of_stable_baselines3_play_games(name, monkeypatch):
+    import stable_baselines3
+
+    from textrl_env.sb3.policy import CausalLMActorCriticPolicy, GymVecEnv, TextRLHFCallback
+
+    envs = GymVecEnv(make_game(8, Wild, num_seeds=20))
+    kwargs = {"batch_size": 96, "n_epochs": 1} if name == "PPO" else {}
+    model = getattr(stable_baselines3, name)(
+        CausalLMActorCriticPolicy,
+        envs,
+        policy_kwargs={"lm": envs.get_attr("lm")[0]},
+        n_steps=12,
+        seed=0,
+        device="cpu",
+        learning_rate=1e-3,
+        **kwargs,
+    )
+    before = model.policy.parameters_to_vector()
+    log_probs = []
+    evaluate = model.policy.evaluate_actions
+
+    def compare(obs, actions):
+        found = evaluate(obs, actions)
+        log_probs.append(found[1].detach())
+        return found
+
+    monkeypatch.setattr(model.policy, "evaluate_actions", compare)
+    model.learn(96, TextRLHFCallback())
+    assert not np.array_equal(before, model.policy.parameters_to_vector())
+    # The first update is of what has just been acted: a cache that grows over the game's tokens says the same.
+    acted = model.rollout_buffer.log_probs
+    assert np.sort(log_probs[0].numpy()) == pytest.approx(np.sort(acted.flatten()), abs=1e-4)
+
+
+@pytest.mark.parametrize("way", ["fused", "stepped"])
+def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(way, tmp_path):
+    def env():
+        game = make_game(game=Wild, num_seeds=20)
+        return game if way == "fused" else gym.wrappers.TransformReward(game, float)
+
+    def agent(which):
+        return GRPO("auto", which, n_episodes=8, group_size=4, seed=0, learning_rate=1e-3)
+
+    whole = agent(env())
+    whole.learn(1)
+    whole.learn(1, reset_num_timesteps=False)
+    stopped = agent(env())
+    stopped.learn(1)
+    stopped.save(tmp_path / "stopped")
+    again = GRPO.load(tmp_path / "stopped", env=env())
+    again.learn(1, reset_num_timesteps=False)
+    assert whole.num_timesteps == again.num_timesteps
+    for one, other in zip(whole.policy.parameters(), again.policy.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_game_in_the_middle_is_brought_back_by_its_turns():
+    env, later = (bound(make_game(game=Wild, game_kwargs={"ends": 0.0, "limits": 0.0})) for _ in range(2))
+    env.reset(seed=3)
+    later.reset(seed=99)
+    say(env, "a", "<eos>")
+    say(env, "b")
+    later.set_state(env.get_state())
+    for first, second in zip(say(env, "c", "<eos>"), say(later, "c", "<eos>"), strict=True):
+        assert str(first) == str(second)
+
+
+def test_a_game_that_goes_another_way_when_it_is_brought_back_says_so():
+    class Moody(Copycat):
+        moods = iter("abcdefghi")
+
+        def step(self, text):
+            return next(Moody.moods), 0.0, False, False, {}
+
+    env, later = (bound(make_game(game=Moody)) for _ in range(2))
+    env.reset(seed=3)
+    later.reset(seed=3)
+    say(env, "a", "<eos>")
+    with pytest.warns(UserWarning, match="slot 0 went another way when it was played again from prompt_id="):
+        later.set_state(env.get_state())
+
+
+def test_what_a_policy_says_in_games_can_be_evaluated():
+    from agents.evaluation.evaluation import evaluate_policy
+
+    env = make_game(num_seeds=4)
+    result = evaluate_policy(env.lm, env, n_samples=2)
+    assert result.score.shape == (4, 2) and result.kl == pytest.approx(np.zeros((4, 2)), abs=1e-4)
+    assert result.ended.all() and len(result.responses[0]) == 2
+    with pytest.raises(ValueError, match="100,000 starts, too many to play them all"):
+        evaluate_policy(env.lm, make_game())

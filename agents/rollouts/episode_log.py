@@ -108,7 +108,7 @@ class EpisodeLog:
         self.infos.append({"r": float(episode_return), "l": int(length), "t": seconds})
 
     def _add_text_end(self, ends: dict[str, Any], slot: int) -> None:
-        for name in ("score", "stop_reason", "response", "response_length", "kl_sum"):
+        for name in ("score", "stop_reason", "response", "response_length", "kl_sum", "turns"):
             if name in ends:
                 self.text.setdefault(name, []).append(ends[name][slot])
         told = "scored" in ends and np.all(ends.get("_scored", [True] * (slot + 1))[slot])
@@ -133,6 +133,7 @@ class EpisodeLog:
             "response": episodes.responses,
             "response_length": lengths,
             "kl_sum": episodes.kl.sum(1),
+            **({"turns": episodes.turns} if hasattr(episodes, "turns") else {}),
         } | {f"score/{name}": part for name, part in episodes.parts.items()}
         for name, values in columns.items():
             self.text.setdefault(name, []).extend(values)
@@ -196,6 +197,10 @@ class EpisodeLog:
         record("completions/max_length", int(lengths.max()))
         cut = [reason == "length" for reason in self.text["stop_reason"]]
         record("completions/clipped_ratio", float(np.mean(cut)))
+        if "turns" in self.text:
+            record("completions/mean_turns", float(np.mean(self.text["turns"])))
+            full = [reason == "context" for reason in self.text["stop_reason"]]
+            record("completions/context_full_ratio", float(np.mean(full)))
         record("completions/distinct_2", distinct_n(self.text["response"], 2))
         record("samples/table", self.table(), exclude=("stdout", "log", "csv", "json"))
 
