@@ -79,7 +79,7 @@ def settings_table(agent: Any, run: dict[str, Any]) -> Table:
         style = "bold" if whence == "given" else None if whence == "preset" else "dim"
         table.add_row(name, _short(value), whence, style=style)
     table.add_section()
-    for name, value in (settings["env"] | run).items():
+    for name, value in (settings["policy"] | settings["env"] | run).items():
         table.add_row(name, _short(value), "")
     return table
 

@@ -201,6 +201,7 @@ class LoraLM(CausalLM):
         vars(self).update(vars(reference))
         self.reference = reference
         self._settings = (rank, alpha, targets)
+        self.alpha = 2 * rank if alpha is None else alpha
         self.model = add_adapter(reference.model, *self._settings)
         self._bfloat16 = None
         self._merged: PreTrainedModel | None = None

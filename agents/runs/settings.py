@@ -11,6 +11,7 @@ from typing import Any
 from agents import presets
 from agents.algorithms.schedules import ScheduleFunction
 from agents.base import Agent
+from textrl_env.lm import checkpointing
 
 #: Constructor arguments that are no hyper-parameters.
 _OTHERS = (
@@ -45,7 +46,8 @@ def in_force(agent: Agent) -> dict[str, dict[str, Any]]:
 
     Returns:
         "trained": the column of :data:`agents.presets.DEFAULTS` and the numbers of weights; "agent": hyper-parameters;
-        "env": what a text environment was made with, empty for any other.
+        "policy": how a language model is loaded and trained, empty for any other policy; "env": what a text environment
+        was made with, empty for any other.
     """
     weights = list(agent.policy.parameters())
     trained = {
@@ -59,6 +61,7 @@ def in_force(agent: Agent) -> dict[str, dict[str, Any]]:
     return {
         "trained": trained,
         "agent": {name: value for name, value in values.items() if _is_plain(value)},
+        "policy": _policy_settings(agent.policy),
         "env": _env_settings(agent),
     }
 
@@ -88,6 +91,20 @@ def _as_given(value: Any) -> Any:
 
 def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _policy_settings(policy: Any) -> dict[str, Any]:
+    lm = getattr(policy, "lm", None)
+    if lm is None:
+        return {}
+    lora_rank = getattr(policy, "lora_rank", None)
+    found = {"lora_rank": lora_rank} | ({} if lora_rank is None else {"lora_alpha": lm.alpha})
+    return found | {
+        "dtype": str(getattr(policy, "saved_dtype", lm.model.dtype)).removeprefix("torch."),
+        "autocast": lm.autocast,
+        "attn_implementation": lm.model.config._attn_implementation,
+        "gradient_checkpointing": checkpointing.is_on(lm.body),
+    }
 
 
 def _env_settings(agent: Agent) -> dict[str, Any]:
