@@ -149,7 +149,6 @@ def test_the_command_line_has_pythons_defaults_prints_them_and_writes_them_down(
         "lora_rank": None,
         "dtype": "float32",
         "autocast": False,
-        "attn_implementation": "sdpa",
         "gradient_checkpointing": False,
     }
     assert ["dtype", "float32"] in rows and ["gradient_checkpointing", "off"] in rows

@@ -102,7 +102,6 @@ def _policy_settings(policy: Any) -> dict[str, Any]:
     return found | {
         "dtype": str(getattr(policy, "saved_dtype", lm.model.dtype)).removeprefix("torch."),
         "autocast": lm.autocast,
-        "attn_implementation": lm.model.config._attn_implementation,
         "gradient_checkpointing": checkpointing.is_on(lm.body),
     }
 
