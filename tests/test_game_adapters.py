@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 
 import gymnasium as gym
 import numpy as np
@@ -376,3 +378,161 @@ def test_a_game_with_a_method_called_get_reward_is_a_game_all_the_same():
             raise AssertionError
 
     assert type(load_game(Own)()) is Own
+
+
+# -- environments of strings ----------------------------------------------------------------------------------
+
+
+class GemStyle:
+    """As GEM's: reset takes a seed and no row."""
+
+    def __init__(self, rounds=1):
+        self.rounds = rounds
+
+    def reset(self, seed=None):
+        return f"a {seed}", {}
+
+    def step(self, action):
+        self.rounds -= 1
+        return "b", float(len(action)), self.rounds == 0, False, {}
+
+
+def test_an_environment_in_gems_style_is_a_game_and_so_is_a_name_that_gem_knows(monkeypatch):
+    game = load_game(GemStyle)()
+    assert game.reset(seed=3) == ("a 3", {}) and game.step("xyz")[:3] == ("b", 3.0, True)
+    made = []
+    gem = types.ModuleType("gem")
+    gem.make = lambda name, **kwargs: made.append(name) or GemStyle(**kwargs)
+    monkeypatch.setitem(sys.modules, "gem", gem)
+    game = load_game("gem:game:Guess-v0", {"rounds": 2})()
+    game.reset(seed=0)
+    assert made == ["game:Guess-v0"] and [game.step("x")[2] for _ in range(2)] == [False, True]
+
+
+class SkyRLStyle:
+    """As skyrl-gym's: made for a row, begins with its prompt."""
+
+    def __init__(self, env_config, extras=None):
+        self.right = extras["answer"]
+        self.closed, self.left = False, env_config.get("turns", 2)
+
+    def init(self, prompt):
+        return prompt, {}
+
+    def step(self, action):
+        self.left -= 1
+        done = action == self.right or self.left == 0
+        observations = [] if done else [{"role": "user", "content": "again"}]
+        return {
+            "observations": observations,
+            "reward": float(action == self.right),
+            "done": done,
+            "metadata": {},
+        }
+
+    def close(self):
+        self.closed = True
+
+
+def test_an_environment_in_skyrl_gyms_style_is_made_for_every_row():
+    game = load_game(SkyRLStyle)()
+    prompt = [{"role": "user", "content": "one or two?"}]
+    assert game.reset(seed=0, prompt=prompt, answer="two") == (prompt, {})
+    first = game.env
+    assert game.step("one")[:3] == ([{"role": "user", "content": "again"}], 0.0, False)
+    assert game.step("two")[:3] == ("", 1.0, True)
+    game.reset(seed=0, prompt=prompt, answer="one")
+    assert first.closed and game.step("one")[:3] == ("", 1.0, True)
+    assert load_game(SkyRLStyle, {"env_config": {"turns": 1}})().make({"answer": "x"}).left == 1
+    with pytest.raises(ValueError, match=r"'prompt' of a row, which is not there\. Did you mean 'prompts'"):
+        game.reset(seed=0, prompts=prompt)
+
+
+def test_a_name_that_skyrl_gym_knows_is_made_with_the_row_as_its_extras(monkeypatch):
+    skyrl = types.ModuleType("skyrl_gym")
+    skyrl.make = lambda name, env_config, extras: SkyRLStyle(env_config, extras)
+    monkeypatch.setitem(sys.modules, "skyrl_gym", skyrl)
+    env = bound(make_game(game="skyrl_gym:any", rows=[{"prompt": "a b", "answer": "c"}], kl_coef=0.0))
+    assert env.reset(seed=0)[1]["prompt"] == "a b"
+    info = say(env, "c", "<eos>")[-1]
+    assert (info["score"], info["stop_reason"]) == (1.0, "game")
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("gem:x", "pip install gem-llm"),
+        ("skyrl_gym:x", "pip install skyrl-gym"),
+        ("reasoning_gym:chain_sum", r"pip install 'textrl-env\[games\]'"),
+    ],
+)
+def test_a_package_that_is_missing_is_named_with_how_to_install_it(name, command, monkeypatch):
+    monkeypatch.setitem(sys.modules, name.partition(":")[0], None)
+    with pytest.raises(ModuleNotFoundError, match=command):
+        load_game(name)()
+
+
+# -- reasoning-gym --------------------------------------------------------------------------------------------
+
+
+def reasoning(name="chain_sum", **kwargs):
+    pytest.importorskip("reasoning_gym")
+    return load_game(f"reasoning_gym:{name}", kwargs)()
+
+
+def test_a_seed_is_a_question_and_its_verifier_scores_the_answer():
+    game = reasoning(min_terms=2, max_terms=2)
+    openings = [game.reset(seed=seed)[0] for seed in (0, 1, 0)]
+    assert openings[0] == openings[2] != openings[1] and openings[0].endswith("=")
+    right = game.entry["answer"]
+    assert eval(game.entry["metadata"]["expression"]) == int(right)
+    assert game.step(f" {right}\n")[:4] == ("", 1.0, True, False)
+    game.reset(seed=0)
+    assert game.step(f"It is <answer>7</answer>, no, <answer>{right}</answer>.")[1] == 1.0
+    game.reset(seed=0)
+    assert game.step("no number")[1:3] == (0.0, True)
+
+
+def test_with_attempts_a_wrong_answer_may_be_given_again_and_gains_add_up_to_the_best():
+    game = reasoning(attempts=3, retry="again", instruction="Only the number.")
+    assert game.reset(seed=5)[0].endswith("=\nOnly the number.")
+    right = game.entry["answer"]
+    partly = f"{right} or so"  # reasoning-gym gives a share to an answer that holds the right one
+    observation, first, terminated, *_ = game.step(partly)
+    assert observation == "again" and 0 < first < 1 and not terminated
+    assert game.step("wrong")[:3] == ("again", 0.0, False)
+    observation, last, terminated, *_ = game.step(right)
+    assert first + last == pytest.approx(1.0) and terminated
+    game.reset(seed=5)
+    assert [game.step("wrong")[2] for _ in range(3)] == [False, False, True]
+
+
+def test_rows_hold_more_of_a_tasks_config():
+    game = reasoning(max_digits=1, min_digits=1)
+    for n in (2, 6):
+        game.reset(seed=2, min_terms=n, max_terms=n)
+        assert game.entry["metadata"]["num_terms"] == n and len(game.entry["answer"]) <= 2
+
+
+def test_tasks_that_draw_all_their_items_at_once_have_a_question_for_every_seed_too():
+    game = reasoning("acre")
+    openings = [game.reset(seed=seed)[0] for seed in (0, 7, 8, 7)]
+    assert openings[1] == openings[3] and len(set(openings)) == 3
+    assert game.step(game.entry["answer"])[1] == 1.0
+
+
+def test_an_answer_on_which_the_verifier_fails_counts_as_wrong_and_is_warned_of():
+    game = reasoning("game_of_life")
+    game.reset(seed=0)
+    with pytest.warns(UserWarning, match="1 answers so far count as wrong"):
+        assert game.step("{}")[1] == 0.0
+    assert game.task.unscored == 1
+
+
+def test_a_task_or_a_config_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match=r"no task 'chain_sums'\. Did you mean 'chain_sum'"):
+        reasoning("chain_sums")
+    with pytest.raises(ValueError, match="does not take the config"):
+        reasoning(terms=3)
+    with pytest.raises(ValueError, match="'size' is no config"):
+        reasoning(size=10)

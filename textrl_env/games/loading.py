@@ -25,14 +25,18 @@ from reward_models import trust
 from reward_models.importing import import_file, import_module
 from reward_models.names import shorten
 from textrl_env.errors import did_you_mean
-from textrl_env.games import gymnasium_env
+from textrl_env.games import gymnasium_env, strings
 from textrl_env.protocols import Game
 
 #: Makes a game of its own at each call.
 GameFactory = Callable[[], Game]
 
 #: Word before the colon -> ``"module:function"`` with ``function(rest, **game_kwargs) -> GameFactory``.
-SPELLINGS: dict[str, str] = {}
+SPELLINGS: dict[str, str] = {
+    "gem": "textrl_env.games.strings:load_gem",
+    "reasoning_gym": "textrl_env.games.reasoning_gym:load",
+    "skyrl_gym": "textrl_env.games.strings:load_skyrl",
+}
 #: ``"module:function"`` with ``function(made) -> Game | None``, tried in this order on what is no game by itself.
 ADAPTERS: list[str] = ["textrl_env.games.gymnasium_env:adapt", "textrl_env.games.tools:adapt"]
 
@@ -57,6 +61,8 @@ def load_game(game: Any, game_kwargs: Mapping[str, Any] | None = None) -> GameFa
         if gymnasium_env.is_id(game):
             return _checked(gymnasium_env.load(game, **kwargs), game)
         game = _find(game)
+    if strings.is_skyrl_class(game):
+        return _checked(strings.from_skyrl_class(game, **kwargs), game)
     if callable(game) and not (isinstance(game, Game) and not inspect.isclass(game)):
         return _checked(lambda: game(**kwargs), game)
     if kwargs:
