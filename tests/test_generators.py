@@ -16,10 +16,11 @@ from agents.rollouts.episode_log import EpisodeLog
 from agents.runs import run_directory as runs
 from tests.off_generator import OffGenerator
 from tests.tiny import EOS, WORDS, id_sum, make_env, make_lm
+from textrl_env.envs.text_game import TextGameEnv
 from textrl_env.generators import Generated, GeneratorError, Sampling, make_generator
 from textrl_env.generators.answers import ask
 from textrl_env.generators.sampling import check_knobs, limit_logits
-from textrl_env.lm import Sequences, generate
+from textrl_env.lm import POLICY, Sequences, generate
 from textrl_env.lm.decoding import SlotDecoder
 
 GAP = "sampling/sampling_logp_difference"
@@ -194,6 +195,35 @@ def test_what_goes_on_from_several_turns_keeps_who_wrote_what():
     made = ask(engine, given, Sampling(3, (EOS,)), "off")
     assert np.array_equal(made[0].tokens[:4], [3, 4, 5, 6])
     assert made[0].written_by[:5].tolist() == [0, 0, 1, 2, 1]
+
+
+class Talks:
+    """A game that answers twice and ends."""
+
+    def reset(self, seed=None, **row):
+        self.turns = 0
+        return "a b", {}
+
+    def step(self, text):
+        self.turns += 1
+        return "c", float("b" in text), self.turns == 2, False, {}
+
+
+def test_a_conversation_is_written_turn_by_turn_and_cut_where_a_text_ends_the_turn():
+    env = TextGameEnv(game=Talks, model=make_lm(), max_new_tokens=5, max_length=24, stop=["b"], kl_coef=0.1)
+    engine = OffGenerator(temperature=1.3)
+    rollouts = []
+    agent = with_engine(engine, env=env)
+    agent.train = rollouts.append
+    agent.learn(1)
+    sequences = rollouts[0].inputs["sequences"]
+    assert len(engine.asked) == 2 and agent.latest[f"{GAP}/mean"] > 0.01
+    own = sequences.log_probs[sequences.policy]
+    assert np.allclose(own, agent.policy.lm.log_probs(sequences), atol=1e-4)
+    at = sequences.policy[sequences.actions == WORDS.index("b")]
+    inside = at[at + 1 < len(sequences.tokens)]
+    assert len(at) and not (sequences.written_by[inside + 1] == POLICY).any()
+    assert rollouts[0].sampling_log_probs.shape == rollouts[0].mask.shape
 
 
 def test_a_generator_is_named_by_its_module_too():

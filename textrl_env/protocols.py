@@ -100,7 +100,8 @@ class Game(Protocol):
 class Generator(Protocol):
     """What writes responses in place of our own decoder: a serving engine, in this process or behind a server.
 
-    Called by :func:`textrl_env.generators.answers.ask`, which checks what comes back.
+    Called by :func:`textrl_env.generators.answers.ask`, which checks what comes back. One that says ``shares_weights =
+    True`` reads the very tensors that are being trained, and so cannot write while the policy learns.
     """
 
     def generate(self, prompts: Sequence[np.ndarray], sampling: Any) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,12 +192,23 @@ class CausalLMPolicy(Policy):
             how = {"limit": limit, "stop": self._stop, "memory": self._memory}
             source = self.generator if self.streams is None else self.streams
             return generate_sequences(self.lm, prompts, max_new_tokens, source, deterministic, **how)
+        return self._asking(prompts, sampling)()
+
+    def generation(self, prompts: list[np.ndarray], max_new_tokens: int) -> Callable[[], Sequences]:
+        """What an outside generator is to write, by the weights and the random stream of now; a call writes it."""
+        return self._asking(prompts, self._sampling(max_new_tokens, False))
+
+    def _asking(self, prompts: list[np.ndarray], sampling: Sampling) -> Callable[[], Sequences]:
         if self._engine_waits:
             push_weights(self.engine, self.lm.plain_model(), self.engine_name)
             self._engine_waits = False
-        streams = Streams.draw(self.generator, 1) if self.streams is None else self.streams
-        seed = int(streams.keys[0] >> np.uint64(33))
-        return ask(self.engine, prompts, dataclasses.replace(sampling, seed=seed), self.engine_name)
+        streams = Streams.draw(self.generator, len(prompts)) if self.streams is None else self.streams
+        seeds = (streams.keys >> np.uint64(33)).astype(
+            np.int64
+        )  # of 31 bits: engines differ in what they take
+        sampling = dataclasses.replace(sampling, seed=int(seeds[0]), seeds=tuple(seeds.tolist()))
+        first_end = None if self._stop is None else self._stop.first_end
+        return partial(ask, self.engine, prompts, sampling, self.engine_name, first_end)
 
     def _sampling(self, max_new_tokens: int, deterministic: bool) -> Sampling:
         own = {"temperature": self.lm.temperature} | self.sampling

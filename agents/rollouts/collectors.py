@@ -22,6 +22,7 @@ from agents.algorithms import maths
 from agents.parallel.processes import Processes
 from agents.parallel.rewards import shared_rewards
 from agents.policies.base import Evaluation, Policy
+from agents.rollouts.ahead import Ahead
 from agents.rollouts.episode_log import EpisodeLog
 from agents.rollouts.observations import copied, zeros_with_rows
 from agents.rollouts.rollout import Rollout, concatenate
@@ -39,6 +40,7 @@ class Collecting(Protocol):
         envs: The vector env.
         text_env: The env whose fused way is taken, or None.
         policy: Acts.
+        ahead: Has written responses before they are asked for; None where nobody does.
         device: Where the policy evaluates.
         autoreset_mode: Of ``envs``.
         num_envs: Slots of ``envs``.
@@ -60,6 +62,7 @@ class Collecting(Protocol):
     envs: gym.vector.VectorEnv
     text_env: TextEnv | None
     policy: Policy
+    ahead: Ahead | None
     device: torch.device
     autoreset_mode: AutoresetMode
     num_envs: int
@@ -378,11 +381,14 @@ def _run_wave(agent: Collecting, starts: list[Any]) -> Rollout:
 def collect_fused(agent: Collecting, n_episodes: int, group_size: int = 1) -> Rollout:
     """Whole episodes at once from an environment that has ``run_episodes``."""
     env, policy = agent.text_env, agent.policy
-    prompt_ids = np.repeat(env.draw_prompts(n_episodes // group_size), group_size)
+    if agent.ahead is None:
+        prompt_ids = np.repeat(env.draw_prompts(n_episodes // group_size), group_size)
+    else:
+        prompt_ids, written = agent.ahead.take(n_episodes, group_size)
     evaluation = None
 
     def generate(prompts: list[np.ndarray]) -> Sequences:
-        return _generate(agent, prompts, group_size)
+        return written if agent.ahead is not None else _generate(agent, prompts, group_size)
 
     def evaluate(sequences: Sequences) -> Sequences:
         nonlocal evaluation

@@ -68,6 +68,7 @@ class Checkpointed(Protocol):
     num_envs: int
     last_obs: Any
     waiting: np.ndarray
+    ahead: Any
     seed: int
     rng: np.random.Generator
     episodes: Any
@@ -151,6 +152,8 @@ def take_position(agent: Checkpointed) -> Position:
             observation = named_arrays(agent.last_obs)
             arrays |= {f"last_obs.{name}": np.array(value) for name, value in observation.items()}
         arrays["waiting"] = agent.waiting.copy()
+        if agent.ahead is not None:
+            arrays |= {f"ahead.{name}": array for name, array in agent.ahead.get_state().items()}
     streams = {"rng.policy": agent.policy.generator.get_state(), "rng.torch": torch.get_rng_state()}
     return Position(document, arrays, streams)
 
@@ -482,6 +485,9 @@ def _restore(agent: Checkpointed, document: dict[str, Any], path: Path) -> None:
     space = agent.policy.observation_space
     agent.last_obs = from_named_arrays(space, observation) if observation else None
     agent.waiting = arrays["waiting"]
+    if agent.ahead is not None:
+        written = {n.removeprefix("ahead."): a for n, a in arrays.items() if n.startswith("ahead.")}
+        agent.ahead.set_state(written)
 
 
 def _agree_with_env(agent: Checkpointed, document: dict[str, Any]) -> None:

@@ -541,6 +541,10 @@ class _TextRLHF:
             self.reset()
         return self.dynamics.draw_prompts(num_episodes)
 
+    def encoded_prompts(self, prompt_ids: Sequence[int] | np.ndarray) -> list[np.ndarray]:
+        """Prompts as token ids, int64 arrays, for those who write responses before :meth:`run_episodes` is called."""
+        return [self.dynamics.prompt_tokens[k] for k in prompt_ids]
+
     def run_episodes(
         self,
         generate: Generate,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,7 +37,11 @@ class Generated(NamedTuple):
 
 
 def ask(
-    generator: Generator, prompts: Sequence[np.ndarray] | Sequences, sampling: Sampling, name: str
+    generator: Generator,
+    prompts: Sequence[np.ndarray] | Sequences,
+    sampling: Sampling,
+    name: str,
+    first_end: Callable[[np.ndarray], int | None] | None = None,
 ) -> Sequences:
     """One response to each prompt, or one more turn in each sequence, from any generator.
 
@@ -46,6 +50,9 @@ def ask(
         prompts: ``B`` int64 arrays of token ids, or sequences to go on from.
         sampling: How.
         name: Of the generator, for messages.
+        first_end: Of a response's tokens, how many there are up to where a text that ends it is complete; None if none
+            is. The generator knows nothing of it: what comes after is cut off, which leaves what sampling up to there
+            would have given.
 
     Returns:
         The prompts with their responses; the log-probabilities beside them are the generator's own.
@@ -64,7 +71,7 @@ def ask(
         raise GeneratorError(
             f"the generator {name} failed while it wrote {len(before)} responses: {type(error).__name__}: {error}"
         ) from error
-    return _checked(answers, given, sampling, name)
+    return _checked(answers, given, sampling, name, first_end)
 
 
 def push_weights(generator: Generator, model: Any, name: str) -> None:
@@ -83,7 +90,13 @@ def push_weights(generator: Generator, model: Any, name: str) -> None:
         ) from error
 
 
-def _checked(answers: Any, given: Sequences, sampling: Sampling, name: str) -> Sequences:
+def _checked(
+    answers: Any,
+    given: Sequences,
+    sampling: Sampling,
+    name: str,
+    first_end: Callable[[np.ndarray], int | None] | None,
+) -> Sequences:
     def fail(text: str) -> GeneratorError:
         return GeneratorError(f"the generator {name} {text}; nothing was learned from this rollout")
 
@@ -102,6 +115,10 @@ def _checked(answers: Any, given: Sequences, sampling: Sampling, name: str) -> S
     known = None if log_probs is None else [_numbers(row, i, fail) for i, row in enumerate(log_probs)]
     for i, row in enumerate(known or ()):
         _check_log_probs(row, len(written[i]), i, fail)
+    if first_end is not None:
+        ends = [first_end(tokens) for tokens in written]
+        written = [tokens[:end] for tokens, end in zip(written, ends, strict=True)]
+        known = None if known is None else [row[:end] for row, end in zip(known, ends, strict=True)]
     return given.extended(written, POLICY, known)
 
 

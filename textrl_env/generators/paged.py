@@ -39,6 +39,8 @@ class PagedGenerator:
         self.config = config
         ContinuousBatchingConfig(**config)  # says now what it does not take
         self._model: PreTrainedModel | None = None
+        #: Whether it reads the tensors that are being trained.
+        self.shares_weights = dtype is None
 
     @torch.no_grad()
     def update_weights(self, model: PreTrainedModel) -> None:

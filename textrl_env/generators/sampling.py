@@ -30,6 +30,8 @@ class Sampling:
         min_p: Only tokens at least so likely as a share of the likeliest one's probability; 0 for all.
         min_new_tokens: No end token before so many others have been written.
         seed: Of this call; the same seed need not give the same tokens in another engine.
+        seeds: One for each response, for engines that take one with each: what is written then depends neither on what
+            else is written nor on how many processes share the work. Empty for none.
         deterministic: Take the likeliest token instead of sampling.
 
     Raises:
@@ -45,6 +47,7 @@ class Sampling:
     min_p: float = 0.0
     min_new_tokens: int = 0
     seed: int = 0
+    seeds: tuple[int, ...] = ()
     deterministic: bool = False
 
     def __post_init__(self) -> None:

@@ -35,7 +35,7 @@ def request_params(sampling: Sampling, number: int, vocab_size: int) -> dict[str
         "repetition_penalty": 1.0,
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
-        "seed": sampling.seed + number,
+        "seed": sampling.seeds[number] if sampling.seeds else sampling.seed + number,
         "stop_token_ids": list(sampling.eos_ids),
         "ignore_eos": True,  # the ends are those above, whatever its own configuration says
         "logprobs": 0,  # of the sampled token alone
