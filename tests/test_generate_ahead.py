@@ -18,9 +18,7 @@ GAP = "sampling/sampling_logp_difference/max"
 
 
 class Watched(OffGenerator):
-    """Knows how many updates the agent had made when each rollout was begun and when it was finished."""
-
-    agent: GRPO
+    """Knows how often weights had been pushed when each rollout was begun and when it was finished."""
 
     def __init__(self):
         super().__init__()
@@ -28,13 +26,13 @@ class Watched(OffGenerator):
         self.holds_from, self.may_finish = 10**9, threading.Event()
 
     def generate(self, prompts, sampling):
-        self.begun.append(self.agent.n_updates)
+        self.begun.append(len(self.received))
         if len(self.begun) > self.dies_at:
             raise ConnectionError("gone")
         if len(self.begun) > self.holds_from:
             assert self.may_finish.wait(60)
         made = super().generate(prompts, sampling)
-        self.finished.append(self.agent.n_updates)
+        self.finished.append(len(self.received))
         return made
 
 
@@ -43,7 +41,6 @@ def make_agent(engine=None, cls=GRPO, **kwargs):
     kwargs = {"n_episodes": 8, "group_size": 4, "learning_rate": 1e-2, "seed": 0} | kwargs
     env = make_env(lm=make_lm(), reward=id_sum, kl_coef=0.1)
     agent = cls("CausalLMPolicy", env, policy_kwargs={"generator": engine}, generate_ahead=True, **kwargs)
-    engine.agent = agent
     return agent, engine
 
 
@@ -64,9 +61,8 @@ def test_what_is_learned_from_is_one_update_old_and_never_older():
     gaps = learn(agent, 4)
     agent.ahead.get_state()  # waits for the last one
     assert gaps[0] == pytest.approx(0, abs=1e-5) and min(gaps[1:]) > 1e-3
-    # Rollouts 0 and 1 were begun before any update, each further one when the one before was taken.
-    assert engine.begun == [0, 0, 1, 2, 3]
-    assert len(engine.received) == 4  # pushed once for each update's weights
+    # Rollouts 0 and 1 by the first weights, each further one by those of when the one before was taken.
+    assert engine.begun == engine.finished == [1, 1, 2, 3, 4]
 
 
 def test_the_policy_learns_while_the_next_responses_are_written():
@@ -89,7 +85,6 @@ def test_a_run_that_goes_on_from_a_checkpoint_learns_from_what_was_written_ahead
     stopped.save(tmp_path / "half")
     env, engine = make_env(lm=make_lm(), reward=id_sum, kl_coef=0.1), Watched()
     again = GRPO.load(tmp_path / "half", env=env, policy_kwargs={"generator": engine})
-    engine.agent = again
     assert again.generate_ahead and set(again.ahead.get_state()) == set(stopped.ahead.get_state())
     learn(again, 2)
     assert torch.equal(weights(again), weights(through))

@@ -335,7 +335,7 @@ def test_a_generator_that_dies_in_the_middle_loses_nothing(tmp_path):
     agent = with_engine(engine, n_episodes=8)
     config = {"save_every": 10**9, "keep": 1, "total_timesteps": 10**6, "log_interval": 1}
     config |= dict.fromkeys(("agent", "policy", "env"), "") | {"guards": False}
-    config |= {name: {} for name in ("env_kwargs", "policy_kwargs", "agent_kwargs")}
+    config |= {name: {} for name in ("env_kwargs", "policy_kwargs", "agent_kwargs")} | {"seed": 0}
     alive = engine.generate
     engine.generate = lambda *a: broken(a) if len(engine.asked) == 2 else alive(*a)
     with pytest.raises(GeneratorError, match="connection refused") as caught:
