@@ -6,6 +6,7 @@ Needs TRL, which ``pip install 'textrl-env[test]'`` brings; skipped without it.
 from __future__ import annotations
 
 import ast
+import collections
 import copy
 import inspect
 import textwrap
@@ -14,15 +15,18 @@ import types
 import pytest
 import torch
 
+from agents import GRPO
 from agents.algorithms.importance import importance_weights
 from agents.offline.dpo import Objective
 from agents.offline.preference_data import load_preferences
 from agents.offline.ratio_losses import RATIO_LOSSES
 from agents.offline.sft import accumulate_sft_gradients, encode_demonstration
+from agents.policies.base import Evaluation
+from agents.rollouts.rollout import Rollout
 from reward_models.bradley_terry import bradley_terry_loss
 from reward_models.calibration import forward_scores
 from reward_models.comparisons import encode_answer
-from tests.tiny import EOS, make_model, make_tokenizer
+from tests.tiny import EOS, make_env, make_model, make_tokenizer
 
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
@@ -235,3 +239,71 @@ def test_importance_weights_equal_trl(mode, low, high):
     ours = importance_weights(trained - sampled, mask, mode, high, low)
     assert torch.allclose(ours[mask], theirs[mask], atol=1e-5, rtol=1e-5)
     assert ours[mask].unique().numel() > 10
+
+
+def their_grpo_loss(log_probs, entropies, inputs, beta, budget, loss_type, corrected, ent_coef):
+    """The loss of TRL's GRPO trainer on given log-probabilities: its own method, on settings alone."""
+    trainer = types.SimpleNamespace(
+        _get_per_token_logps_and_entropies=lambda *args, **kwargs: (log_probs, entropies, None),
+        args=types.SimpleNamespace(use_bias_correction_kl=corrected, delta=None),
+        accelerator=types.SimpleNamespace(
+            gather=lambda x: x, reduce=lambda x, reduction: x, sync_gradients=True, num_processes=1
+        ),
+        model=types.SimpleNamespace(training=True),
+        beta=beta,
+        loss_type=loss_type,
+        entropy_coef=ent_coef,
+        _entropy_bonus_enabled=True,
+        max_completion_length=budget,
+        epsilon_low=0.2,
+        epsilon_high=0.2,
+        top_entropy_quantile=1.0,
+        importance_sampling_level="token",
+        current_gradient_accumulation_steps=1,
+        _metrics={"train": collections.defaultdict(list)},
+        **dict.fromkeys(("aux_loss_enabled", "use_vllm", "use_adaptive_entropy"), False),
+        off_policy_mask_threshold=None,
+    )
+    return trl.GRPOTrainer._compute_loss(trainer, None, inputs)
+
+
+@pytest.mark.parametrize("corrected", [True, False], ids=["corrected", "as published"])
+@pytest.mark.parametrize(
+    ("loss_type", "average"), [("grpo", "sequence"), ("bnpo", "token"), ("dr_grpo", "constant")]
+)
+def test_grpo_with_its_entropy_bonus_and_its_kl_equals_trl(loss_type, average, corrected):
+    torch.manual_seed(0)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]], dtype=torch.bool)
+    old, ref = (-torch.rand(4, 4, dtype=torch.float64) for _ in range(2))
+    advantages = torch.tensor([1.0, -1.0, 0.5, -0.5], dtype=torch.float64)
+    agent = GRPO(
+        "auto",
+        make_env(2, kl_coef=0.3),
+        n_episodes=4,
+        group_size=2,
+        average=average,
+        kl_in="loss",
+        kl_loss_estimator="k3-corrected" if corrected else "k3",
+        ent_coef=0.4,
+        entropy_average="token",
+        clip_range=0.2,
+    )
+    batch = Rollout({}, old, old, old, old, old, mask, mask, ref_log_probs=ref)
+    batch.advantages = advantages[:, None] * mask
+
+    def leaves():
+        moved = (old + 0.3 * torch.linspace(-1, 1, 16, dtype=torch.float64).view(4, 4)).requires_grad_()
+        return moved, torch.linspace(0.5, 2, 16, dtype=torch.float64).view(4, 4).requires_grad_()
+
+    ours, theirs = leaves(), leaves()
+    weights = agent.loss_weights(batch)
+    loss = (agent.loss(batch, Evaluation(ours[0], None, ours[1]))[0] * weights).sum()
+    loss.backward()
+    ids = torch.zeros(4, 4, dtype=torch.long)
+    inputs = {"prompt_ids": ids, "prompt_mask": ids, "completion_ids": ids, "completion_mask": mask.long()}
+    inputs |= {"advantages": advantages, "old_per_token_logps": old, "ref_per_token_logps": ref}
+    expected = their_grpo_loss(*theirs, inputs, 0.3, 6, loss_type, corrected, 0.4)
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    for mine, its in zip(ours, theirs, strict=True):
+        assert torch.allclose(mine.grad[mask], its.grad[mask], rtol=1e-5, atol=1e-9)
