@@ -110,6 +110,7 @@ def test_a_stop_string_ends_a_turn_and_stays_in_it():
     [
         ({"game_kwargs": {"rounds": 2}}, "game", 2),
         ({"game_kwargs": {"rounds": 9}, "max_turns": 3}, "turns", 3),
+        ({"game_kwargs": {"rounds": 9}, "max_episode_tokens": 6, "max_turns": 9}, "length", 3),
         # 2 words, then 3 turns of 2 tokens and an answer of one: 11, and another turn of 4 needs 15.
         ({"game_kwargs": {"rounds": 9}, "max_turns": 9, "max_length": 14}, "context", 3),
     ],
@@ -199,6 +200,7 @@ worlds = st.fixed_dictionaries(
         "max_turns": st.integers(1, 6),
         "max_length": st.integers(16, CONTEXT),
         "stop": st.sampled_from([None, "c", ["a b", "d"]]),
+        "max_episode_tokens": st.sampled_from([None, 5, 9]),
         "more_eos": st.booleans(),
         "longest": st.integers(0, 7),
     }
@@ -210,7 +212,15 @@ def build(world, num_envs=None):
     lm, actor = (make_lm(world["kind"], world["seed"] + shift, world["temperature"]) for shift in (0, 10))
     if world["more_eos"]:
         lm.eos_ids = actor.eos_ids = np.array([EOS, 3])
-    names = ("kl_estimator", "kl_coef", "max_new_tokens", "max_turns", "max_length", "stop")
+    names = (
+        "kl_estimator",
+        "kl_coef",
+        "max_new_tokens",
+        "max_turns",
+        "max_length",
+        "stop",
+        "max_episode_tokens",
+    )
     kwargs = {name: world[name] for name in names}
     env = make_game(num_envs, Wild, lm, game_kwargs={"longest": world["longest"]}, **kwargs)
     space = env.observation_space, env.action_space
@@ -297,12 +307,13 @@ def test_the_vector_env_steps_as_the_fused_way_says(world):
     if not finished:
         return
     for start, tokens, rewards, cut, end in finished:
-        left = iter(tokens)
+        left, before = list(tokens), []
 
-        def replay(contexts, left=left):
-            turn = [next(left)]
-            while not env.dynamics.turn_is_over(np.array(turn)):
-                turn.append(next(left))
+        def replay(contexts, left=left, before=before):
+            turn = [left.pop(0)]
+            while not env.dynamics.turn_is_over(np.array(turn), len(before)):
+                turn.append(left.pop(0))
+            before += turn
             log_probs = policy.lm.response_log_probs(contexts, [np.array(turn)])
             return [np.array(turn)], [log_probs[0]]
 

@@ -500,3 +500,20 @@ def test_what_a_policy_says_in_games_can_be_evaluated():
     assert result.ended.all() and len(result.responses[0]) == 2
     with pytest.raises(ValueError, match="100,000 starts, too many to play them all"):
         evaluate_policy(env.lm, make_game())
+
+
+@pytest.mark.parametrize("way", ["fused", "stepped"])
+def test_a_games_word_of_success_is_in_the_log(way):
+    class Winner(Copycat):
+        def step(self, text):
+            return "b", 0.0, True, False, {"is_success": self.word in "abcde"}
+
+    game = make_game(game=Winner, num_seeds=9)
+    agent = REINFORCE(
+        "auto", game if way == "fused" else gym.wrappers.TransformReward(game, float), n_episodes=16, seed=0
+    )
+    agent.learn(1)
+    prompts = agent.latest["samples/table"] if way == "fused" else None
+    assert 0 < agent.latest["rollout/success_rate"] < 1
+    if prompts is not None:
+        assert agent.latest["completions/mean_turns"] == 1.0

@@ -11,6 +11,7 @@ judges that compare two answers directly, and environments that are not text.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from textrl_env import embedded
 from textrl_env.data.prompts import load_prompts
 from textrl_env.envs.text_rlhf import Episodes, TextRLHFEnv
 from textrl_env.lm.causal_lm import CausalLM
-from textrl_env.lm.decoding import generate
+from textrl_env.lm.decoding import DecodedSequences, generate
 from textrl_env.lm.sequences import Sequences
 from textrl_env.protocols import TextEnv
 
@@ -112,9 +113,10 @@ def evaluate_policy(
     lm = language_model(policy_or_lm, env.lm.temperature)
     generator = torch.Generator(lm.device).manual_seed(seed)
 
-    how = {"stop": getattr(env, "stop", None)}
+    has_turns = hasattr(env, "max_turns")
 
-    def sample(prompts: list[np.ndarray]) -> Sequences:
+    def sample(memory: DecodedSequences | None, prompts: list[np.ndarray]) -> Sequences:
+        how = {"stop": env.stop, "memory": memory} if has_turns else {}
         sequences = generate(lm, prompts, env.max_new_tokens, generator, deterministic, **how)
         if not lm.autocast:
             return sequences
@@ -125,7 +127,10 @@ def evaluate_policy(
     columns = getattr(getattr(env.dynamics, "prompts", None), "columns", {})
     columns = {name: [values[i] for i in ids] for name, values in columns.items()}
     rows = np.repeat(ids, n_samples)  # the answers to one prompt are neighbours
-    chunks = [env.run_episodes(sample, rows[i : i + _BATCH]) for i in range(0, len(rows), _BATCH)]
+    chunks = []
+    for i in range(0, len(rows), _BATCH):
+        memory = DecodedSequences(env.max_length) if has_turns else None
+        chunks.append(env.run_episodes(functools.partial(sample, memory), rows[i : i + _BATCH]))
     return dataclasses.replace(_result(chunks, n_samples), prompt_ids=ids, columns=columns)
 
 

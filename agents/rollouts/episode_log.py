@@ -137,6 +137,8 @@ class EpisodeLog:
         } | {f"score/{name}": part for name, part in episodes.parts.items()}
         for name, values in columns.items():
             self.text.setdefault(name, []).extend(values)
+        if getattr(episodes, "success", None) is not None:
+            self.successes.extend(episodes.success.tolist())
         self.score_seconds += episodes.score_seconds
 
     def note_generator(self, found: dict[str, tuple[float, Callable]], remedy: str) -> None:

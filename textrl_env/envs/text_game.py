@@ -42,6 +42,7 @@ class GameEpisodes(Episodes):
 
     Attributes:
         turns: Turns that the policy had, int64 ``[B]``.
+        success: bool ``[B]``, what the games' last infos said as ``is_success``; None where none ever does.
         turn: Which turn each of the policy's tokens belongs to, from 0, int64 ``[m]``.
         state: A number for what each of these turns answers, int64 ``[m]``; equal texts have equal numbers.
         turn_rewards: What the game gave for each turn, ``B`` arrays.
@@ -51,6 +52,7 @@ class GameEpisodes(Episodes):
     turns: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     turn: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     state: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    success: np.ndarray | None = None
     turn_rewards: list[np.ndarray] = dataclasses.field(default_factory=list)
 
 
@@ -66,6 +68,8 @@ class Conversation:
         stop_reason: Why it ended; None while it goes on.
         truncated: Whether a time limit of the game's own has cut it off.
         failed: Whether it ended because the game failed.
+        success: Whether the game's last info said ``is_success``.
+        written: Tokens of the policy in the turns that have ended.
     """
 
     opening: Opening
@@ -75,6 +79,8 @@ class Conversation:
     stop_reason: str | None = None
     truncated: bool = False
     failed: bool = False
+    success: bool = False
+    written: int = 0
 
     @property
     def turns(self) -> int:
@@ -111,6 +117,7 @@ class TextGameDynamics(WritingDynamics):
         max_turns: int = 4,
         max_new_tokens: int | None = None,
         max_length: int | None = None,
+        max_episode_tokens: int | None = None,
         rows: Any = None,
         num_seeds: int = 100_000,
         game_kwargs: Mapping[str, Any] | None = None,
@@ -140,6 +147,7 @@ class TextGameDynamics(WritingDynamics):
             "max_turns": max_turns,
             "max_new_tokens": max_new_tokens,
             "max_length": max_length,
+            "max_episode_tokens": max_episode_tokens,
             "num_seeds": num_seeds,
             "max_answer_tokens": max_answer_tokens,
         }.items():
@@ -160,6 +168,8 @@ class TextGameDynamics(WritingDynamics):
         )
         self.encoder = TextEncoder(lm.tokenizer, chat_template_kwargs, allow_control_tokens)
         self.max_turns, self.num_seeds = max_turns, num_seeds
+        self.max_episode_tokens = max_episode_tokens
+        self.reports_success = False  # whether the game has ever said is_success
         self.rows = _load_rows(rows)
         self._open_slots(lm, _whole_length(lm, max_length))
         self.max_new_tokens = _turn_budget(lm, self.max_length) if max_new_tokens is None else max_new_tokens
@@ -194,7 +204,8 @@ class TextGameDynamics(WritingDynamics):
     @property
     def budget(self) -> int:
         """The most tokens that the policy can write in an episode."""
-        return min(self.max_turns * self.max_new_tokens, self.max_length - 1)
+        most = min(self.max_turns * self.max_new_tokens, self.max_length - 1)
+        return most if self.max_episode_tokens is None else min(most, self.max_episode_tokens)
 
     @property
     def num_prompts(self) -> int:
@@ -228,13 +239,13 @@ class TextGameDynamics(WritingDynamics):
         turn, given = np.zeros(self.num_slots, dtype=np.int64), np.zeros(self.num_slots)
         words = np.full(self.num_slots, None, dtype=object)
         answered = np.zeros(self.num_slots, dtype=np.int64)
-        ended = [slot for slot in slots if self.turn_is_over(self._turn_tokens(slot))]
+        ended = [slot for slot in slots if self._is_over(slot)]
         for slot, answer in zip(ended, self._ask(self.players, ended), strict=True):
             conversation = self.conversations[slot]
             over[slot], turn[slot] = True, conversation.turns
             words[slot], given[slot] = answer.text, answer.reward
             self.turn_ends[slot, conversation.turns] = self.length[slot]
-            ids = self._hear(conversation, answer, self.length[slot], actions[slot])
+            ids = self._hear(conversation, answer, self.length[slot], self._turn_tokens(slot))
             self._append(slot, ids)
             answered[slot] = conversation.states[-1]
             rewards[slot] += answer.reward
@@ -267,6 +278,9 @@ class TextGameDynamics(WritingDynamics):
         self.written_by[slot, start:stop] = ENVIRONMENT
         self.length[slot] = stop
 
+    def _is_over(self, slot: int) -> bool:
+        return self.turn_is_over(self._turn_tokens(slot), self.conversations[slot].written)
+
     def _turn_tokens(self, slot: int) -> np.ndarray:
         """What the policy has written in the present turn."""
         start = self.turn_starts[slot, self.conversations[slot].turns]
@@ -276,6 +290,8 @@ class TextGameDynamics(WritingDynamics):
         conversations = [self.conversations[slot] for slot in slots]
         failed = np.array([each.failed for each in conversations], dtype=np.float64)
         parts = {} if self.game_fallback is None else {"score/game/failed": failed}
+        if self.reports_success:
+            parts["is_success"] = np.array([each.success for each in conversations])
         return parts | {
             "response": _objects([each.response for each in conversations]),
             "score": np.array([sum(each.rewards) for each in conversations], dtype=np.float64),
@@ -315,7 +331,7 @@ class TextGameDynamics(WritingDynamics):
             turn = self.tokens[slot, start:end]
             conversation.texts.append(self.turn_text(turn))
             answer = self.players.answer([slot], conversation.texts[-1:])[0]
-            seen += [turn, self._hear(conversation, answer, int(end), int(turn[-1]))]
+            seen += [turn, self._hear(conversation, answer, int(end), turn)]
         known = np.concatenate(seen)
         if not np.array_equal(known, self.tokens[slot, : len(known)]) or conversation.stop_reason is not None:
             logger.warn(
@@ -344,11 +360,11 @@ class TextGameDynamics(WritingDynamics):
             )
         return Conversation(opening)
 
-    def turn_is_over(self, turn: np.ndarray) -> bool:
-        """Whether the policy's turn ends with its last token."""
+    def turn_is_over(self, turn: np.ndarray, written: int = 0) -> bool:
+        """Whether the policy's turn ends with its last token; ``written`` tokens were in turns before it."""
         return (
             turn[-1] in self.lm.eos_ids
-            or len(turn) >= self.max_new_tokens
+            or len(turn) >= self._room(written)
             or (self.stop is not None and self.stop.end(turn))
         )
 
@@ -356,11 +372,16 @@ class TextGameDynamics(WritingDynamics):
         """The opening of a game that starts from ``prompt_id``."""
         return self._start(self._fused_players, 0, self._check_prompt_id(prompt_id)).opening
 
+    def _room(self, written: int) -> int:
+        """Tokens that a turn may have after ``written`` in those before it."""
+        most = self.max_new_tokens
+        return most if self.max_episode_tokens is None else min(most, self.max_episode_tokens - written)
+
     def turn_text(self, turn: np.ndarray) -> str:
         """A turn of the policy as the game gets it."""
         return self.layout.text(turn, turn[-1] in self.lm.eos_ids)
 
-    def _hear(self, conversation: Conversation, answer: Answer, length: int, last_token: int) -> np.ndarray:
+    def _hear(self, conversation: Conversation, answer: Answer, length: int, turn: np.ndarray) -> np.ndarray:
         """Note a game's answer, and whether the episode ends with it.
 
         Another turn begins only where its whole budget has room.
@@ -369,7 +390,7 @@ class TextGameDynamics(WritingDynamics):
             conversation: The policy's turn is in it already.
             answer: To that turn.
             length: Tokens of the sequence so far.
-            last_token: With which the policy ended its turn.
+            turn: Those of the policy's turn.
 
         Returns:
             The tokens that follow, int64; none where they have no room.
@@ -378,13 +399,18 @@ class TextGameDynamics(WritingDynamics):
         conversation.states.append(zlib.crc32(shown.encode("utf-8", "surrogatepass")))
         conversation.texts.append(answer.text)
         conversation.rewards.append(answer.reward)
-        ids = self.layout.answer(answer.observation, conversation.opening, int(last_token))
+        conversation.written += len(turn)
+        self.reports_success |= "is_success" in answer.info
+        conversation.success = bool(answer.info.get("is_success", False))
+        ids = self.layout.answer(answer.observation, conversation.opening, int(turn[-1]))
         after = length + len(ids)
         if answer.terminated or answer.truncated:
             conversation.stop_reason = "game"
             conversation.truncated, conversation.failed = not answer.terminated, answer.failed
         elif conversation.turns >= self.max_turns:
             conversation.stop_reason = "turns"
+        elif self._room(conversation.written) < 1:
+            conversation.stop_reason = "length"
         elif after + self.max_new_tokens > self.max_length:
             conversation.stop_reason = "context"
         return ids if after <= self.max_length else ids[:0]
@@ -415,24 +441,25 @@ class TextGameDynamics(WritingDynamics):
         seconds = time.perf_counter() - started
         sequences = Sequences.from_prompts([each.opening.ids for each in played])
         turn_lengths: list[list[int]] = [[] for _ in played]
+        last_turns: dict[int, np.ndarray] = {}
         going = np.arange(len(played))
         while len(going) or players.busy:
             if len(going):
-                turns, log_probs, native = self._next_turns(generate, sequences, going)
+                rooms = [self._room(played[i].written) for i in going]
+                turns, log_probs, native = self._next_turns(generate, sequences, going, rooms)
                 known = None if log_probs is None else _spread(log_probs, going, len(played))
                 turns_of_all = _spread(turns, going, len(played))
                 sequences = sequences.extended(turns_of_all, POLICY, known, native)
                 for i, turn in zip(going, turns, strict=True):
                     played[i].texts.append(self.turn_text(turn))
+                    last_turns[i] = turn
                     turn_lengths[i].append(len(turn))
             started = time.perf_counter()
             players.ask(going, [played[i].texts[-1] for i in going])
             # Games that are slow do not hold up the others: those join a later round.
             heard = players.hear(self.game_patience)
-            last = sequences.starts + sequences.lengths - 1
             follow = [
-                self._hear(played[i], answer, int(sequences.lengths[i]), int(sequences.tokens[last[i]]))
-                for i, answer in heard
+                self._hear(played[i], answer, int(sequences.lengths[i]), last_turns[i]) for i, answer in heard
             ]
             answered = np.array([i for i, _ in heard])
             sequences = sequences.extended(_spread(follow, answered, len(played)), ENVIRONMENT)
@@ -444,13 +471,14 @@ class TextGameDynamics(WritingDynamics):
         return self._episodes(prompt_ids, played, sequences, turn_lengths, seconds)
 
     def _next_turns(
-        self, generate: Generate, sequences: Sequences, going: np.ndarray
+        self, generate: Generate, sequences: Sequences, going: np.ndarray, rooms: list[int]
     ) -> tuple[list[np.ndarray], list[np.ndarray] | None, bool]:
         """The next turns of some of the sequences, their log-probabilities, and whether our own decoder wrote them."""
         contexts = sequences[going].split(sequences[going].tokens)
         generated = Sequences.from_generated(generate(contexts), contexts)
         turns, log_probs = generated
         ends = [self._turn_length(turn, int(i)) for i, turn in zip(going, turns, strict=True)]
+        ends = [min(end, room) for end, room in zip(ends, rooms, strict=True)]
         turns = [turn[:n] for turn, n in zip(turns, ends, strict=True)]
         if log_probs is not None:
             log_probs = [row[:n] for row, n in zip(log_probs, ends, strict=True)]
@@ -498,6 +526,7 @@ class TextGameDynamics(WritingDynamics):
             score_seconds=seconds + time.perf_counter() - started,
             truncated=np.array([each.truncated for each in played], dtype=bool),
             turns=turns,
+            success=np.array([each.success for each in played]) if self.reports_success else None,
             turn=np.repeat(np.concatenate([np.arange(n) for n in turns]), lengths),
             state=np.repeat(np.concatenate([np.array(each.states) for each in played]), lengths),
             turn_rewards=[np.array(each.rewards, dtype=np.float64) for each in played],
@@ -642,15 +671,15 @@ class TextGameEnv(_TextGame, KLEnv):
 
     ## Episode End
     A turn ends with an end token, a text of ``stop``, or after ``max_new_tokens``. The episode ends when the game says
-    so, after ``max_turns``, or when another turn would not fit into ``max_length``: all ``terminated``, since these
-    limits are part of the task. Only a game's own time limit is ``truncated``.
+    so, after ``max_turns`` or ``max_episode_tokens``, or when another turn would not fit into ``max_length``: all
+    ``terminated``, since these limits are part of the task. Only a game's own time limit is ``truncated``.
 
     ## Information
     reset: ``prompt`` (the opening), ``prompt_id``. Every step: ``ref_logprob``, ``kl``. On the last token of a turn:
     ``turn`` (from 0), ``game_text`` (what the game answered), ``turn_reward``, ``turn_state`` (a number for the text
     that the turn answered). At the end: ``response`` (the turns of both, one below the other, the game's last word
     left out), ``score`` (sum of the game's rewards), ``kl_sum``, ``response_length`` (the policy's tokens), ``turns``,
-    ``stop_reason`` ("game", "turns" or "context").
+    ``stop_reason`` ("game", "turns", "length" or "context"); ``is_success`` where the game's info says it.
 
     ## Arguments
     - ``game`` (the embedded world's): a class or factory of games, ``"package.module:Name"``, ``"file.py:Name"``, an
@@ -658,7 +687,8 @@ class TextGameEnv(_TextGame, KLEnv):
     - ``model`` (embedded SFT model): folder or hub id of any Hugging Face causal LM; reference and initial policy.
     - ``kl_coef`` (0.05), ``kl_estimator`` ("k1").
     - ``max_turns`` (4); ``max_new_tokens`` (a quarter of ``max_length``, at most 256; 24 with the embedded model): the
-      budget of a turn; ``max_length`` (the model's context, at most 2048): of the whole sequence.
+      budget of a turn; ``max_episode_tokens`` (None): of all turns together; ``max_length`` (the model's context, at
+      most 2048): of the whole sequence.
     - ``rows`` (None): a list of dicts, a file or a dataset; a game gets one as ``reset(seed, **row)``. ``num_seeds``
       (100,000): seeds are drawn below it.
     - ``stop`` (None): texts that end a turn; they stay in it.
