@@ -6,7 +6,7 @@
 
 Prints the table: fault, tries, lost, what the user saw. "Lost" counts what must not happen: a run that was gone on with
 and ends with other bits than one left alone, damage that nobody notices, an error without its place, silence. Left out:
-power failures, for which a machine would have to be switched off, and kills of one of several processes of a run.
+power failures, for which a machine would have to be switched off.
 """
 
 from __future__ import annotations
@@ -60,10 +60,12 @@ def soak(options: argparse.Namespace, table: Table) -> None:
                     table.write(options.keep)
 
         if "kills" in parts:
-            killing = kills.Kills(place, table, rng)
+            killing, shared = kills.Kills(place, table, rng), kills.SharedRuns(place, table, rng)
 
             def kill() -> None:
                 killing.once()
+                if killing.turn % 5 == 2:
+                    shared.once()
                 if killing.turn % 10 == 1:
                     kills.two_at_once(place, table, rng)
                     kills.by_a_launcher(place, table, rng)

@@ -13,7 +13,7 @@ import re
 import shlex
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cases import Case, all_cases, result_of
@@ -43,6 +43,8 @@ _FAREWELLS = (
 #: Columns of the log that differ between two runs of the same thing.
 _TIMES = ("time/", "memory/")
 _MOST_COMMANDS = 8
+#: Seconds that a launcher leaves to the others of a process that has ended.
+_GRACE = 30.0
 
 
 class Kills:
@@ -147,6 +149,70 @@ def by_a_launcher(place: Path, table: Table, rng: random.Random) -> None:
     nothing = not (place / case.output).exists()
     row = table.row("started by a launcher of two processes")
     row.add("refused, with the launcher's variable" if named else "", "" if nothing else "files were written")
+
+
+class SharedRuns:
+    """One of two processes that share a run is killed: the other names it and ends, and both go on to the same bits."""
+
+    def __init__(self, place: Path, table: Table, rng: random.Random) -> None:
+        self.place, self.table, self.rng = place, table, rng
+        on_text = [each for each in all_cases() if each.verb == "train" and " on text" in each.name]
+        self.cases = on_text + [each for each in all_cases() if each.verb in ("sft", "reward", "dpo")]
+
+    def once(self) -> None:
+        """One case, one kill."""
+        case = self.rng.choice(self.cases)
+        _clear(case, self.place)
+        whole = self._together(case.command)
+        if any(end.code for end in whole):
+            raise RuntimeError(f"{case.name} fails in two processes:\n{whole[0].output}\n{whole[1].output}")
+        result, log = result_of(case, self.place), _log(self.place / "out")
+        _clear(case, self.place)
+        rank = self.rng.randrange(2)
+        aim = Hit.at_random(self.rng, signal.SIGKILL, whole[rank])
+        ends = self._together(case.command, rank, aim)
+        survivor = ends[1 - rank]
+        seen = self._told(survivor) if ends[rank].was_hit else "both were through before it"
+        command = case.command
+        if case.verb != "train" or (self.place / "out" / "config.json").is_file():
+            command = case.again
+        for _ in range(_MOST_COMMANDS):
+            ends = self._together(command)
+            if ends[0].code == 0:
+                break
+            command = _next_command(ends[0].output) or case.command
+        lost = _wrong(case, self.place, ends[0], result, log)
+        lost = lost or ("" if seen else f"silence of the other process: {survivor}")
+        row = self.table.row("`kill -9` of one of two processes that share a run")
+        row.add(seen, lost and f"{case.name}: {lost}")
+
+    def _told(self, survivor: Ended) -> str:
+        if re.search(r"is gone, killed or crashed|a process was lost", survivor.output):
+            return "the other says which process is gone, and ends; both go on to the same bits"
+        if survivor.code in (0, -signal.SIGTERM, -signal.SIGKILL, 143):
+            return "the other had not met it yet, or needed it no more; the launcher ends it"
+        if re.search(r"textrl: .{20}", survivor.output):  # while they are meeting
+            return "the other says what it waited for in vain, and ends; both go on to the same bits"
+        return ""
+
+    def _together(self, command: Sequence[str], rank: int = 0, aim: Hit | None = None) -> list[Ended]:
+        """Run a command in two processes as a launcher does: where one is killed, the other is ended after a while."""
+        port = str(self.rng.randrange(20_000, 60_000))
+        outputs = [self.place / f".output-{number}" for number in range(2)]
+
+        def as_rank(number: int) -> Callable[[], None]:
+            names = {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2"}
+            return lambda: os.environ.update(names | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})
+
+        processes = [start(command, self.place, outputs[k], as_rank(k)) for k in range(2)]
+        ends: dict[int, Ended] = {}
+        ends[rank] = finish(processes[rank], outputs[rank], [] if aim is None else [aim])
+        patience = [Hit(number, 0.0, _GRACE) for number in (signal.SIGTERM, signal.SIGKILL)]
+        other = 1 - rank
+        ends[other] = finish(processes[other], outputs[other], patience)
+        for output in outputs:
+            output.unlink(missing_ok=True)
+        return [ends[0], ends[1]]
 
 
 def _wrong(case: Case, place: Path, ended: Ended, result: dict[str, bytes], log: list[dict[str, str]]) -> str:
