@@ -197,6 +197,18 @@ def test_json_that_python_does_not_read_is_refused_with_file_and_line(content, w
         load_prompts(file)
 
 
+@pytest.mark.parametrize(
+    "message", [{"role": "user", "content": "a \ud800"}, {"role": "\ud800", "content": "a"}]
+)
+def test_half_a_character_in_a_message_is_refused_with_its_place(message, tmp_path):
+    file = tmp_path / "data.jsonl"
+    file.write_text(json.dumps({"prompt": [message]}) + "\n")
+    with pytest.raises(
+        ValueError, match=r"data\.jsonl, line 1, column 'prompt': message 0.*: character \d is half"
+    ):
+        load_prompts(file)
+
+
 def test_pairs_beside_empty_cells_for_judged_answers_are_pairs(tmp_path):
     (tmp_path / "data.csv").write_text("completion,prompt,chosen,rejected\n,a,b,c\n,d,e,f\n")
     items, skipped = load_preferences(tmp_path / "data.csv", make_tokenizer(), paired=False)

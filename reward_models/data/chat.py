@@ -522,9 +522,23 @@ def problem_in(messages: Sequence[Any]) -> str | None:
             return f"message {i}: expected a text as 'content', got {_described(content)}"
         else:
             try:
-                text_of(content)
+                problem = problem_in_text(text_of(content))
             except ValueError as error:
-                return f"message {i}: {error}"
+                problem = str(error)
+            if problem is not None:
+                return f"message {i}: {problem}"
+        problem = problem_in_text(message["role"])
+        if problem is not None:
+            return f"message {i}, 'role': {problem}"
+    return None
+
+
+def problem_in_text(text: str) -> str | None:
+    """Why no tokenizer takes a text, or None: JSON can write half a character, which Python reads."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"character {error.start + 1} is half of a surrogate pair, which no tokenizer takes"
     return None
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from reward_models.data.chat import problem_in, split_prompt
+from reward_models.data.chat import problem_in, problem_in_text, split_prompt
 from reward_models.data.rows import BadRow, Bare, describe, read_rows, source_name
 from reward_models.names import did_you_mean
 
@@ -171,11 +171,7 @@ def _missing(row: dict[str, Any], forms: Sequence[Sequence[str]]) -> str:
 def _check_string(value: Any) -> str | None:
     if not isinstance(value, str):
         return f"expected a text, got {describe(value)}"
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        return f"character {error.start + 1} is half of a surrogate pair, which no tokenizer takes"
-    return None
+    return problem_in_text(value)
 
 
 def _check_text(value: Any) -> str | None:
