@@ -64,7 +64,7 @@ def soak(options: argparse.Namespace, table: Table) -> None:
 
             def kill() -> None:
                 killing.once()
-                if killing.turn % 5 == 2:
+                if killing.turn % 5 == 3:
                     shared.once()
                 if killing.turn % 10 == 1:
                     kills.two_at_once(place, table, rng)

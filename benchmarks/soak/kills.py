@@ -67,8 +67,8 @@ class Kills:
         seen: list[str] = []
         ended = self._hit(case, number, alone, seen)
         lost = _wrong(case, self.place, ended, result, log)
-        row = self.table.row(_FAULTS[number])
         for text in seen:
+            row = self.table.row(_FAULTS[number])
             silent = "" if text else f"silence at the end of\n{ended.output[-1000:]}"
             row.add(text, (lost or silent) and f"{case.name}: {lost or silent}")
 
