@@ -315,6 +315,8 @@ class Agent(LearningLoop):
         self._optimizer = [policy_kwargs.pop(name, None) for name in ("optimizer_class", "optimizer_kwargs")]
         self.policy = make_policy(self.policy_name, spaces or self.envs, self._critic, policy_kwargs)
         self.policy.to(self._policy_device())
+        if self.processes.are_several and getattr(self.policy, "shard", False):
+            self.policy.split(self.processes.count)
         self.device = self.policy.device
         self._maybe_recommend_cpu()
         self.policy.generator = torch.Generator(self.device).manual_seed(self._action_seed)
@@ -609,10 +611,18 @@ class Agent(LearningLoop):
 
     def _share(self, batch: Rollout) -> np.ndarray | None:
         """Rows of a minibatch that this process evaluates; None for all."""
-        if not self.processes.are_several:
-            return None
+        return None if not self.processes.are_several else self._shares(batch)[self.processes.rank]
+
+    def _shares(self, batch: Rollout) -> list[np.ndarray]:
         group = None if batch.group is None else batch.group.numpy()
-        return processes.deal(batch.host_lengths(), group, self.processes.count)[self.processes.rank]
+        return processes.deal(batch.host_lengths(), group, self.processes.count)
+
+    def _passes(self, batch: Rollout, rows: int | None) -> int:
+        """How often split weights are gathered for a gradient step: as often as the process with most rows needs."""
+        if not self.policy.is_split:
+            return 0
+        most = max(1, *map(len, self._shares(batch)))
+        return 1 if rows is None else -(-most // rows)
 
     def update(self, batch: Rollout, fresh: bool = False) -> dict[str, float]:
         """One gradient step on one minibatch, in micro-batches; returns what to log.
@@ -635,14 +645,23 @@ class Agent(LearningLoop):
         weights = self.step_weights(batch)
         rows = self._micro_batch_size(len(batch))
         names, totals, used = accumulate_within_memory(
-            self.policy, self.optimizer, batch, self.loss, weights, rows, fresh, self._share(batch)
+            self.policy,
+            self.optimizer,
+            batch,
+            self.loss,
+            weights,
+            rows,
+            fresh,
+            self._share(batch),
+            self._passes(batch, rows),
         )
         if used != rows:
             self.micro_batch_size = self.init_kwargs["micro_batch_size"] = used
         extra = self.extra_loss()
         if extra is not None:
             (extra / self.processes.count).backward()
-        self.processes.sum_gradients(self.policy.parameters())
+        if not self.policy.is_split:  # split gradients have been summed on the way
+            self.processes.sum_gradients(self.policy.parameters())
         totals = self.processes.sum(totals)
         self.before_step()
         norm = clip_gradients(self.optimizer, self.policy, self.max_grad_norm)

@@ -19,6 +19,7 @@ from agents.process import tuned_for
 from agents.rollouts.episode_log import EpisodeLog
 from agents.rollouts.rollout import Rollout
 from agents.rollouts.vector_envs import tell_trainer_state
+from agents.runs import checkpoint
 from agents.sb3_surface import StableBaselines3Surface
 from reward_models import TrainerState
 
@@ -136,9 +137,8 @@ class LearningLoop(StableBaselines3Surface):
         same = ("seed", "n_episodes", "group_size", "batch_size", "n_epochs", "num_timesteps")
         settings = {name: getattr(self, name) for name in same}
         settings |= {"prompts": self.text_env.num_prompts, "budget": self.text_env.max_new_tokens}
-        self.processes.check_alike(
-            {"agent": type(self).__name__, **settings, "weights": fingerprint(self.policy.parameters())}
-        )
+        weights = fingerprint(weight for _, weight in self.policy.named_weights())
+        self.processes.check_alike({"agent": type(self).__name__, **settings, "weights": weights})
 
     def _trainer_state(self) -> TrainerState:
         """How far training is, for rewards that ask for it."""
@@ -156,6 +156,7 @@ class LearningLoop(StableBaselines3Surface):
                 f"pass one: {type(self).__name__}.load(path, env=...)"
             )
         self._check_processes()
+        self.processes.duties["state"] = lambda: checkpoint.learned_by_all(self)
         if reset:
             self.num_timesteps = self.iterations = 0
             self.episodes.forget()

@@ -269,6 +269,11 @@ class StableBaselines3Surface:
             include: Constructor arguments to write all the same, also those that say what to log ("verbose").
         """
         chosen = {"exclude": tuple(exclude or ()), "include": tuple(include or ())}
+        # Of several processes all call it, and the main one writes.
+        self.processes.duties["state"] = lambda: checkpoint.learned_by_all(self)
+        self.processes.on_main(lambda: self._save(path, **chosen))
+
+    def _save(self, path: str | Path | IO[bytes], **chosen: tuple[str, ...]) -> None:
         stream = hasattr(path, "write")
         if not stream and (Path(path).suffix != ".zip" or hasattr(self.policy, "save_pretrained")):
             checkpoint.save(self, Path(path), **chosen)

@@ -21,6 +21,7 @@ from agents.offline.dpo import dpo
 from agents.offline.reward_model import train_reward_model
 from agents.offline.sft import sft
 from agents.parallel import processes as parallel
+from agents.parallel.sharding import is_split, whole
 from reward_models import RunningNormalizer
 from tests.tiny import PROMPTS, id_sum, make_env, make_lm
 
@@ -39,6 +40,15 @@ RUNS: dict[str, Callable[[], Any]] = {
         "auto", _env(), group_size=2, batch_size=6, n_epochs=2, **COMMON
     ),
     "ppo, micro-batches": lambda: PPO("auto", _env(), batch_size=8, n_epochs=2, micro_batch_size=3, **COMMON),
+    "split weights": lambda: PPO(
+        "auto",
+        _env(),
+        critic="separate",
+        micro_batch_size=5,
+        n_epochs=1,
+        policy_kwargs={"shard": True, "gradient_checkpointing": True},
+        **COMMON,
+    ),
     "lora": lambda: PPO("auto", _env(), critic="separate", policy_kwargs={"lora_rank": 2}, **COMMON),
 }
 
@@ -70,16 +80,24 @@ def run(make: Callable[[], Any], updates: int = 3) -> dict[str, Any]:
         train(rollout)
 
     def taken() -> None:
-        kept["gradients"].append(_flat(p.grad for p in agent.policy.parameters() if p.grad is not None))
+        kept["gradients"].append(
+            _flat(whole(p.grad) for p in agent.policy.parameters() if p.grad is not None)
+        )
         step()
 
     agent.train, agent.optimizer.step = watched, taken
     steers = Steers()
     for update in range(updates):
         agent.learn(1, steers if update else None, reset_num_timesteps=False)
-    kept["weights"] = _flat(p.detach() for p in agent.policy.parameters())
+    kept["weights"] = _flat(whole(p.detach()) for p in agent.policy.parameters())
+    kept["held"] = sum(own(p).numel() for p in agent.policy.parameters())
     kept |= {"latest": {k: v for k, v in agent.latest.items() if isinstance(v, float)}, "calls": steers.calls}
     return kept | {"timesteps": agent.num_timesteps, "kl_coef": agent.kl_coef}
+
+
+def own(weight: torch.Tensor) -> torch.Tensor:
+    """The part of a weight that this process learns."""
+    return weight.to_local() if is_split(weight) else weight
 
 
 def _flat(tensors: Iterator[torch.Tensor]) -> list[float]:
@@ -209,6 +227,11 @@ def several(rank: int, count: int, port: int, folder: Path) -> None:
         found["first"] = command_line(folder, "two", *new_run(folder))
         found["again"] = command_line(folder, "two", *new_run(folder))
         found["resumed"] = command_line(folder, "", *resuming(folder / "two-of-one"))
+        split = ("--policy-arg", "shard=true")
+        found["split"] = command_line(folder, "split", *new_run(folder, 80), *split)
+        found["split, resumed"] = command_line(
+            folder, "", *resuming(folder / "split"), "--total-timesteps", "150"
+        )
         (folder / f"rank-{rank}.json").write_text(json.dumps(found))
 
 

@@ -18,9 +18,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from agents import GRPO
 from agents.parallel.processes import ALONE, Processes, deal
 from agents.runs.whole import check_whole
 from tests import shared_runs
+from tests.tiny import make_env, make_lm
 from textrl_env.lm.decoding import sample_actions
 from textrl_env.lm.streams import Streams
 
@@ -92,6 +94,18 @@ def test_trainers_on_files_train_the_same_model_in_two_processes(name, seen, tra
     assert two["weights"] == pytest.approx(one["weights"], abs=2e-5)
 
 
+def test_a_process_learns_a_part_of_split_weights_alone(seen):
+    whole = len(seen[0]["split weights"]["weights"])
+    held = [rank["split weights"]["held"] for rank in seen]
+    assert sum(held) == whole and max(held) < 0.55 * whole
+    assert {rank["reinforce"]["held"] for rank in seen} == {len(seen[0]["reinforce"]["weights"])}
+
+
+def test_adapters_are_not_split():
+    with pytest.raises(ValueError, match="with lora_rank are few"):
+        GRPO("auto", make_env(lm=make_lm()), policy_kwargs={"shard": True, "lora_rank": 2})
+
+
 def test_the_main_process_alone_calls_callbacks_and_the_others_follow(seen):
     for name in shared_runs.RUNS:
         main, other = (rank[name] for rank in seen)
@@ -148,6 +162,14 @@ def test_a_checkpoint_of_one_process_goes_on_in_two(folder, seen):
     one, two = final_weights(folder / "one"), final_weights(folder / "two-of-one")
     assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
     assert len(rows(folder / "two-of-one")) == len(rows(folder / "one"))
+
+
+def test_split_weights_are_saved_whole_and_split_again(folder, seen):
+    for what in ("split", "split, resumed"):
+        assert [rank[what][0] for rank in seen] == [0, 0], seen[0][what][1]
+    one, two = final_weights(folder / "one"), final_weights(folder / "split")
+    assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
+    assert len(rows(folder / "split")) == len(rows(folder / "one"))
 
 
 def test_a_process_that_is_killed_ends_the_run_by_name_and_the_last_checkpoint_is_whole(folder):

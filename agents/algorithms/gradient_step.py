@@ -25,6 +25,7 @@ def accumulate_gradients(
     micro_batch_size: int | None = None,
     fresh: bool = False,
     rows: np.ndarray | None = None,
+    passes: int = 0,
 ) -> tuple[list[str], Tensor]:
     """Add the gradient of ``sum(weights * loss)`` to the policy's parameters.
 
@@ -39,6 +40,7 @@ def accumulate_gradients(
         micro_batch_size: Rows evaluated at once; None takes all.
         fresh: No step has been taken since the rollout, so the old log-probabilities are the new ones.
         rows: The share of this process; None is all of the minibatch.
+        passes: Of the policy, at least so many: where its weights are split over processes, all of them take as many.
 
     Returns:
         Names of what is logged, "loss" first, and their masked means ``[1 + M]`` on the policy's device.
@@ -52,7 +54,8 @@ def accumulate_gradients(
     loss_total: Tensor | float = 0.0
     totals: Tensor | float = 0.0
     names: list[str] = []
-    for micro, at in batch.micro_batches(micro_batch_size):
+    pieces = list(batch.micro_batches(micro_batch_size))
+    for turn, (micro, at) in enumerate(pieces + pieces[:1] * (passes - len(pieces))):
         new, batch.evaluation = batch.evaluation if fresh else None, None
         if new is None or new.log_probs.shape != micro.mask.shape:
             new = policy.evaluate(micro)
@@ -63,12 +66,15 @@ def accumulate_gradients(
             micro.log_probs = new.log_probs.detach()
         losses, metrics = loss(micro, new)
         total = (losses * weights[at]).sum()
+        counted = shares[at]
+        if turn >= len(pieces):  # a pass for the others' sake
+            total, counted = total * 0.0, counted * 0.0
         total.backward()
         metrics = {"entropy": new.entropy} | metrics
         names = list(metrics)
         # All metrics in one go: for small networks they would cost as much as the loss.
         stacked = torch.stack([value.detach() for value in metrics.values()])  # [M, b, T]
-        totals = totals + stacked.flatten(1) @ shares[at].flatten().to(stacked.dtype)
+        totals = totals + stacked.flatten(1) @ counted.flatten().to(stacked.dtype)
         loss_total = loss_total + total.detach()
     return ["loss", *names], torch.cat([loss_total.view(1).to(totals.dtype), totals])
 
@@ -83,10 +89,15 @@ def clip_gradients(optimizer: torch.optim.Optimizer, policy: Policy, max_norm: f
         return optimizer.clip_grad_norm(max_norm)
     critic = [p for group in optimizer.param_groups if group["critic"] for p in group["params"]]
     if not critic:
-        return torch.nn.utils.clip_grad_norm_(policy.parameters(), max_norm)
+        return _whole(torch.nn.utils.clip_grad_norm_(policy.parameters(), max_norm))
     torch.nn.utils.clip_grad_norm_(critic, max_norm)
     actor = [p for group in optimizer.param_groups if not group["critic"] for p in group["params"]]
-    return torch.nn.utils.clip_grad_norm_(actor, max_norm)
+    return _whole(torch.nn.utils.clip_grad_norm_(actor, max_norm))
+
+
+def _whole(norm: Tensor) -> Tensor:
+    """The norm of gradients that may be split over processes."""
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
 def read_scalars(values: Tensor, norm: float | Tensor) -> list[float]:

@@ -106,11 +106,11 @@ def check_weights(policy: Policy, when: str) -> float:
     Returns:
         The norm of all weights; 0 where there are none.
     """
-    weights = [p.detach() for p in policy.parameters() if is_plain(p)]
+    weights = [p.detach() for _, p in policy.named_weights() if is_plain(p)]
     norm = float(torch.nn.utils.get_total_norm(weights)) if weights else 0.0
     if math.isfinite(norm):
         return norm
-    for name, weight in policy.named_parameters():
+    for name, weight in policy.named_weights():
         if is_plain(weight) and not _finite(weight):
             bad = int((~torch.isfinite(weight)).sum())
             raise FloatingPointError(
@@ -125,6 +125,8 @@ def is_plain(weight: Tensor) -> bool:
 
 
 def _finite(tensor: Tensor) -> bool:
+    if hasattr(tensor, "to_local"):  # split over processes: the part that is here
+        tensor = tensor.to_local()
     return bool(torch.isfinite(tensor).all())
 
 
@@ -145,6 +147,7 @@ def accumulate_within_memory(
     rows: int | None,
     fresh: bool,
     share: np.ndarray | None = None,
+    passes: int = 0,
 ) -> Accumulated:
     """:func:`~agents.algorithms.gradient_step.accumulate_gradients`, with half the rows at once while memory is short.
 
@@ -159,18 +162,21 @@ def accumulate_within_memory(
         rows: Evaluated at once; None for all.
         fresh: No step has been taken since the rollout.
         share: Rows of this process; None is all of them.
+        passes: Of the policy, at least so many.
 
     Raises:
         torch.OutOfMemoryError: A single row does not fit.
     """
     while True:
         try:
-            done = accumulate_gradients(policy, batch, loss, weights, rows, fresh, share)
+            done = accumulate_gradients(policy, batch, loss, weights, rows, fresh, share, passes)
             return Accumulated(*done, rows)
         except (MemoryError, RuntimeError) as error:
             count = len(batch) if share is None else len(share)
             at_once = min(rows or count, count)
-            if not is_out_of_memory(error):
+            if (
+                not is_out_of_memory(error) or policy.is_split
+            ):  # the other processes are in the middle of a pass
                 raise
             if at_once <= 1:
                 longest = int(batch.mask.sum(1).max())

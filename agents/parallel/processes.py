@@ -60,6 +60,9 @@ class Processes:
 
     def __init__(self, rank: int = 0, count: int = 1, store: Any = None) -> None:
         self.rank, self.count, self._store = rank, count, store
+        #: What all processes do together when the main one asks for it in the middle of its own work, by name.
+        self.duties: dict[str, Callable[[], Any]] = {}
+        self._on_its_own = False
         self._places: list[tuple[str, int]] = []
         if count > 1:
             self._places = self.gather((socket.gethostname(), os.getpid()))
@@ -135,20 +138,42 @@ class Processes:
             BaseException: In the main process, what ``work`` raised.
             SharedError: The same in the others.
         """
-        if not self.are_several:
+        if not self.are_several or (self.is_main and self._on_its_own):
             return work()
+        if not self.is_main:
+            return self._follow()
         failed, result = None, None
-        if self.is_main:
-            try:
-                result = work()
-            except BaseException as error:
-                failed = error
-        message, result = self.from_main((None if failed is None else _in_words(failed), result))
+        self._on_its_own = True
+        try:
+            result = work()
+        except BaseException as error:
+            failed = error
+        self._on_its_own = False
+        self.from_main(("done", None if failed is None else _in_words(failed), result))
         if failed is not None:
             raise failed
+        return result
+
+    def _follow(self) -> Any:
+        while True:
+            what, message, result = self.from_main(("", None, None))
+            if what == "done":
+                break
+            self.duties[what]()
         if message is not None:
             raise SharedError(message)
         return result
+
+    def all_do(self, duty: str) -> Any:
+        """The result of one of :attr:`duties`, for which the main process asks in the middle of :meth:`on_main`.
+
+        Raises:
+            RuntimeError: The others are elsewhere, after an error for example.
+        """
+        if self.are_several and not (self.is_main and self._on_its_own):
+            raise RuntimeError(f"the other processes are elsewhere, and {duty} takes all of them")
+        self.from_main((duty, None, None))
+        return self.duties[duty]()
 
     # -- shares -----------------------------------------------------------------------------------------------
 

@@ -63,11 +63,13 @@ class Policy(nn.Module):
         flat: Whether the parameters are few and of one kind, so that the optimiser may keep them as one vector.
         init_kwargs: The constructor arguments that were given, the spaces included.
         generator: Source of the randomness of actions.
+        is_split: Whether several processes hold a part of the weights each.
         streams: Random streams of the sequences that are written next; None draws them from ``generator``.
     """
 
     whole_episodes = False
     autocast = False
+    is_split = False
     turns_images = False
     flat = False
 
@@ -95,6 +97,10 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Weights by name, whole where they are split over processes."""
+        yield from self.named_parameters()
 
     @contextmanager
     def drawing_from(self, streams: Streams) -> Iterator[None]:

@@ -16,6 +16,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from agents.parallel import sharding
 from agents.policies.base import Evaluation, Policy, make_linear
 from agents.policies.lora import LoraLM, check_no_adapter
 from agents.rollouts.rollout import Rollout
@@ -59,6 +60,12 @@ class CausalLMPolicy(Policy):
         sampling: What is changed about sampling: ``temperature`` (of the generator alone), ``top_p``, ``top_k``,
             ``min_p``, ``min_new_tokens``. The responses are then not the policy's own, which is corrected for as it is
             for any other generator.
+        shard: Of several processes, each holds a part of the trained weights, their gradients and the optimiser's
+            states (FSDP2), and the weights whole once more, to write with; see :mod:`agents.parallel.sharding`.
+
+    Attributes:
+        lm: Writes, is evaluated and saved.
+        trained: Learns; the same, unless its weights are split.
     """
 
     whole_episodes = True
@@ -78,6 +85,7 @@ class CausalLMPolicy(Policy):
         generator: Any = NATIVE,
         generator_kwargs: Mapping[str, Any] | None = None,
         sampling: Mapping[str, Any] | None = None,
+        shard: bool = False,
     ) -> None:
         super().__init__(observation_space, action_space, critic)
         check_choice("critic", critic, ("head", "shared", "separate", None))
@@ -89,7 +97,12 @@ class CausalLMPolicy(Policy):
             )
         lm = model if isinstance(model, CausalLM) else CausalLM.load(model, device="cpu")
         check_no_adapter(lm.model)
-        self.lora_rank = lora_rank
+        if shard and lora_rank is not None:
+            raise ValueError(
+                "shard splits weights that learn, which with lora_rank are few: leave it out (the model under the "
+                "adapters is the reference's, and costs nothing)"
+            )
+        self.lora_rank, self.shard = lora_rank, shard
         #: What :meth:`save_pretrained` writes numbers in: what the model came in.
         self.saved_dtype = lm.model.dtype
         if lora_rank is None:
@@ -114,6 +127,7 @@ class CausalLMPolicy(Policy):
                 f"the language model has {self.lm.vocab_size} tokens, the action space {action_space.n} actions"
             )
         self.model = self.lm.model  # registers the weights
+        self.trained = self.lm
         self.body = self._own_body() if critic == "separate" else None
         if gradient_checkpointing:
             for body in (self.lm.body, self.body):
@@ -141,6 +155,23 @@ class CausalLMPolicy(Policy):
             return self.lm.another_body()
         return copy.deepcopy(self.model.base_model)
 
+    def split(self, count: int) -> None:
+        """Split what learns over ``count`` processes, and keep it whole once more."""
+        ways = self.lm.ways
+        if ways.packing is None and not ways.padding:
+            raise ValueError(
+                f"{type(self.model).__name__} reads sequences of one length at a time, so that processes with "
+                "different ones would wait for each other for ever: leave shard out"
+            )
+        self.lm = self.trained.clone()
+        self.trained.one_pass = True  # every pass gathers the weights, in all processes at once
+        self.lm.model.requires_grad_(False)
+        sharding.split(self, count)
+        self.is_split = True
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.lm.model.named_parameters() if self.is_split else self.named_parameters()
+
     def critic_parameters(self) -> list[nn.Parameter]:
         modules = [module for module in (self.body, self.value_head) if module is not None]
         return [parameter for module in modules for parameter in module.parameters()]
@@ -148,6 +179,8 @@ class CausalLMPolicy(Policy):
     def weights_changed(self) -> None:
         super().weights_changed()
         self._engine_waits = True
+        if self.is_split:
+            sharding.put_together(self.model, self.lm.model)
         if self._decoder is not None:
             self.lm.for_decoding()
             self._decoder.clear()
@@ -236,12 +269,23 @@ class CausalLMPolicy(Policy):
 
     def prepare(self, rollout: Rollout) -> None:
         rollout.inputs["sequences"].derived(step_places)
-        self.lm.layout(rollout.inputs["sequences"])
+        self.trained.layout(rollout.inputs["sequences"])
 
     def evaluate(self, rollout: Rollout) -> Evaluation:
+        return self._computing(lambda: self._evaluate(rollout))
+
+    def forward(self, work: Callable[[], Any] | Rollout) -> Any:
+        """What :meth:`evaluate` does, or any other work, while split weights are gathered."""
+        return work() if callable(work) else self._evaluate(work)
+
+    def _computing(self, work: Callable[[], Any]) -> Any:
+        # Whoever gathers split weights listens to the module's call.
+        return self(work) if self.is_split else work()
+
+    def _evaluate(self, rollout: Rollout) -> Evaluation:
         sequences = rollout.inputs["sequences"].to(self.device)
         shares_trunk = self.value_head is not None and self.body is None
-        log_probs, entropy, states = self.lm.evaluate(sequences, with_states=shares_trunk)
+        log_probs, entropy, states = self.trained.evaluate(sequences, with_states=shares_trunk)
         values = self._values(sequences, states)
         steps = rollout.mask.shape[1]
         flat = (log_probs, values, entropy)
@@ -252,7 +296,7 @@ class CausalLMPolicy(Policy):
         if self.value_head is None:
             return None
         if self.body is not None:
-            states = self.lm.policy_states(sequences, self.body)
+            states = self.trained.policy_states(sequences, self.body)
         elif self.detach_critic:
             states = states.detach()
         return self.value_head(states.float()).squeeze(-1)
@@ -271,8 +315,12 @@ class CausalLMPolicy(Policy):
         shown = Sequences.from_padded(ids, mask, np.zeros_like(ids))
         # The state that predicts a token does not look at it, so any token may stand in its place.
         sequences = shown.extended([[0]] * len(shown), POLICY)
-        states = None if self.body is not None else self.lm.policy_states(sequences)
-        return self._values(sequences, states).double().cpu().numpy()
+
+        def compute() -> Tensor:
+            states = None if self.body is not None else self.trained.policy_states(sequences)
+            return self._values(sequences, states)
+
+        return self._computing(compute).double().cpu().numpy()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the language model and its tokenizer as an ordinary Hugging Face folder, adapters merged.

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from agents import presets
 from agents.algorithms.safeguards import is_plain
+from agents.parallel.sharding import like, load_weights, whole
 from agents.policies.base import Policy, plain
 from agents.policies.lora import LoraLM
 from agents.rollouts.observations import from_named_arrays, named_arrays
@@ -80,6 +81,7 @@ class Checkpointed(Protocol):
     n_gradient_steps: int
     skipped_updates: Any
     kl_coef: float | None
+    processes: Any
     made_with_kl_coef: float | None
 
     def set_up_policy(self, spaces: Any = None) -> None:
@@ -187,8 +189,8 @@ def save(
     def write(folder: Path) -> None:
         if hasattr(policy, "save_pretrained"):
             policy.save_pretrained(folder)
-        tensors = {f"policy.{name}": w for name, w in _own_weights(policy).items()}
-        tensors |= _optimizer_tensors(agent.optimizer) | position.streams
+        tensors = agent.processes.all_do("state") if policy.is_split else _learned(agent)
+        tensors |= position.streams
         # Shared and strided tensors are written as copies of their own.
         own = {n: t.detach().cpu().clone().contiguous() for n, t in tensors.items()}
         save_file(own, folder / "agent.safetensors")
@@ -201,8 +203,19 @@ def save(
     write_folder(path, write)
 
 
+def _learned(agent: Checkpointed) -> dict[str, Tensor]:
+    """Weights that the Hugging Face folder does not hold, and the optimiser's state."""
+    weights = {f"policy.{name}": w for name, w in _own_weights(plain(agent.policy)).items()}
+    return weights | _optimizer_tensors(agent.optimizer)
+
+
+def learned_by_all(agent: Checkpointed) -> dict[str, Tensor]:
+    """The same, of weights that are split over processes: all of them put it together at once."""
+    return {name: whole(tensor) for name, tensor in _learned(agent).items()}
+
+
 def _check_finite(policy: Any) -> None:
-    for name, weight in policy.named_parameters():
+    for name, weight in policy.named_weights():
         if is_plain(weight) and not bool(torch.isfinite(weight).all()):
             bad = int((~torch.isfinite(weight)).sum())
             raise ValueError(
@@ -240,6 +253,8 @@ def _own_weights(policy: Any) -> dict[str, Tensor]:
     if not _is_rounded(policy):
         return {name: w for name, w in weights.items() if not name.startswith("model.")}
     # Tied weights have two names and are written once.
+    if policy.is_split:
+        return dict(weights)
     first = {w.data_ptr(): name for name, w in reversed(weights.items()) if w.numel()}
     return {name: w for name, w in weights.items() if first.get(w.data_ptr(), name) == name}
 
@@ -451,8 +466,10 @@ def _restore(agent: Checkpointed, document: dict[str, Any], path: Path) -> None:
     if agent.envs is not None and _has_adapter(agent.policy):
         _check_base(agent, document, path)
     own = _own_weights(agent.policy)
-    missing, unexpected = agent.policy.load_state_dict(weights, strict=False)
+    missing, unexpected = load_weights(agent.policy, weights)
     missing = [name for name in missing if name in own]
+    if agent.policy.is_split:
+        agent.policy.weights_changed()
     if missing or unexpected:
         raise ValueError(f"{path} does not fit this policy: missing {missing}, unexpected {unexpected}")
     if agent.envs is None and _has_adapter(agent.policy):
@@ -569,6 +586,9 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
             state.setdefault(int(index), {})[key] = tensor
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, entries in state.items():
+        state[index] = {name: like(tensor, parameters[index]) for name, tensor in entries.items()}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -122,6 +122,8 @@ class CausalLM:
         self.disable = frozenset(disable) | {name for name in named if name}
         for name in sorted(self.disable - set(FAST_WAYS)):
             raise ValueError(f"there is no fast way {name!r} to disable. {did_you_mean(name, FAST_WAYS)}")
+        #: Whether all sequences are read in one pass of the modules, whatever they have in common.
+        self.one_pass = False
         self._ways: Ways | None = None
         self._bfloat16: CausalLM | None = None
 
@@ -254,7 +256,8 @@ class CausalLM:
         if self.teacher_forcing_works(int(sequences.lengths.max())):
             # Layers that are computed again in the backward pass cannot read prompts from a cache.
             again = torch.is_grad_enabled() and checkpointing.is_on(self.body)
-            return sequences.to(self.device).derived(ApartLayout if again else PackedLayout)
+            apart = again or self.one_pass
+            return sequences.to(self.device).derived(ApartLayout if apart else PackedLayout)
         alike = bool((sequences.lengths == sequences.lengths[0]).all())
         return sequences.to(self.device).derived(PaddedLayout) if self.padding_works or alike else None
 
