@@ -83,6 +83,11 @@ class Processes:
         host, pid = self._places[rank] if self._places else (socket.gethostname(), os.getpid())
         return f"rank {rank} of {self.count} (process {pid} on {host})"
 
+    @property
+    def on_its_own(self) -> bool:
+        """Whether this is the main process in the middle of :meth:`on_main`, while the others wait."""
+        return self._on_its_own
+
     # -- messages ---------------------------------------------------------------------------------------------
 
     def sum(self, values: Tensor) -> Tensor:

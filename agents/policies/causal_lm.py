@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from agents.parallel import sharding
+from agents.parallel.processes import current
 from agents.policies.base import Evaluation, Policy, make_linear
 from agents.policies.lora import LoraLM, check_no_adapter
 from agents.rollouts.rollout import Rollout
@@ -272,6 +273,11 @@ class CausalLMPolicy(Policy):
         self.trained.layout(rollout.inputs["sequences"])
 
     def evaluate(self, rollout: Rollout) -> Evaluation:
+        if self.is_split and current().on_its_own:
+            # Callbacks ask while the other processes wait: of the weights that are whole, which say no values.
+            sequences, steps = rollout.inputs["sequences"].to(self.device), rollout.mask.shape[1]
+            log_probs, entropy, _ = self.lm.evaluate(sequences)
+            return Evaluation(sequences.padded(log_probs, steps), None, sequences.padded(entropy, steps))
         return self._computing(lambda: self._evaluate(rollout))
 
     def forward(self, work: Callable[[], Any] | Rollout) -> Any:
@@ -280,6 +286,10 @@ class CausalLMPolicy(Policy):
 
     def _computing(self, work: Callable[[], Any]) -> Any:
         # Whoever gathers split weights listens to the module's call.
+        if self.is_split and current().on_its_own:
+            raise RuntimeError(
+                "a critic whose weights are split over processes is asked by all of them at once, and the others wait"
+            )
         return self(work) if self.is_split else work()
 
     def _evaluate(self, rollout: Rollout) -> Evaluation:
