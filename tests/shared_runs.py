@@ -37,9 +37,9 @@ RUNS: dict[str, Callable[[], Any]] = {
         "auto", _env(reward=RunningNormalizer(id_sum)), group_size=4, average="token", **COMMON
     ),
     "grpo, minibatches of another size": lambda: GRPO(
-        "auto", _env(), group_size=2, batch_size=6, n_epochs=2, **COMMON
+        "auto", _env(), group_size=2, batch_size=6, n_epochs=1, **COMMON
     ),
-    "ppo, micro-batches": lambda: PPO("auto", _env(), batch_size=8, n_epochs=2, micro_batch_size=3, **COMMON),
+    "ppo, micro-batches": lambda: PPO("auto", _env(), batch_size=8, n_epochs=1, micro_batch_size=3, **COMMON),
     "split weights": lambda: PPO(
         "auto",
         _env(),
@@ -49,7 +49,9 @@ RUNS: dict[str, Callable[[], Any]] = {
         policy_kwargs={"shard": True, "gradient_checkpointing": True},
         **COMMON,
     ),
-    "lora": lambda: PPO("auto", _env(), critic="separate", policy_kwargs={"lora_rank": 2}, **COMMON),
+    "lora": lambda: PPO(
+        "auto", _env(), critic="separate", n_epochs=1, policy_kwargs={"lora_rank": 2}, **COMMON
+    ),
 }
 
 

@@ -47,7 +47,7 @@ def start(work, folder):
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(240)
+        process.join(400)
     return [process.exitcode for process in ranks]
 
 
