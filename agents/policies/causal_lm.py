@@ -179,9 +179,9 @@ class CausalLMPolicy(Policy):
 
     def weights_changed(self) -> None:
         super().weights_changed()
-        self._engine_waits = True
         if self.is_split:
             sharding.put_together(self.model, self.lm.model)
+        self._engine_waits = True
         if self._decoder is not None:
             self.lm.for_decoding()
             self._decoder.clear()
