@@ -387,6 +387,13 @@ def test_proxy_and_gold_stand_on_one_axis_with_the_peak_marked(tmp_path):
     assert "gold is highest at 3.0 nats, 20,000 timesteps" in text_of(re.sub("<svg", "<g", picture))
 
 
+def test_the_question_is_not_asked_of_small_worlds(tmp_path):
+    columns = {name: HEALTHY[name] for name in ("objective/scores", "objective/kl")}
+    folder = make_run(tmp_path / "run", columns, points=None, env="TokenTree-v0")
+    seen = text_of(page_of(folder))
+    assert "Did it improve the model" not in seen and "ndecided" not in seen and "gold judge" not in seen
+
+
 def test_several_runs_are_judged_side_by_side(tmp_path):
     folders = [make_run(tmp_path / "good"), make_run(tmp_path / "hacked", points=HACKED, seed=1)]
     seen = text_of(page_of(*folders))
@@ -435,6 +442,15 @@ def test_mean_and_band_are_read_off_at_common_timesteps():
     grid, mean, low, high = mean_and_band([(a, np.full(len(a), 1.0)), (b, np.full(len(b), 3.0))])
     assert grid[0] == 150.0 and grid[-1] == b[-1]
     assert np.allclose(mean, 2.0) and np.allclose(low, 1.0) and np.allclose(high, 3.0)
+
+
+def test_one_run_of_many_that_went_wrong_moves_neither_mean_nor_band_far():
+    steps = np.arange(100.0, 2000.0, 100.0)
+    levels = [1.0, 1.1, 0.9, 1.05, 0.95, 1.0, 1.02, 50.0]
+    _, mean, low, high = mean_and_band([(steps, np.full(len(steps), level)) for level in levels])
+    inner = np.sort(levels)[2:6].mean()
+    assert np.allclose(mean, inner) and (low <= mean).all() and (mean <= high).all()
+    assert low.min() > 0.9 and np.mean(levels) > 7
 
 
 def test_the_mean_ends_where_the_runs_end():

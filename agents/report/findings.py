@@ -191,7 +191,7 @@ def _fooled(run: Run) -> str | None:
 
 
 def _undecided(run: Run) -> str | None:
-    if not run.is_text or run.verdict is not None:
+    if run.verdict is not None:
         return None
     if run.evaluations:
         return "The first, the best and the last policy are compared when the run has come to its end."
@@ -358,7 +358,11 @@ CHECKS = (
         advice="Trends cannot be read from so few; figures at the end are single rows.",
     ),
     Check("numbers that are not finite", _not_finite, advice="A smaller learning rate usually helps."),
-    Check("stopped by its KL budget", _stopped_at_kl),
+    Check(
+        "stopped by its KL budget",
+        _stopped_at_kl,
+        applies=lambda run: run.config.get("kl_budget") is not None,
+    ),
     Check(
         "steps out of scale",
         _steps_out_of_scale,
@@ -426,12 +430,14 @@ CHECKS = (
         _undecided,
         advice="textrl train --eval-every 10000 evaluates on the way; --eval-prompts names held-out prompts and --gold "
         "a second judge.",
+        applies=lambda run: run.has_question,
     ),
     Check(
         "no gold judge",
         _no_judge,
         advice="A second judge that is not trained on (--gold) could tell. Without one, look at the KL, the lengths "
         "and the samples.",
+        applies=lambda run: run.has_question,
     ),
     Check(
         "far from the reference",

@@ -40,8 +40,8 @@ class Answer:
 
 
 def answer(run: Run) -> Answer | None:
-    """The answer for one run; None for one that is no text."""
-    if not run.is_text:
+    """The answer for one run; None for one that the question is not asked of."""
+    if not run.has_question:
         return None
     verdict = run.verdict
     if verdict is None:

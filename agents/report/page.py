@@ -163,7 +163,10 @@ def _curves(groups: Sequence[Group], runs: Sequence[Run]) -> list[str]:
     if len(groups) > pictures.FAINT:
         how = "Running means over a tenth of the rows."
     if any(len(group.runs) > 1 for group in groups):
-        how = "Of several seeds, the mean of their running means and a band from the lowest to the highest."
+        how = (
+            "Of several seeds, the interquartile mean of their running means and its 95 % bootstrap interval over "
+            "seeds."
+        )
     bought = "What each nat has bought: open dots where learning begins, full ones where it ends."
     judged = metrics.logged((metrics.SCORE, metrics.GOLD_SCORE), runs)
     judged = judged if metrics.logged((metrics.KL,), runs) else []

@@ -90,6 +90,11 @@ class Run:
         return "objective/scores" in self.progress
 
     @property
+    def has_question(self) -> bool:
+        """Whether it is a language model that a reward can fool, and that evaluations on the way could watch."""
+        return self.is_text and (self.env_name.startswith("TextRLHF") or bool(self.evaluations))
+
+    @property
     def unit(self) -> str:
         """What a timestep is."""
         return "tokens" if self.is_text else "steps"
