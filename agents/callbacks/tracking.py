@@ -79,7 +79,8 @@ class TrackSamples(BaseCallback):
         """Log-probabilities ``[B, T]`` of the rollout's tokens under the policy after the update."""
         moved, policy = rollout.to(self.model.device), self.model.policy
         found = torch.zeros(rollout.mask.shape)
-        for part, rows in moved.micro_batches(self.model.micro_batch_size):
+        at_once = self.model.micro_batch_size or self.model.batch_size  # no more than an update holds
+        for part, rows in moved.micro_batches(at_once):
             found[rows if isinstance(rows, slice) else rows.cpu()] = (
                 policy.evaluate(part).log_probs.float().cpu()
             )
