@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -14,6 +21,7 @@ from tests.tiny import make_env
 from textrl_env.acting_policy import VectorActingPolicy
 from textrl_env.core import parse_autoreset_mode
 
+ROOT = Path(__file__).parents[1]
 TREE = "TokenTree-v0"
 KWARGS = {"kl_coef": 0.5, "horizon": 3}
 
@@ -197,3 +205,25 @@ def test_numeric_infos_are_the_same_numbers_in_every_step_of_a_vector_env(mode):
         assert np.array_equal(infos["score"][terminated], np.asarray(ends.get("score", prompts))[terminated])
         going = np.asarray(said.get("_kl", np.zeros(3, bool))) & ~terminated
         assert np.array_equal(infos["kl"][going], np.asarray(said.get("kl", prompts))[going])
+
+
+def test_the_loop_in_the_manner_of_cleanrl_is_charged_for_what_it_writes_down():
+    script = ROOT / "examples" / "other_agents" / "cleanrl_ppo.py"
+    command = [sys.executable, str(script), "--steps", "1024"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert result.returncode == 0, result.stderr
+    line = json.loads(result.stdout.splitlines()[-1])
+    # Two rollouts of 32 steps in 16 slots, less the steps that only reset a slot.
+    assert line["largest_difference"] < 1e-6 and 700 < line["steps_compared"] < 1024
+    shown = load_script("other_agents").table([line]).splitlines()[-1]
+    assert shown.startswith("| textrl-env ") and f"in {line['steps_compared']} steps" in shown
+
+
+def load_script(name):
+    """A script of ``benchmarks``, as a module."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))

@@ -122,6 +122,34 @@ def test_an_initial_log_standard_deviation_may_be_a_whole_number(use_sde):
     assert head.log_std.dtype == torch.float32 and (head.log_std == -2.0).all()
 
 
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Discrete(3, start=-1),
+        spaces.MultiDiscrete([2, 3]),
+        spaces.MultiBinary(3),
+        spaces.Box(-1, 1, (2,)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("use_sde", [False, True])
+def test_the_distribution_that_scripts_ask_for_is_the_one_that_acts(space, use_sde):
+    if use_sde and not isinstance(space, spaces.Box):
+        pytest.skip("noise that is a function of the state is for continuous actions")
+    torch.manual_seed(0)
+    policy = MlpPolicy(spaces.Box(-1, 1, (4,)), space, net_arch=[8], use_sde=use_sde)
+    torch.nn.init.normal_(policy.action_head.weight)
+    batch = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    tensors, batched = policy.obs_to_tensor(batch)
+    actions, log_probs, _ = policy.act(batch)
+    places = torch.from_numpy(actions - getattr(space, "start", 0)).float()
+    assert batched and not policy.obs_to_tensor(batch[0])[1]
+    theirs = policy.get_distribution(tensors).log_prob(places)
+    assert theirs.detach().numpy() == pytest.approx(log_probs, abs=1e-5)
+    theirs.sum().backward()
+    assert policy.action_head.weight.grad.abs().sum() > 0
+
+
 def test_integer_boxes_are_rounded_within_their_bounds():
     space = spaces.Box(np.array([0, -5]), np.array([1, 5]), dtype=np.int64)
     sent = to_space(space, np.array([[0.6, -9.7], [1.4, 2.4]]))

@@ -190,6 +190,10 @@ class StateDependentGaussian(ActionDistribution):
         shape = (slots, *self.log_std.shape)
         self._noise = _room(shape, generator).normal_(generator=generator).cpu().numpy()
 
+    def log_std_of(self, hidden: Tensor) -> Tensor:
+        """The log standard deviation of each action ``[n, outputs]``, over the draws of the noise."""
+        return 0.5 * (hidden.detach() ** 2 @ self.log_std.exp() ** 2 + self._SMALLEST).log()
+
     def _std(self) -> np.ndarray:
         return np.exp(self.log_std.detach().cpu().numpy())
 
@@ -212,10 +216,9 @@ class StateDependentGaussian(ActionDistribution):
         return (-0.5 * squares - 0.5 * np.log(variance) - _HALF_LOG_TAU).sum(-1)
 
     def evaluate(self, out: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        mean, hidden = out[:, : self.outputs], out[:, self.outputs :].detach()
-        variance = hidden**2 @ self.log_std.exp() ** 2 + self._SMALLEST
-        half_log = 0.5 * variance.log()
-        log_density = -0.5 * (actions.view(mean.shape) - mean) ** 2 / variance - half_log - _HALF_LOG_TAU
+        mean, half_log = out[:, : self.outputs], self.log_std_of(out[:, self.outputs :])
+        z = (actions.view(mean.shape) - mean) / half_log.exp()
+        log_density = -0.5 * z**2 - half_log - _HALF_LOG_TAU
         return log_density.sum(-1), (half_log + 0.5 + _HALF_LOG_TAU).sum(-1)
 
 

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import logger, spaces
+from stable_baselines3.common.distributions import Distribution, make_proba_distribution
 from torch import Tensor, nn
 
 from agents.policies.actions import make_distribution
 from agents.policies.base import Evaluation, Policy, make_linear
 from agents.policies.features import check_finite, encode_observation, feature_size
-from agents.rollouts.observations import stack_steps
+from agents.rollouts.observations import add_batch, copied, is_single, map_arrays, stack_steps
 from agents.rollouts.rollout import Rollout
 from textrl_env.errors import check_choice
 
@@ -149,6 +150,37 @@ class MlpPolicy(Policy):
         log_probs = head.log_prob(out, actions)
         self._last = (observation, actions, log_probs)
         return actions, log_probs, np.zeros(len(out)) if values is None else values
+
+    def obs_to_tensor(self, observation: Any) -> tuple[Any, bool]:
+        """A batch of tensors from one observation or a batch of them, and whether it was a batch.
+
+        With :meth:`get_distribution`, how scripts for stable-baselines3 ask for the probabilities of actions.
+        """
+        single = is_single(self.observation_space, observation)
+        batch = add_batch(copied(observation)) if single else copied(observation)
+        return map_arrays(lambda array: torch.from_numpy(array).to(self.device), batch), not single
+
+    def get_distribution(self, obs: Any) -> Distribution:
+        """The distribution over actions as stable-baselines3 has it, ``.distribution.probs`` of discrete ones.
+
+        Args:
+            obs: A batch of observations, tensors or arrays. The gradient goes back to the actor's own layers.
+
+        Returns:
+            Of Discrete and MultiDiscrete actions, over their places: 0 stands for ``start``.
+        """
+        arrays = map_arrays(
+            lambda x: x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x), obs
+        )
+        hidden = self._forward(self.trunk, torch.from_numpy(self._features(arrays)[0]).to(self.device))
+        out = self.action_head.forward(hidden)
+        theirs = make_proba_distribution(self.action_space)
+        if self.log_std is None:
+            return theirs.proba_distribution(out)
+        log_std = self.log_std
+        if self.distribution.reads_hidden:
+            log_std = self.distribution.log_std_of(hidden)
+        return theirs.proba_distribution(out, log_std)
 
     def reset_noise(self, slots: int) -> None:
         if self.distribution.reads_hidden:
