@@ -118,6 +118,20 @@ def run_config(folder, **given):
     )
 
 
+def test_answers_that_pass_or_fail_have_the_share_of_prompts_with_one_that_passes():
+    def ends_in_a(prompts, completions, **columns):
+        return [float(completion.endswith("a")) for completion in completions]
+
+    agent, evaluation = make_agent(gold=ends_in_a), EvalCallback(n_eval_episodes=16)
+    agent.learn(1, evaluation)
+    passed = evaluation.latest.sampled.gold > 0
+    assert passed.shape == (4, 4)
+    assert agent.latest["eval/pass_at_k"] == pytest.approx(passed.any(1).mean())
+    other = make_agent()
+    other.learn(1, EvalCallback(n_eval_episodes=16))
+    assert "eval/pass_at_k" not in other.latest, "lengths do not pass or fail"
+
+
 def test_best_is_the_highest_gold_and_is_called_for_once_each_time_it_is_beaten(tmp_path):
     agent, watch = make_agent(), Watch()
     evaluation = EvalCallback(

@@ -394,6 +394,18 @@ def test_the_question_is_not_asked_of_small_worlds(tmp_path):
     assert "Did it improve the model" not in seen and "ndecided" not in seen and "gold judge" not in seen
 
 
+def test_kinds_are_told_by_the_column_that_is_asked_for(tmp_path):
+    folder = make_run(tmp_path / "run")
+    assert "By kind of prompt" in text_of(page_of(folder))
+    topics = {"topic": ["x", "y"] * 32, "kind": [str(i) for i in range(64)]}
+    for i, end in enumerate(("start", "final")):
+        write_evaluation(folder, evaluation(20_000 * i, 0.5 + i, 0.5 + 0.3 * i, columns=topics), end)
+    assert "By topic of prompt" in text_of(write_report(folder, by="topic").page.read_text())
+    assert "By kind of prompt" not in text_of(page_of(folder)), "as many kinds as prompts tell nothing"
+    with pytest.raises(ValueError, match="no column 'theme'; they have topic, kind"):
+        write_report(folder, by="theme")
+
+
 def test_several_runs_are_judged_side_by_side(tmp_path):
     folders = [make_run(tmp_path / "good"), make_run(tmp_path / "hacked", points=HACKED, seed=1)]
     seen = text_of(page_of(*folders))

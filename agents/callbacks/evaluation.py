@@ -29,6 +29,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 
 from agents.callbacks.kl_control import check_budget
 from agents.evaluation.alignment_tax import perplexity, pretraining_texts
+from agents.evaluation.best_of_n import pass_at_k
 from agents.evaluation.diversity import distinct_of
 from agents.evaluation.evaluation import (
     EvaluationResult,
@@ -197,6 +198,9 @@ class EvalCallback(EventCallback):
         evaluation = self._evaluate(self.model, self.model.num_timesteps, self._samples, self.seed)
         self._note(evaluation, write=True)
         means = evaluation.means() | {"win_rate": self._win_rate(evaluation.sampled)[0]}
+        judged = _judged(evaluation.sampled)
+        if np.isin(judged, (0.0, 1.0)).all():  # answers pass or fail
+            means["pass_at_k"] = pass_at_k(judged > 0, self._samples)
         for name, value in (means | _means_by_kind(evaluation.sampled)).items():
             self.logger.record(f"eval/{name}", value)
         self.logger.record("eval/seconds", evaluation.seconds)

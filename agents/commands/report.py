@@ -20,6 +20,14 @@ def report(
             show_default="report.html in the run directory, or beside several",
         ),
     ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Tell kinds of prompts by this column of them.",
+            show_default="kind, where there is one",
+        ),
+    ] = None,
 ) -> None:
     """Write a page about a run that can be sent as it is: settings, figures, curves, samples, warnings.
 
@@ -34,7 +42,7 @@ def report(
     from agents.report.reading import run_label
     from textrl_env.printable import printable
 
-    made = write_report(run_dirs, output)
+    made = write_report(run_dirs, output, by)
     console = Console()
     if made.logs:
         for finding in made.findings:

@@ -49,7 +49,9 @@ class Report:
         return [run for group in self.groups for run in group.runs]
 
 
-def write_report(run_dirs: str | Path | Sequence[str | Path], output: str | Path | None = None) -> Report:
+def write_report(
+    run_dirs: str | Path | Sequence[str | Path], output: str | Path | None = None, by: str | None = None
+) -> Report:
     """Write a page about run directories.
 
     Args:
@@ -57,6 +59,7 @@ def write_report(run_dirs: str | Path | Sequence[str | Path], output: str | Path
             drawn as a mean and a band.
         output: The page, ``.html``; None is ``report.html`` in the run directory, or in the folder that all of
             several lie in. An earlier report there is replaced, nothing else is.
+        by: The column of the prompts that tells their kinds apart; None is "kind", where there is one.
 
     Raises:
         FileNotFoundError: There is no such folder, or it is no run directory.
@@ -70,7 +73,7 @@ def write_report(run_dirs: str | Path | Sequence[str | Path], output: str | Path
         if len(logs) < len(folders):
             raise ValueError("logs of training from files and runs of textrl train have no page in common")
         return _report_of_logs(logs, [Path(folder) for folder in folders], output)
-    read = [read_run(folder) for folder in folders]
+    read = [read_run(folder, by) for folder in folders]
     check_comparable(read)
     file = _output_file(output, [run.folder for run in read])
     groups = group_runs(read)

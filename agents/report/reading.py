@@ -44,6 +44,7 @@ class Run:
         is_finished: Whether it has come to its end.
         stopped_at_kl: The KL at which its budget has ended it, or None.
         evaluations: Those on the way, oldest first.
+        by: The column to tell kinds of prompts by; None is "kind", where there is one.
         toy: What was learned in a small world, see :mod:`agents.callbacks.toy_policy`; None elsewhere.
         ends: The first, the best and the last policy, answering more often; see :mod:`agents.evaluation.records`.
     """
@@ -59,6 +60,7 @@ class Run:
     evaluations: list[Evaluation] = dataclasses.field(default_factory=list)
     ends: dict[str, Evaluation] = dataclasses.field(default_factory=dict)
     toy: dict[str, Any] | None = None
+    by: str | None = None
 
     @functools.cached_property
     def verdict(self) -> Verdict | None:
@@ -68,7 +70,7 @@ class Run:
     @functools.cached_property
     def kind_column(self) -> str | None:
         """The column of the prompts that tells their kinds apart; None where there is none, or no verdict."""
-        return None if self.verdict is None else column_of([self.ends["start"].sampled])
+        return None if self.verdict is None else column_of([self.ends["start"].sampled], self.by)
 
     @functools.cached_property
     def changes(self) -> list[Change]:
@@ -129,11 +131,12 @@ class Group:
     runs: list[Run]
 
 
-def read_run(folder: str | Path) -> Run:
+def read_run(folder: str | Path, by: str | None = None) -> Run:
     """Read a run directory.
 
     Args:
         folder: What ``textrl train`` or ``textrl demo`` wrote, finished or not.
+        by: The column to tell kinds of prompts by; None is "kind", where there is one.
 
     Raises:
         FileNotFoundError: There is no such folder, or it is no run directory.
@@ -158,7 +161,7 @@ def read_run(folder: str | Path) -> Run:
     held_out = read_evaluations(folder), read_ends(folder)
     toy = read_json(folder / TOY_POLICY) if (folder / TOY_POLICY).is_file() else None
     return Run(
-        folder, config, progress, tables, started, evaluated, is_finished, stopped_at_kl, *held_out, toy
+        folder, config, progress, tables, started, evaluated, is_finished, stopped_at_kl, *held_out, toy, by
     )
 
 
