@@ -21,7 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from reward_models.names import did_you_mean
 
 ADAPTER = "adapter_config.json"
-_DTYPES = ("auto", "float32", "bfloat16", "float16")
+#: Precisions by name; "auto" is what the model came in.
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class LoadOptions:
     load_in_4bit: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.dtype, str) and self.dtype not in _DTYPES:
-            raise ValueError(f"dtype={self.dtype!r} is not known. {did_you_mean(self.dtype, _DTYPES)}")
+        if isinstance(self.dtype, str) and self.dtype not in DTYPES:
+            raise ValueError(f"dtype={self.dtype!r} is not known. {did_you_mean(self.dtype, DTYPES)}")
 
     @property
     def source(self) -> dict[str, Any]:
@@ -70,7 +71,7 @@ class LoadOptions:
     def keywords(self) -> dict[str, Any]:
         """What ``from_pretrained`` of a model is called with."""
         dtype = self.dtype
-        found: dict[str, Any] = {"dtype": getattr(torch, dtype) if dtype in _DTYPES[1:] else dtype}
+        found: dict[str, Any] = {"dtype": getattr(torch, dtype) if dtype in DTYPES[1:] else dtype}
         if self.attn_implementation is not None:
             found["attn_implementation"] = self.attn_implementation
         if self.device_map is not None:

@@ -311,3 +311,17 @@ def test_a_half_precision_model_is_saved_in_what_it_came_in_and_resumes_bitwise(
     assert AutoModelForCausalLM.from_pretrained(folder).dtype == dtype
     alone = AGENTS[agent].load(folder)
     assert torch.equal(alone.policy.model.lm_head.weight, resumed.policy.model.lm_head.weight)
+
+
+@pytest.mark.parametrize("lora_rank", [None, 2])
+def test_what_came_in_half_precision_can_be_written_in_float32(lora_rank, tmp_path):
+    policy_kwargs = {"save_dtype": "float32", "lora_rank": lora_rank}
+    env = half_world(torch.bfloat16)
+    agent = GRPO(
+        "auto", env, n_episodes=8, group_size=4, seed=0, learning_rate=1e-6, policy_kwargs=policy_kwargs
+    )
+    agent.learn(60).save(tmp_path)
+    written = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert written.dtype == torch.float32
+    assert any((w != w.bfloat16().float()).any() for w in written.state_dict().values())
+    assert GRPO.load(tmp_path, env=half_world(torch.bfloat16)).policy.saved_dtype == torch.float32

@@ -7,6 +7,7 @@ import csv
 import json
 import sys
 import types
+import warnings
 
 import pytest
 import torch
@@ -191,6 +192,27 @@ def test_a_bfloat16_model_is_saved_as_bfloat16_and_learns_small_steps(name, star
         assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
     train(start, data, tmp_path / "full", **SETTINGS)
     assert {w.dtype for w in weights(tmp_path / "full").values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("lora_rank", [None, 2])
+def test_steps_too_small_for_the_precision_that_is_saved_are_said(lora_rank, start, tmp_path):
+    half = tmp_path / "half"
+    AutoModelForCausalLM.from_pretrained(start).to(torch.bfloat16).save_pretrained(half)
+    make_tokenizer().save_pretrained(half)
+    small = {"learning_rate": 1e-7, "device": "cpu", "lora_rank": lora_rank}
+    with pytest.warns(
+        UserWarning, match=r"% of the weights that have moved are the same again in bfloat16.*save_dtype"
+    ):
+        sft(half, RECORDS, tmp_path / "lost", **small)
+    exact = {name: weight.float() for name, weight in weights(half).items()}
+    assert_equal({name: w.float() for name, w in weights(tmp_path / "lost").items()}, exact)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        sft(half, RECORDS, tmp_path / "kept", save_dtype="float32", **small)
+        sft(half, RECORDS, tmp_path / "large", **small | {"learning_rate": 3e-2})
+    kept = weights(tmp_path / "kept")
+    assert all(w.dtype == torch.float32 for w in kept.values())
+    assert any(not torch.equal(kept[name], exact[name]) for name in kept)
 
 
 def test_a_live_model_in_bfloat16_is_trained_in_float32_and_given_back_in_bfloat16():

@@ -100,6 +100,7 @@ _PANELS = {
     "lora_targets": _ADAPTER,
     "autocast": _ADAPTER,
     "gradient_checkpointing": _ADAPTER,
+    "save_dtype": _RUN,
     "eval_every": _RUN,
     "save_every": _RUN,
     "keep": _RUN,

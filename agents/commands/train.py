@@ -36,7 +36,7 @@ _RUN, _ENV, _TEXT, _SAVING = "Run", "Environment and policy", "TextRLHF-v0", "Sa
 _EVALUATION = "Evaluation on the way"
 _LOADING, _WEIGHTS = "Loading of --model", "What is trained of --model, and how"
 #: Flags that the trainers on files have too: what the policy takes, what the environment takes, and the rest.
-_POLICY_OPTIONS = ("lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing")
+_POLICY_OPTIONS = ("lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing", "save_dtype")
 _SHARED = dict.fromkeys((*_POLICY_OPTIONS, "autocast"), _WEIGHTS) | {"report_to": _SAVING}
 _GAME = "TextGame-v0 (and what it shares with TextRLHF-v0)"
 

@@ -6,7 +6,8 @@ saved in bfloat16 again. Under an adapter the weights stay as they were loaded, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from agents.offline.options import TrainerOptions
+from agents.offline.rounding import RoundingCheck
 from agents.policies.lora import adapted_weights, add_adapter, save_adapter
 from agents.runs.whole import write_folder
 from reward_models.loading import (
@@ -78,6 +80,7 @@ class Learner:
             raise ValueError(
                 "the tokenizer has no EOS token, so the model could not learn to stop; set eos_token"
             )
+        saved = saved if options.save_dtype == "auto" else getattr(torch, options.save_dtype)
         self.tokenizer, self.plain, self.saved_dtype = tokenizer, model, saved
         self.is_quantized = bool(getattr(model, "is_quantized", False))
         half = model.dtype in _HALF
@@ -97,6 +100,25 @@ class Learner:
         on_cuda = self.model.device.type == "cuda"
         self.autocast = (half or on_cuda) if options.autocast is None else options.autocast
         self.checkpointing = options.gradient_checkpointing
+        rounds = saved in _HALF and not self.is_quantized
+        self._rounding = RoundingCheck(self._exact(), saved) if rounds else None
+
+    @torch.no_grad()
+    def _exact(self) -> Iterator[tuple[str, Tensor]]:
+        """What is trained of the model's weights, by name, in float32."""
+        return adapted_weights(self.model, exact=True) if self.has_adapter else iter(self.parameters())
+
+    @torch.no_grad()
+    def warn_of_rounding(self) -> None:
+        """Warn where most of what was learned is less than the precision that the model is saved in."""
+        lost = 0.0 if self._rounding is None else self._rounding.lost(self._exact())
+        if lost > 0.5:
+            dtype = str(self.saved_dtype).removeprefix("torch.")
+            warnings.warn(
+                f"{lost:.0%} of the weights that have moved are the same again in {dtype}, in which the model is saved, "
+                "so small were the steps; save it in float32 (save_dtype='float32'), or take a larger learning_rate",
+                stacklevel=2,
+            )
 
     def parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
         """What is trained, by name."""

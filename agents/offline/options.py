@@ -13,8 +13,8 @@ from typing import Any
 
 from agents.runs.logs import check_reports, report_names
 from agents.runs.saving import parse_save_every
-from reward_models.loading import LoadOptions
-from textrl_env.errors import check_keywords
+from reward_models.loading import DTYPES, LoadOptions
+from textrl_env.errors import check_choice, check_keywords
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class TrainerOptions(LoadOptions):
         lora_targets: Names of the linear layers that get adapters, or "all-linear" for all of the body's.
         autocast: Matrix products in bfloat16; None is where CUDA is, or where the weights came in half precision.
         gradient_checkpointing: Compute a layer's activations again in the backward pass instead of keeping them.
+        save_dtype: What numbers are written in: float32, bfloat16, float16, or auto for what the model came in.
         eval_every: Optimiser steps between two looks at the held-out records; None looks at the end only.
         save_every: Optimiser steps (500), a time (90s, 15m, 2h) or both (500,15m) between checkpoints in the output
             folder, from which a run can go on; None saves none.
@@ -47,6 +48,7 @@ class TrainerOptions(LoadOptions):
     lora_targets: str | Sequence[str] = "all-linear"
     autocast: bool | None = None
     gradient_checkpointing: bool = False
+    save_dtype: str = "auto"
     eval_every: int | None = None
     save_every: int | str | None = None
     keep: int = 2
@@ -56,6 +58,7 @@ class TrainerOptions(LoadOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_choice("save_dtype", self.save_dtype, DTYPES)
         if self.save_every is not None:
             parse_save_every(self.save_every)
         for name in ("lora_rank", "eval_every", "keep"):

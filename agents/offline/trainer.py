@@ -180,6 +180,7 @@ def optimise(
                 break
         if task.evaluate is not None and not held_out:  # stopped early, or resumed at the end
             held_out = processes.on_main(lambda: _look(learner, task.evaluate, dropout))
+    learner.warn_of_rounding()
     learner.finish()
     return Trained(history, held_out)
 

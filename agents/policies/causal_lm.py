@@ -21,7 +21,7 @@ from agents.parallel.processes import current
 from agents.policies.base import Evaluation, Policy, make_linear
 from agents.policies.lora import LoraLM, check_no_adapter
 from agents.rollouts.rollout import Rollout
-from reward_models.loading import save_model
+from reward_models.loading import DTYPES, save_model
 from textrl_env.errors import check_choice
 from textrl_env.generators.answers import ask, push_weights
 from textrl_env.generators.registry import NATIVE, make_generator
@@ -47,6 +47,8 @@ class CausalLMPolicy(Policy):
             weights), or None. Heads start at zero output.
         value_hidden: Units of the value head's hidden layer; 0 is a linear head.
         gradient_checkpointing: Compute a layer's activations again in the backward pass instead of keeping them.
+        save_dtype: What :meth:`save_pretrained` writes numbers in: "float32", "bfloat16", "float16", or "auto" for what
+            the model came in.
         model: A :class:`~textrl_env.lm.causal_lm.CausalLM`, a folder or a hub id.
         autocast: Matrix products in bfloat16; None does as the model says (by default, where CUDA is).
         lora_rank: Train adapters of this rank and leave the weights alone: the policy shares them with
@@ -83,6 +85,7 @@ class CausalLMPolicy(Policy):
         lora_targets: str | Sequence[str] = "all-linear",
         value_hidden: int = 64,
         gradient_checkpointing: bool = False,
+        save_dtype: str = "auto",
         generator: Any = NATIVE,
         generator_kwargs: Mapping[str, Any] | None = None,
         sampling: Mapping[str, Any] | None = None,
@@ -104,8 +107,8 @@ class CausalLMPolicy(Policy):
                 "adapters is the reference's, and costs nothing)"
             )
         self.lora_rank, self.shard = lora_rank, shard
-        #: What :meth:`save_pretrained` writes numbers in: what the model came in.
-        self.saved_dtype = lm.model.dtype
+        check_choice("save_dtype", save_dtype, DTYPES)
+        self.saved_dtype = lm.model.dtype if save_dtype == "auto" else getattr(torch, save_dtype)
         if lora_rank is None:
             if lora_alpha is not None or lora_targets != "all-linear":
                 raise ValueError("lora_alpha and lora_targets go with lora_rank, which is None")
@@ -338,7 +341,7 @@ class CausalLMPolicy(Policy):
         Numbers are written in the precision that the model came in; what is trained has more, see :attr:`saved_dtype`.
         """
         if isinstance(self.lm, LoraLM):
-            self.lm.save_pretrained(folder)
+            self.lm.save_pretrained(folder, self.saved_dtype)
             return
         save_model(self.lm.model, folder, self.saved_dtype)
         self.lm.tokenizer.save_pretrained(str(folder))

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from reward_models.loading import save_model
 from textrl_env.errors import did_you_mean
 from textrl_env.lm.causal_lm import CausalLM
 
@@ -153,15 +154,20 @@ def _is_router(modules: dict[str, nn.Module], name: str) -> bool:
     return any(child.endswith("experts") for child, _ in modules[name.rpartition(".")[0]].named_children())
 
 
-def adapted_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The weights of the adapted layers with the adapter added, by their names in the plain model."""
+def adapted_weights(model: nn.Module, exact: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """The weights of the adapted layers with the adapter added, by their names in the plain model.
+
+    Args:
+        model: With adapters.
+        exact: In float32 and not in the precision of the weights under the adapter.
+    """
     from peft.tuners.lora import LoraLayer
 
     for name, layer in model.named_modules():
         if isinstance(layer, LoraLayer):
             weight = layer.get_base_layer().weight
             delta = layer.get_delta_weight("default").float()
-            yield f"{name}.weight", (weight.float() + delta).to(weight.dtype)
+            yield f"{name}.weight", (weight.float() + delta).to(torch.float32 if exact else weight.dtype)
 
 
 def save_adapter(model: nn.Module, folder: Path) -> None:
@@ -238,19 +244,23 @@ class LoraLM(CausalLM):
         return self._merged
 
     @torch.no_grad()
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write the merged model as an ordinary Hugging Face folder, and the adapter alone into ``adapter/``.
 
         Writing takes a merged copy of the adapted layers in the CPU's memory; this model stays as it is. Over quantised
         weights, which it cannot be merged into, the folder is the adapter's.
+
+        Args:
+            folder: Where.
+            dtype: What numbers are written in; None is what they are under the adapter.
         """
         if self.is_quantized:
             save_adapter(self.model, Path(folder))
             self.tokenizer.save_pretrained(str(folder))
             return
-        merged = {name: weight.cpu() for name, weight in adapted_weights(self.model)}
+        merged = {name: weight.cpu() for name, weight in adapted_weights(self.model, exact=True)}
         plain = self.reference.model
-        plain.save_pretrained(str(folder), state_dict=plain.state_dict() | merged)
+        save_model(plain, folder, dtype, plain.state_dict() | merged)
         self.tokenizer.save_pretrained(str(folder))
         save_adapter(self.model, Path(folder) / "adapter")
 
