@@ -115,8 +115,9 @@ class Learner:
         if lost > 0.5:
             dtype = str(self.saved_dtype).removeprefix("torch.")
             warnings.warn(
-                f"{lost:.0%} of the weights that have moved are the same again in {dtype}, in which the model is saved, "
-                "so small were the steps; save it in float32 (save_dtype='float32'), or take a larger learning_rate",
+                f"{lost:.0%} of the weights that have moved are the same again in {dtype}, in which the model is "
+                "saved, so small were the steps; save it in float32 (save_dtype='float32'), or take a larger "
+                "learning_rate",
                 stacklevel=2,
             )
 
