@@ -12,6 +12,7 @@ import torch
 from agents import GRPO, PPO, REINFORCE, CausalLMPolicy
 from agents.algorithms.importance import importance_weights
 from agents.cli import main
+from agents.parallel.processes import Processes
 from agents.rollouts.episode_log import EpisodeLog
 from agents.runs import run_directory as runs
 from tests.off_generator import OffGenerator
@@ -154,6 +155,27 @@ def test_weights_are_pushed_before_the_first_rollout_and_after_every_update():
     for name, weight in agent.policy.model.state_dict().items():
         assert torch.equal(weight, engine.received[-1][name])
     assert not torch.equal(engine.received[0]["lm_head.weight"], engine.received[1]["lm_head.weight"])
+
+
+class SecondOfTwo(Processes):
+    """As the second of two processes sees them, with nobody there to talk to."""
+
+    are_several, is_main = True, False
+
+    def on_main(self, work):
+        self.left_to_main = work
+
+
+@pytest.mark.parametrize("serves_many", [True, False])
+def test_of_several_processes_the_main_one_alone_gives_one_server_its_weights(serves_many):
+    engine = OffGenerator()
+    engine.serves_many = serves_many
+    group = SecondOfTwo()
+    policy = with_engine(engine).policy
+    policy.hand_over(group)
+    policy.hand_over(group)
+    assert len(engine.received) == (0 if serves_many else 1)
+    assert hasattr(group, "left_to_main") == serves_many
 
 
 def test_an_adapter_is_pushed_merged():

@@ -65,7 +65,7 @@ def test_answers_of_a_group_have_seeds_of_their_own(server, client):
 
 
 def test_everything_that_sampling_says_is_asked_for(server, client):
-    sampling = Sampling(6, (EOS, 5), 10, 0.5, 0.9, 4, 0.1, 2, seed=7)
+    sampling = Sampling(6, (EOS, 5), 10, 0.5, 0.9, 4, 0.1, 2, seed=7, num_logits=12)
     client.generate(PROMPTS[:1], sampling)
     (body,) = (body for body in server.bodies if "prompt" in body)
     wanted = {

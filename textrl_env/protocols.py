@@ -101,7 +101,8 @@ class Generator(Protocol):
     """What writes responses in place of our own decoder: a serving engine, in this process or behind a server.
 
     Called by :func:`textrl_env.generators.answers.ask`, which checks what comes back. One that says ``shares_weights =
-    True`` reads the very tensors that are being trained, and so cannot write while the policy learns.
+    True`` reads the very tensors that are being trained, and so cannot write while the policy learns; ``serves_many =
+    True`` says that it is one for all processes of a run, and gets the weights from the main one alone.
     """
 
     def generate(self, prompts: Sequence[np.ndarray], sampling: Any) -> Any:

@@ -16,7 +16,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from agents.parallel import sharding
+from agents.parallel import processes, sharding
 from agents.parallel.processes import current
 from agents.policies.base import Evaluation, Policy, make_linear
 from agents.policies.lora import LoraLM, check_no_adapter
@@ -235,10 +235,26 @@ class CausalLMPolicy(Policy):
         """What an outside generator is to write, by the weights and the random stream of now; a call writes it."""
         return self._asking(prompts, self._sampling(max_new_tokens, False))
 
-    def _asking(self, prompts: list[np.ndarray], sampling: Sampling) -> Callable[[], Sequences]:
-        if self._engine_waits:
+    def hand_over(self, group: processes.Processes) -> None:
+        """Give an outside generator the present weights, if it has not got them.
+
+        Args:
+            group: Who shares the run: one server for all of them gets the weights once, from the main process.
+        """
+        if self.engine is None or not self._engine_waits:
+            return
+
+        def push() -> None:
             push_weights(self.engine, self.lm.plain_model(), self.engine_name)
-            self._engine_waits = False
+
+        if getattr(self.engine, "serves_many", False):
+            group.on_main(push)
+        else:
+            push()
+        self._engine_waits = False
+
+    def _asking(self, prompts: list[np.ndarray], sampling: Sampling) -> Callable[[], Sequences]:
+        self.hand_over(processes.ALONE)  # unless it has been done already
         streams = Streams.draw(self.generator, len(prompts)) if self.streams is None else self.streams
         seeds = (streams.keys >> np.uint64(33)).astype(
             np.int64
@@ -253,6 +269,7 @@ class CausalLMPolicy(Policy):
             max_new_tokens,
             tuple(self.lm.eos_ids.tolist()),
             self.lm.vocab_size,
+            num_logits=self.lm.model.config.get_text_config().vocab_size,
             deterministic=deterministic,
             **own,
         )

@@ -466,6 +466,8 @@ def _generate(agent: Collecting, prompts: Any, group_size: int) -> Sequences:
     processes, policy, budget = agent.processes, agent.policy, agent.text_env.max_new_tokens
     if not processes.are_several:
         return Sequences.from_generated(policy.generate(prompts, budget), prompts)
+    if hasattr(policy, "hand_over"):
+        policy.hand_over(processes)
     # One number, the same everywhere, and from it a stream for each sequence, whoever writes it.
     streams = Streams.draw(policy.generator, len(prompts))
     mine = processes.rows(len(prompts), group_size)

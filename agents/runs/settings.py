@@ -78,6 +78,10 @@ def _without_meaning(agent: Agent) -> set[str]:
     names = set(agent.takes_no) | {"n_steps" if agent.collects_episodes else "n_episodes"}
     if not agent.policy.has_critic:
         names |= {"gae_lambda", "vf_coef", "critic", "critic_learning_rate"}
+    if getattr(agent.policy, "engine", None) is None and not getattr(agent.policy, "sampling", None):
+        names |= {name for name in _names(type(agent)) if name.startswith("importance_sampling_")} | {
+            "generate_ahead"
+        }
     if not agent.use_sde:
         names |= {"use_sde", "sde_sample_freq"}
     if agent.text_env is not None:

@@ -24,6 +24,7 @@ class Sampling:
         max_new_tokens: The response budget.
         eos_ids: Token ids that end a response; the end token belongs to it.
         vocab_size: Ids from here on are never sampled (embeddings are often padded past the vocabulary).
+        num_logits: Outputs of the model's head, where they are more than ``vocab_size``; None if that is not known.
         temperature: Divides the logits.
         top_p: Only the likeliest tokens that together have this probability; 1 for all.
         top_k: Only so many of the likeliest; 0 for all.
@@ -48,6 +49,7 @@ class Sampling:
     min_new_tokens: int = 0
     seed: int = 0
     seeds: tuple[int, ...] = ()
+    num_logits: int | None = None
     deterministic: bool = False
 
     def __post_init__(self) -> None:

@@ -37,12 +37,10 @@ class VllmGenerator:
         self.options = options
         self._folder = WeightsFolder(weights_folder)
         self._engine: Any = None
-        self._vocab_size = 0
 
     def update_weights(self, model: Any) -> None:
         """Make the engine with these weights, or have it read them."""
         folder = self._folder.write(model)
-        self._vocab_size = model.config.get_text_config().vocab_size
         if self._engine is None:
             from vllm import LLM
 
@@ -59,7 +57,7 @@ class VllmGenerator:
 
         params = []
         for number in range(len(prompts)):
-            asked = request_params(sampling, number, self._vocab_size)
+            asked = request_params(sampling, number)
             bias = asked["logit_bias"]
             asked["logit_bias"] = None if bias is None else {int(token): x for token, x in bias.items()}
             params.append(SamplingParams(detokenize=False, **asked))

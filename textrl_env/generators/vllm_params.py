@@ -13,7 +13,7 @@ from textrl_env.generators.sampling import Sampling
 _NEVER = -100.0
 
 
-def request_params(sampling: Sampling, number: int, vocab_size: int) -> dict[str, Any]:
+def request_params(sampling: Sampling, number: int) -> dict[str, Any]:
     """Arguments of vLLM's ``SamplingParams``, which its HTTP API takes by the same names.
 
     Everything is said, so that no default out of a model's ``generation_config.json`` takes part. Every response has a
@@ -22,9 +22,8 @@ def request_params(sampling: Sampling, number: int, vocab_size: int) -> dict[str
     Args:
         sampling: How.
         number: Of the response within the batch.
-        vocab_size: Outputs of the model's head.
     """
-    beyond = range(vocab_size if sampling.vocab_size is None else sampling.vocab_size, vocab_size)
+    beyond = range(sampling.vocab_size or 0, sampling.num_logits or 0) if sampling.vocab_size else ()
     return {
         "max_tokens": sampling.max_new_tokens,
         "min_tokens": sampling.min_new_tokens,

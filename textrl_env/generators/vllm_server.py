@@ -40,6 +40,9 @@ class VllmServer:
         GeneratorError: Nothing answers there, or it is no vLLM server that this can work with.
     """
 
+    #: Several processes of a run ask one server, which gets their weights once.
+    serves_many = True
+
     def __init__(
         self,
         url: str,
@@ -50,10 +53,10 @@ class VllmServer:
         self.url, self.at_once = url.rstrip("/"), at_once
         key = os.environ.get("VLLM_API_KEY")
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        limits = httpx.Limits(max_connections=at_once)
+        # A server hangs up on connections that have idled for some seconds, just when the next rollout wants them.
+        limits = httpx.Limits(max_connections=at_once, max_keepalive_connections=0)
         self._client = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, limits=limits)
         self._folder = WeightsFolder(weights_folder)
-        self._vocab_size = 0
         self.model = self._call("GET", "/v1/models")["data"][0]["id"]
         self.logprobs_mode = self._logprobs_mode()
 
@@ -101,7 +104,6 @@ class VllmServer:
     def update_weights(self, model: Any) -> None:
         """Write the weights and have the server read them; what it has cached of prompts goes with the old ones."""
         folder = self._folder.write(model)
-        self._vocab_size = model.config.get_text_config().vocab_size
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
         self._call("POST", "/collective_rpc", json=body)
         done = self._call("POST", "/reset_prefix_cache")
@@ -121,7 +123,7 @@ class VllmServer:
             )
         with ThreadPoolExecutor(min(self.at_once, len(prompts))) as pool:
             asked = [
-                pool.submit(self._respond, prompt, request_params(sampling, number, self._vocab_size))
+                pool.submit(self._respond, prompt, request_params(sampling, number))
                 for number, prompt in enumerate(prompts)
             ]
             try:
