@@ -125,7 +125,8 @@ def format_reward(tags: Sequence[str] = ("think", "answer"), opened: bool | None
         tags: The tags, each of which has to come exactly once and in this order, with only white space
             between them.
         opened: Whether the prompt has opened the first tag already, as the generation prompt of some chat templates
-            does (DeepSeek-R1's). None sees it at the end of a prompt that is a text; of messages it cannot be seen.
+            does (DeepSeek-R1's, Qwen3.5's). None sees it at the end of a prompt that is a text. Behind messages stands
+            a generation prompt that is not seen, so there a completion may open the first tag or go on inside it.
     """
     if isinstance(tags, str) or not tags:
         raise ValueError(f"tags must be a list of at least one tag name, got {tags!r}")
@@ -133,16 +134,22 @@ def format_reward(tags: Sequence[str] = ("think", "answer"), opened: bool | None
     inside = rf"(?:(?!</?(?:{'|'.join(names)})>).)*"
     layout = r"\s*".join(f"<{name}>{inside}</{name}>" for name in names)
     compiled = re.compile(rf"\s*{layout}\s*", re.DOTALL)
-
     first = f"<{tags[0]}>"
 
-    def is_opened(prompt: Any) -> bool:
-        return opened if opened is not None else isinstance(prompt, str) and prompt.rstrip().endswith(first)
+    def beginnings(prompt: Any) -> tuple[str, ...]:
+        """What may stand before the completion."""
+        if opened is not None:
+            return (first,) if opened else ("",)
+        if isinstance(prompt, str):
+            return (first,) if prompt.rstrip().endswith(first) else ("",)
+        return ("", first)
 
     def format_reward(prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
         texts = [text_of(completion) for completion in completions]
-        whole = [first + text if is_opened(p) else text for p, text in zip(prompts, texts, strict=True)]
-        return [float(compiled.fullmatch(text) is not None) for text in whole]
+        return [
+            float(any(compiled.fullmatch(before + text) for before in beginnings(prompt)))
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
 
     return format_reward
 

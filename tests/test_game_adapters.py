@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 import sys
 import types
 
@@ -15,10 +17,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.chat_templates import byte_tokenizer, chat_tokenizer
 from tests.games import Copycat
 from tests.test_text_game import bound, make_game, say
-from tests.tiny import WORDS
+from tests.tiny import WORDS, make_lm
 from textrl_env.games.gymnasium_env import GIVEN, GymnasiumGame, one_of
 from textrl_env.games.layout import Turn
 from textrl_env.games.loading import load_game
+from textrl_env.games.textarena import FrozenModel
 from textrl_env.games.tools import ToolGame
 from textrl_env.lm.causal_lm import CausalLM
 from textrl_env.protocols import Game
@@ -463,6 +466,7 @@ def test_a_name_that_skyrl_gym_knows_is_made_with_the_row_as_its_extras(monkeypa
     [
         ("gem:x", "pip install gem-llm"),
         ("skyrl_gym:x", "pip install skyrl-gym"),
+        ("textarena:Nim-v0", r"pip install 'textrl-env\[textarena\]'"),
         ("reasoning_gym:chain_sum", r"pip install 'textrl-env\[games\]'"),
     ],
 )
@@ -536,3 +540,97 @@ def test_a_task_or_a_config_that_is_not_there_is_named():
         reasoning(terms=3)
     with pytest.raises(ValueError, match="'size' is no config"):
         reasoning(size=10)
+
+
+# -- textarena ------------------------------------------------------------------------------------------------
+
+
+def takes_one(seen):
+    """An opponent in Nim that takes one from the first pile that has any left."""
+    piles = re.findall(r"pile (\d): (\d+)", seen)[-3:]
+    return f"[{next(pile for pile, left in piles if int(left))} 1]"
+
+
+def calls(seen):
+    """An opponent in poker that pays to see, or checks."""
+    return "[check]" if seen.rfind("[check]") > seen.rfind("[call]") else "[call]"
+
+
+def arena(name="Nim-v0", **kwargs):
+    pytest.importorskip("textarena")
+    return load_game(f"textarena:{name}", kwargs)()
+
+
+def test_a_game_of_two_is_played_against_an_opponent_that_is_given():
+    game = arena(opponent="tests.test_game_adapters:takes_one", piles=[1, 1, 1], seat=0)
+    opening, _ = game.reset(seed=0)
+    assert "Welcome to Nim, Player 0!" in opening and opening.endswith("pile 0: 1\n  pile 1: 1\n  pile 2: 1")
+    shown, reward, terminated, *_ = game.step("[1 1]")
+    assert (reward, terminated) == (0.0, False) and shown.endswith("pile 0: 0\n  pile 1: 0\n  pile 2: 1")
+    assert "[Player 1] [0 1]" in shown and "[1 1]" not in shown and "Welcome" not in shown
+    shown, reward, terminated, truncated, _ = game.step("[2 1]")
+    assert (reward, terminated, truncated) == (1.0, True, False) and "took the last" in shown
+
+
+def test_the_opponent_may_move_first_and_win():
+    game = arena(opponent=takes_one, piles=[1, 1, 0], seat=1)
+    opening, _ = game.reset(seed=0)
+    assert "[Player 0] [0 1]" in opening
+    assert game.step("no move")[1:3] == (0.0, False)  # textarena lets one pass, and says so
+    assert game.step("no move")[1:3] == (-1.0, True)
+    lost = arena(opponent=takes_one, piles=[1, 1, 1], seat=1)
+    lost.reset(seed=0)
+    assert lost.step("[1 1]")[1:3] == (-1.0, True)
+
+
+def test_seats_are_drawn_from_the_seed():
+    game = arena(opponent=takes_one)
+    seats = []
+    for seed in (*range(8), 0):
+        game.reset(seed=seed)
+        seats.append(game.seat)
+    assert set(seats) == {0, 1} and seats[0] == seats[-1]
+    game.reset(seed=0, seat=1)
+    assert game.seat == 1
+
+
+def test_games_side_by_side_draw_from_random_numbers_of_their_own():
+    """textarena draws from Python's own numbers; what it draws for one game is nothing to another one, or to us."""
+    make = load_game(
+        f"textarena:{pytest.importorskip('textarena') and 'Poker-v0'}", {"opponent": calls, "seat": 0}
+    )
+
+    def play(*games):
+        shown = [[game.reset(seed=3)[0]] for game in games]
+        for _ in range(4):
+            for game, seen in zip(games, shown, strict=True):
+                seen.append(game.step("[check]" if "[check]" in seen[-1] else "[call]")[0])
+        return shown
+
+    random.seed(11)
+    before = random.getstate()
+    (alone,), beside = play(make()), play(make(), make())
+    assert random.getstate() == before
+    assert beside == [alone, alone]
+
+
+def test_a_frozen_model_is_an_opponent_and_a_game_that_it_cannot_begin_is_begun_again():
+    rival = FrozenModel(make_lm(), max_new_tokens=3)
+    moves = [rival("a b c", rng=random.Random(seed)) for seed in (5, 5, 6, 7, 8)]
+    assert moves[0] == moves[1] and len(set(moves)) > 1 and set(" ".join(moves).split()) <= set(WORDS)
+    game = arena(opponent=rival, seat=0)
+    game.reset(seed=0)
+    assert game.step("[0 1]")[1:3] == (1.0, True)  # it knows no move, and the second bad one loses
+    with pytest.raises(ValueError, match="over before the policy's first turn 20 times"):
+        arena(opponent=lambda seen: "no move", seat=1).reset(seed=0)
+
+
+def test_a_game_for_one_player_needs_no_opponent_and_one_for_two_says_that_it_does():
+    game = arena("GuessTheNumber-v0")
+    assert "guess" in game.reset(seed=0)[0].lower()
+    right = game.env.state.game_state["game_number"]
+    shown, _, terminated, *_ = game.step(f"[{right % 20 + 1}]")
+    assert "target number is" in shown and not terminated
+    assert game.step(f"[{right}]")[1:3] == (1.0, True)
+    with pytest.raises(ValueError, match=r"Nim-v1.*Did you mean 'Nim-v0"):
+        arena("Nim-v1")

@@ -473,9 +473,19 @@ def test_format_reward_counts_a_tag_that_the_prompt_has_opened():
     whole = f"<think>{answer}"
     prompts = ["q <think>", "q <think>\n", "q", "q <think>", [{"role": "user", "content": "q"}]]
     completions = [answer, answer, answer, whole, [{"role": "assistant", "content": answer}]]
-    assert load_reward(format_reward())(prompts, completions) == [1, 1, 0, 0, 0]
+    assert load_reward(format_reward())(prompts, completions) == [1, 1, 0, 0, 1]
     assert load_reward(format_reward(opened=True))(prompts, completions) == [1, 1, 1, 0, 1]
     assert load_reward(format_reward(opened=False))(prompts, completions) == [0, 0, 0, 1, 0]
+
+
+def test_behind_messages_a_thought_may_be_opened_by_the_template_or_by_the_answer():
+    """The generation prompt of some templates ends with "<think>", and no reward is shown it."""
+    answers = ["x</think><answer>4</answer>", "<think>x</think><answer>4</answer>"]
+    wrong = ["x<answer>4</answer>", "</think>", "<think>x</think>y</think><answer>4</answer>"]
+    wrong += ["x</think><think>y</think><answer>4</answer>", "<answer>4</answer>"]
+    prompts = [[{"role": "user", "content": "q"}]] * 7
+    completions = [[{"role": "assistant", "content": text}] for text in (*answers, *wrong)]
+    assert load_reward(format_reward())(prompts, completions) == [1, 1, 0, 0, 0, 0, 0]
 
 
 def test_format_reward_wants_each_tag_once_and_in_order():

@@ -36,6 +36,7 @@ SPELLINGS: dict[str, str] = {
     "gem": "textrl_env.games.strings:load_gem",
     "reasoning_gym": "textrl_env.games.reasoning_gym:load",
     "skyrl_gym": "textrl_env.games.strings:load_skyrl",
+    "textarena": "textrl_env.games.textarena:load",
 }
 #: ``"module:function"`` with ``function(made) -> Game | None``, tried in this order on what is no game by itself.
 ADAPTERS: list[str] = ["textrl_env.games.gymnasium_env:adapt", "textrl_env.games.tools:adapt"]
