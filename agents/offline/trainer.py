@@ -135,15 +135,14 @@ def optimise(
     checkpoints = Checkpoints(learner, optimizer, output, options.keep, identity)
     history: list[dict[str, float]] = checkpoints.resume() if options.resume else []
     if not options.resume:
-        checkpoints.discard()
+        processes.on_main(checkpoints.discard)
     first = len(history)
     held_out: dict[str, float] = {}
     schedule = SaveSchedule(options.save_every)
     schedule.start(first)
-    if not processes.is_main:
-        logger = callback = None
+    callback = callback if processes.is_main else None
     with (
-        _log_of(logger, options, output, first) as logger,
+        _log_of(logger, options, output, first, processes.is_main) as logger,
         tuned_for(learner.model, large_tensors=True),
         torch.random.fork_rng(enabled=dropout),
         learner.saving_memory(),
@@ -166,7 +165,7 @@ def optimise(
             if task.evaluate is not None and (ends or _is_due(step, options.eval_every)):
                 held_out = processes.on_main(lambda: _look(learner, task.evaluate, dropout))
                 metrics |= {f"eval/{name}": value for name, value in held_out.items()}
-            saves = schedule.is_due(step)
+            saves = processes.on_main(lambda step=step: schedule.is_due(step))  # clocks differ
             if saves:
                 processes.on_main(lambda: checkpoints.save(history))
                 schedule.saved()
@@ -186,10 +185,15 @@ def optimise(
 
 
 @contextlib.contextmanager
-def _log_of(given: Any, options: TrainerOptions, output: str | Path | None, first: int) -> Iterator[Any]:
-    """The logger that was given, or the one that ``options.report_to`` asks for, which is closed at the end."""
-    if given is not None or options.reports == ["none"]:
-        yield given
+def _log_of(
+    given: Any, options: TrainerOptions, output: str | Path | None, first: int, is_main: bool
+) -> Iterator[Any]:
+    """The logger that was given, or the one that ``options.report_to`` asks for, which is closed at the end.
+
+    Of several processes only the main one has any.
+    """
+    if not is_main or given is not None or options.reports == ["none"]:
+        yield given if is_main else None
         return
     logger = open_logger(_log_folder(options, output), first, options.reports)
     try:
