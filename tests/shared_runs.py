@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,11 +24,18 @@ from agents.offline.sft import sft
 from agents.parallel import processes as parallel
 from agents.parallel.sharding import is_split, whole
 from reward_models import RunningNormalizer
+from tests.games import Wild
 from tests.tiny import PROMPTS, id_sum, make_env, make_lm
+from textrl_env.envs.text_game import TextGameEnv
 
 
 def _env(**kwargs: Any) -> Any:
     return make_env(lm=make_lm(seed=3), kl_coef=0.1, **{"reward": id_sum} | kwargs)
+
+
+def _game() -> Any:
+    settings = {"max_turns": 3, "max_new_tokens": 4, "max_length": 44, "kl_coef": 0.1, "num_seeds": 50}
+    return TextGameEnv(game=Wild, model=make_lm(seed=3), **settings)
 
 
 COMMON = {"n_episodes": 16, "seed": 1, "learning_rate": 1e-2}
@@ -40,6 +48,7 @@ RUNS: dict[str, Callable[[], Any]] = {
         "auto", _env(), group_size=2, batch_size=6, n_epochs=1, **COMMON
     ),
     "ppo, micro-batches": lambda: PPO("auto", _env(), batch_size=8, n_epochs=1, micro_batch_size=3, **COMMON),
+    "turns of a game": lambda: REINFORCE("auto", _game(), **COMMON),
     "split weights": lambda: PPO(
         "auto",
         _env(),
@@ -211,6 +220,14 @@ def resuming(run_dir: Path) -> list[str]:
     return ["--resume", str(run_dir), "--allow-module", "tests.tiny", "--no-progress"]
 
 
+def keep_first(run_dir: Path, copy: Path) -> None:
+    """A copy of a run as it was when its first checkpoint had been written."""
+    shutil.copytree(run_dir, copy)
+    by_age = sorted(copy.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    for later in (*by_age[1:], copy / "final"):
+        shutil.rmtree(later)
+
+
 def write_inputs(folder: Path) -> None:
     """A model and prompts as files."""
     lm = make_lm(seed=3)
@@ -228,6 +245,10 @@ def several(rank: int, count: int, port: int, folder: Path) -> None:
         found["refusals"] = refusals()
         found["first"] = command_line(folder, "two", *new_run(folder))
         found["again"] = command_line(folder, "two", *new_run(folder))
+        parallel.current().on_main(lambda: keep_first(folder / "two", folder / "two-of-two"))
+        found["resumed alike"] = command_line(
+            folder, "", *resuming(folder / "two-of-two"), "--total-timesteps", "150"
+        )
         found["resumed"] = command_line(folder, "", *resuming(folder / "two-of-one"))
         split = ("--policy-arg", "shard=true")
         found["split"] = command_line(folder, "split", *new_run(folder, 80), *split)

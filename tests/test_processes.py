@@ -6,7 +6,6 @@ import csv
 import json
 import multiprocessing
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -54,10 +53,7 @@ def start(work, folder):
 @pytest.fixture(scope="module")
 def seen(folder):
     """What each of two processes saw; they share one start of Python."""
-    shutil.copytree(folder / "one", folder / "two-of-one")
-    first = min(folder.glob("two-of-one/checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    for later in {*folder.glob("two-of-one/checkpoint-*"), folder / "two-of-one/final"} - {first}:
-        shutil.rmtree(later)
+    shared_runs.keep_first(folder / "one", folder / "two-of-one")
     ended = start(shared_runs.several, folder)
     assert ended == [0, 0]
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
@@ -162,6 +158,12 @@ def test_a_checkpoint_of_one_process_goes_on_in_two(folder, seen):
     one, two = final_weights(folder / "one"), final_weights(folder / "two-of-one")
     assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
     assert len(rows(folder / "two-of-one")) == len(rows(folder / "one"))
+
+
+def test_as_many_processes_as_before_go_on_to_the_bit(folder, seen):
+    assert [rank["resumed alike"][0] for rank in seen] == [0, 0], seen[0]["resumed alike"][1]
+    never_stopped, resumed = final_weights(folder / "two"), final_weights(folder / "two-of-two")
+    assert all(torch.equal(never_stopped[name], resumed[name]) for name in never_stopped)
 
 
 def test_split_weights_are_saved_whole_and_split_again(folder, seen):
