@@ -138,6 +138,10 @@ class LearningLoop(StableBaselines3Surface):
         settings = {name: getattr(self, name) for name in same}
         settings |= {"prompts": self.text_env.num_prompts, "budget": self.text_env.max_new_tokens}
         weights = fingerprint(weight for _, weight in self.policy.named_weights())
+        if self.policy.is_split:
+            # All take as many passes, whatever memory each has found free.
+            found = [size for size in self.processes.gather(self.micro_batch_size) if size is not None]
+            self.micro_batch_size = min(found, default=None)
         self.processes.check_alike({"agent": type(self).__name__, **settings, "weights": weights})
 
     def _trainer_state(self) -> TrainerState:
