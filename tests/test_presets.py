@@ -147,11 +147,11 @@ def test_the_command_line_has_pythons_defaults_prints_them_and_writes_them_down(
     assert ["learning_rate", "1e-06", "preset"] in rows and ["group_size", "4", "given"] in rows
     assert config["policy"] == {
         "lora_rank": None,
-        "dtype": "float32",
+        "save_dtype": "float32",
         "autocast": False,
         "gradient_checkpointing": False,
     }
-    assert ["dtype", "float32"] in rows and ["gradient_checkpointing", "off"] in rows
+    assert ["save_dtype", "float32"] in rows and ["gradient_checkpointing", "off"] in rows
     assert ["max_new_tokens", "44"] in rows and ["prompts_skipped", "1"] in rows
     assert "GRPO trains every weight of a language model" in shown
 

@@ -104,7 +104,7 @@ def _policy_settings(policy: Any) -> dict[str, Any]:
     lora_rank = getattr(policy, "lora_rank", None)
     found = {"lora_rank": lora_rank} | ({} if lora_rank is None else {"lora_alpha": lm.alpha})
     return found | {
-        "dtype": str(getattr(policy, "saved_dtype", lm.model.dtype)).removeprefix("torch."),
+        "save_dtype": str(getattr(policy, "saved_dtype", lm.model.dtype)).removeprefix("torch."),
         "autocast": lm.autocast,
         "gradient_checkpointing": checkpointing.is_on(lm.body),
     }
