@@ -3,7 +3,7 @@
     python benchmarks/turns.py [--seeds 3] [--only optimality speed]
 
 The optimum. A random GPT-2 of two layers over four tokens plays ``TextGame-v0``: two turns of two tokens, each
-answered in one of two ways by a table of random probabilities, with a random reward for each answer.
+answered in one of two ways by a table of random probabilities, with a random reward for each turn.
 :mod:`textrl_env.exact.turns` knows the optimum and every policy's distance from it; prints the gap
 ``(J* - J) / (J* - J_ref)`` of the final policies, in per cent.
 
@@ -39,8 +39,8 @@ def outcomes(said: tuple[str, ...]) -> list[Outcome]:
     """What may be answered to a conversation: probability, text, reward, and whether that is the end."""
     rng = np.random.default_rng(zlib.crc32(repr(said).encode()))
     first = 0.2 + 0.6 * rng.random()
-    rewards = rng.normal(size=2)
-    return [(first, "a", rewards[0], False), (1 - first, "b c", rewards[1], False)]
+    reward = rng.normal()
+    return [(first, "a", reward, False), (1 - first, "b c", reward, False)]
 
 
 class Table:

@@ -517,3 +517,36 @@ def test_a_games_word_of_success_is_in_the_log(way):
     assert 0 < agent.latest["rollout/success_rate"] < 1
     if prompts is not None:
         assert agent.latest["completions/mean_turns"] == 1.0
+
+
+def test_a_game_in_a_chat_template_is_the_conversation_that_the_template_writes():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from textrl_env.lm.causal_lm import CausalLM
+
+    tokenizer = chat_tokenizer("qwen2_5")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+    )
+    lm = CausalLM(LlamaForCausalLM(config), tokenizer)
+    env = bound(make_game(lm=lm, max_new_tokens=6, kl_coef=0.0, game_kwargs={"rounds": 3}))
+    written = np.array([*lm.encoder.insertion("yes"), lm.encoder.turn_end_id])
+
+    def generate(contexts):
+        return [written] * len(contexts), [np.zeros(len(written))] * len(contexts)
+
+    episodes = env.run_episodes(generate, [0])
+    word = episodes.prompts[0].split()[0]
+    whole = lm.encoder.prompt(turns(f"{word} {word}", "yes", word, "yes", word, "yes", word))
+    assert episodes.sequences.tokens.tolist() == whole
+    assert episodes.sequences.actions.tolist() == [*written] * 3
+    observation, _ = env.reset(options={"prompt_id": 0})
+    for action in [*written] * 3:
+        observation, *_, info = env.step(int(action))
+    assert observation["input_ids"][observation["attention_mask"] > 0].tolist() == whole
+    assert info["stop_reason"] == "game" and info["response"] == f"yes\n{word}\nyes\n{word}\nyes"
