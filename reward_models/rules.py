@@ -8,7 +8,7 @@ A checker that needs the right answer reads it from a column of the prompts. Whe
 checker does not apply to the row and returns None. Completions are texts; of a message list the last
 message counts.
 
-Left out on purpose: symbolic maths, running code, and judging by another model.
+Code is run by :mod:`reward_models.unit_tests`. Left out on purpose: symbolic maths, and judging by another model.
 """
 
 from __future__ import annotations

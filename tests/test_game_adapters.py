@@ -634,3 +634,22 @@ def test_a_game_for_one_player_needs_no_opponent_and_one_for_two_says_that_it_do
     assert game.step(f"[{right}]")[1:3] == (1.0, True)
     with pytest.raises(ValueError, match=r"Nim-v1.*Did you mean 'Nim-v0"):
         arena("Nim-v1")
+
+
+# -- the example ----------------------------------------------------------------------------------------------
+
+
+def test_the_calculator_of_the_examples_pays_for_the_right_answer_after_a_call():
+    game = load_game("examples/calculator.py:game")()
+    opening, info = game.reset(seed=4)
+    question = re.search(r"What is (.*)\?", opening)[1]
+    assert opening == game.reset(seed=4)[0] != game.reset(seed=5)[0]
+    assert [tool["function"]["name"] for tool in info["tools"]] == ["calculate"]
+    game.reset(seed=4)
+    (answer,), reward, terminated, *_ = game.step(call("calculate", expression=question))
+    assert int(answer["content"]) == eval(question) and (reward, terminated) == (0.0, False)
+    (answer,), reward, *_ = game.step(call("calculate", expression="__import__('os')"))
+    assert "expected whole numbers" in answer["content"] and reward == 0.0
+    assert game.step(f"It is {eval(question)}.")[1:3] == (1.0, True)
+    game.reset(question="2 - 3 * 4 + 1")
+    assert game.step("-9")[1:3] == (1.0, True)

@@ -1,9 +1,13 @@
-"""Packages that only some games need."""
+"""Packages that only some games need, and functions that games are given by name."""
 
 from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import Any
+
+from reward_models import trust
+from reward_models.importing import import_module
 
 
 def import_extra(module: str, package: str, wanted_by: str, extra: str | None = "games") -> ModuleType:
@@ -27,3 +31,22 @@ def import_extra(module: str, package: str, wanted_by: str, extra: str | None = 
         raise ModuleNotFoundError(
             f"{wanted_by} needs the package {package}: {command}", name=error.name
         ) from None
+
+
+def named_function(spec: str) -> Any:
+    """The function that ``"package.module:name"`` names.
+
+    Raises:
+        ValueError: It names none.
+        ImportError: There is no such module or function, or a file names it and the user does not.
+    """
+    named = trust.split_spec(spec)
+    if named is None or named.arguments is not None:
+        raise ValueError(f"{spec!r} names no function; expected 'package.module:function'")
+    trust.check_module(named.module, f" (for {spec!r})")
+    module = import_module(named.module)
+    if not hasattr(module, named.name):
+        raise ImportError(f"{named.module!r} has no {named.name!r}")
+    found = trust.get_attribute(module, named.name, spec)
+    trust.check_owner(found, spec, module.__name__)
+    return found

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from reward_models.importing import import_module
+from reward_models import trust
 from reward_models.names import shorten
+from textrl_env.games.extras import named_function
 from textrl_env.protocols import Game
 
 ToText = Callable[[Any], str]
@@ -116,8 +117,9 @@ def load(game_id: str, **kwargs: Any) -> Callable[[], GymnasiumGame]:
     own = {name: kwargs.pop(name) for name in names if name in kwargs}
     for name in ("to_text", "to_action"):
         if isinstance(own.get(name), str):
-            module, _, function = own[name].partition(":")
-            own[name] = getattr(import_module(module), function)
+            own[name] = named_function(own[name])
+    if ":" in game_id:  # Gymnasium imports the module in front
+        trust.check_module(game_id.partition(":")[0], f" (for the game {game_id!r})")
     return lambda: GymnasiumGame(gym.make(game_id, **kwargs), **own)
 
 

@@ -34,6 +34,7 @@ GameFactory = Callable[[], Game]
 #: Word before the colon -> ``"module:function"`` with ``function(rest, **game_kwargs) -> GameFactory``.
 SPELLINGS: dict[str, str] = {
     "gem": "textrl_env.games.strings:load_gem",
+    "openenv": "textrl_env.games.openenv:load",
     "reasoning_gym": "textrl_env.games.reasoning_gym:load",
     "skyrl_gym": "textrl_env.games.strings:load_skyrl",
     "textarena": "textrl_env.games.textarena:load",

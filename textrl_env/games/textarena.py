@@ -16,10 +16,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from reward_models.importing import import_module
 from reward_models.names import shorten
 from textrl_env.errors import did_you_mean
-from textrl_env.games.extras import import_extra
+from textrl_env.games.extras import import_extra, named_function
 
 #: From all that a player has seen so far to its move; ``opponent(seen, rng)`` gets the game's random.Random as well.
 Opponent = Callable[..., str]
@@ -221,8 +220,7 @@ def load(
     if name not in known:
         raise ValueError(f"textarena has no game {name!r}. {did_you_mean(name, known)}")
     if isinstance(opponent, str):
-        module, _, function = opponent.partition(":")
-        opponent = getattr(import_module(module), function)
+        opponent = named_function(opponent)
     if opponent is not None and not callable(opponent):
         raise TypeError(f"opponent must be a function from a text to a text, got {shorten(opponent)}")
     players = players or (1 if opponent is None else 2)
