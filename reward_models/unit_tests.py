@@ -46,7 +46,7 @@ def unit_tests(
 
     Args:
         column: The column that holds the tests: a text, or a list of texts.
-        timeout: Seconds of computing for each test; by the clock it may take four times as long.
+        timeout: Seconds of computing for each test; by the clock it may take four times as long, and 30 s to start.
         memory: MiB of address space.
         network: True lets the code use the network. False needs Linux on x86_64 or aarch64.
         workers: Processes at the same time; None takes one for each core.
@@ -116,7 +116,7 @@ def passes(code: str, test: str, seconds: float, memory: int, network: bool) -> 
             start_new_session=True,
         )
         try:
-            out, _ = process.communicate(json.dumps(job).encode("ascii"), timeout=4 * seconds + 5)
+            out, _ = process.communicate(json.dumps(job).encode("ascii"), timeout=4 * seconds + 30)
         except subprocess.TimeoutExpired:
             return False
         finally:
