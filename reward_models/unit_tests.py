@@ -138,7 +138,7 @@ def _end(process: subprocess.Popen) -> None:
 def _tests(given: Any, column: str, i: int) -> list[str] | None:
     if given is None:
         return None
-    tests = [given] if isinstance(given, str) else list(given)
+    tests = [given] if isinstance(given, str) else list(given) if isinstance(given, Sequence) else []
     if not tests or not all(isinstance(test, str) for test in tests):
         raise TypeError(
             f"unit_tests: the column {column!r} must hold a text or a list of texts, got {shorten(given)} at index {i}"
