@@ -11,6 +11,7 @@ A turn becomes an action by ``action``, an observation becomes text by ``observa
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -44,6 +45,7 @@ class OpenEnvGame:
             "websockets.sync.client", "websockets", f"game='openenv:{url}'", "openenv"
         )
         self._socket: Any = None
+        self._open = contextlib.ExitStack()  # holds the connection
 
     def __deepcopy__(self, memo: dict) -> OpenEnvGame:
         return OpenEnvGame(self.url, self.action, self.observation, self.timeout)
@@ -69,12 +71,14 @@ class OpenEnvGame:
     def close(self) -> None:
         """Give the session back."""
         if self._socket is not None:
-            socket, self._socket = self._socket, None
-            try:
-                socket.send(json.dumps({"type": "close"}))
-                socket.close()
-            except Exception:  # the server has gone first
-                pass
+            with contextlib.suppress(Exception):  # the server may have gone first
+                self._socket.send(json.dumps({"type": "close"}))
+        self._drop()
+
+    def _drop(self) -> None:
+        self._socket = None
+        with contextlib.suppress(Exception):
+            self._open.close()
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
         """Send a message; the data of the answer."""
@@ -84,7 +88,7 @@ class OpenEnvGame:
             self._socket.send(json.dumps(message))
             answer = json.loads(self._socket.recv(timeout=self.timeout))
         except Exception as error:
-            self._socket = None  # a late answer would be taken for that to the next message
+            self._drop()  # a late answer would be taken for that to the next message
             raise ConnectionError(
                 f"the OpenEnv server {self.url} has not answered {shorten(message)}: {type(error).__name__}: {error}"
             ) from error
@@ -105,7 +109,10 @@ class OpenEnvGame:
         address = _address(self.url)
         try:
             # A proxy is for the world outside, and a model's observations may be large.
-            return self._client.connect(address, open_timeout=self.timeout, max_size=2**27, proxy=None)
+            connection = self._client.connect(
+                address, open_timeout=self.timeout, close_timeout=1, max_size=2**27, proxy=None
+            )
+            return self._open.enter_context(connection)
         except Exception as error:
             raise ConnectionError(
                 f"no OpenEnv server answers at {address}: {type(error).__name__}: {error}"
