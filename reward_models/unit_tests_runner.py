@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import resource
+import signal
 import sys
 
 #: Architecture by the kernel's number, and its numbers of socket, connect, kill, io_uring_setup, pidfd_send_signal.
@@ -87,7 +88,9 @@ def main() -> None:
     exec(compile(job["code"], "answer.py", "exec"), names)
     exec(compile(job["test"], "test.py", "exec"), names)
     os.write(told, job["word"].encode("ascii"))
-    os._exit(0)  # threads that the code has left running are not waited for
+    signal.raise_signal(
+        signal.SIGKILL
+    )  # what the code has left running, or to be run at the end, is not waited for
 
 
 if __name__ == "__main__":
