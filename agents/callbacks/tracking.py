@@ -116,9 +116,14 @@ def samples_of(agent: Any, rollout: Rollout) -> dict[str, list[Any]]:
     rows = min(count, len(rollout))
     lengths = rollout.lengths.cpu().numpy()
     columns = {name: list(values[-rows:]) for name, values in text.items() if len(values) == count}
+    token_ids = columns.pop("token_ids", [])
     # A method may leave out rows (groups without variance), and then nothing says which token belongs to which text.
-    fits = rollout.advantages is not None and rows == len(rollout)
+    fits = rollout.advantages is not None and rows == len(rollout) == len(token_ids)
     fits = fits and np.array_equal(np.array(columns["response_length"]), lengths)
+    if fits:
+        actions = rollout.actions.cpu().numpy()
+        rows_of_text = zip(token_ids, actions, lengths, strict=True)
+        fits = all(np.array_equal(ids[:n], acted[:n]) for ids, acted, n in rows_of_text)
     numbers = {"score", "response_length", "kl_sum"} | {name for name in columns if name.startswith("score/")}
     found: dict[str, list[Any]] = {
         name: [float(value) for value in values] if name in numbers else [str(value) for value in values]

@@ -133,6 +133,7 @@ class EpisodeLog:
             "response": episodes.responses,
             "response_length": lengths,
             "kl_sum": episodes.kl.sum(1),
+            "token_ids": list(episodes.tokens),
             **({"turns": episodes.turns} if hasattr(episodes, "turns") else {}),
         } | {f"score/{name}": part for name, part in episodes.parts.items()}
         for name, values in columns.items():
