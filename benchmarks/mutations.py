@@ -51,7 +51,7 @@ class Bug(NamedTuple):
 
 KL, TEXT, CORE = "textrl_env/kl.py", "textrl_env/envs/text_rlhf.py", "textrl_env/core.py"
 WRITING, GAME = "textrl_env/envs/writing.py", "textrl_env/envs/text_game.py"
-GAMES_LAYOUT, SEQUENCES = "textrl_env/games/layout.py", "textrl_env/lm/sequences.py"
+SEQUENCES = "textrl_env/lm/sequences.py"
 LM, DECODING, EXACT = "textrl_env/lm/causal_lm.py", "textrl_env/lm/decoding.py", "textrl_env/exact/solver.py"
 MATHS, BASE, COLLECT = "agents/algorithms/maths.py", "agents/base.py", "agents/rollouts/collectors.py"
 GRADIENT, PPO_FILE = "agents/algorithms/gradient_step.py", "agents/algorithms/ppo.py"
@@ -147,13 +147,8 @@ BUGS = [
         "episodes.turn), axis=1, append=0) == 0)", ("turns",)),
     Bug("mask of the policy's tokens shifted by one", GAME, "self.written_by[slots, self.length[slots] - 1] = POLICY",
         "self.written_by[slots, self.length[slots] - 2] = POLICY", ("text_game",)),
-    Bug("end token of a turn reaches the game", GAMES_LAYOUT, "tokens[:-1] if ends else tokens", "tokens",
-        ("text_game",)),
     Bug("another turn begins without room", GAME, "after + self.max_new_tokens > self.max_length",
         "after > self.max_length", ("text_game",)),
-    Bug("cache of a turn holds a token too many", DECODING,
-        "memory.keep(decoder, np.arange(len(episodes)), given.lengths[episodes] + lengths[episodes] - 1)",
-        "memory.keep(decoder, np.arange(len(episodes)), given.lengths[episodes] + lengths[episodes])", ("text_game",)),
     Bug("a discount by turn counts within the turn", MATHS, "ends[:, :-1] = turn[:, 1:] > turn[:, :-1]",
         "ends[:, :-1] = turn[:, 1:] >= turn[:, :-1]", ("turns",)),
     # -- collecting ----------------------------------------------------------------------------------------
