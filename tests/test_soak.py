@@ -18,17 +18,18 @@ def test_processes_that_are_killed_and_files_that_are_torn_lose_nothing_and_nobo
     tmp_path,
 ):
     keep = tmp_path / "table.json"
-    command = [sys.executable, "benchmarks/soak", "--only", "kills", "tears", "disk", "--tries", "2"]
-    command += ["--seed", "5", "--keep", str(keep)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    rows = json.loads(keep.read_text())
+    signals = {f"{signal} at a random moment" for signal in ("`kill -9`", "SIGTERM", "Ctrl-C")}
+    rows: dict = {}
+    for seed in range(5, 9):  # a process may end before its signal; rows of the same file add up
+        command = [sys.executable, "benchmarks/soak", "--only", "kills", "tears", "disk", "--tries", "2"]
+        command += ["--seed", str(seed), "--keep", str(keep)]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr[-3000:]
+        rows = json.loads(keep.read_text())
+        if rows.keys() & signals:
+            break
     assert {"the disk is full at a random moment", "two processes go on with one run at once"} <= rows.keys()
-    signals = (
-        "`kill -9` at a random moment",
-        "SIGTERM at a random moment",
-    )  # a process may end before one of them
-    assert rows.keys() & set(signals) and any(fault.startswith("a file of a checkpoint") for fault in rows)
+    assert rows.keys() & signals and any(fault.startswith("a file of a checkpoint") for fault in rows)
     for fault, row in rows.items():
         assert row["tries"] and not row["lost"] and "nothing" not in row["seen"], (fault, row)
         assert f"| {fault} | {row['tries']:,} | 0 | " in ended.stdout

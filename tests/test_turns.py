@@ -17,6 +17,7 @@ from tests.chat_templates import chat_tokenizer, turns
 from tests.games import Copycat, Wild
 from tests.test_text_game import bound, make_game, say
 from tests.tiny import EOS, WORDS
+from tests.vector_checker import assert_same
 from textrl_env.games.layout import Layout
 
 # -- chat templates, turn by turn -------------------------------------------------------------------------------
@@ -472,8 +473,8 @@ def test_a_game_in_the_middle_is_brought_back_by_its_turns():
     say(env, "a", "<eos>")
     say(env, "b")
     later.set_state(env.get_state())
-    for first, second in zip(say(env, "c", "<eos>"), say(later, "c", "<eos>"), strict=True):
-        assert str(first) == str(second)
+    # Played again in other batches, so that sums may differ in their last digits.
+    assert_same(say(env, "c", "<eos>"), say(later, "c", "<eos>"), "the turn after", 1e-5)
 
 
 def test_a_game_that_goes_another_way_when_it_is_brought_back_says_so():
