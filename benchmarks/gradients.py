@@ -80,7 +80,7 @@ def make_ppo(gae_lambda: float, critic: str, normalize_advantage: bool = False, 
     return agent
 
 
-def truth(agent: Agent) -> exact.Evaluation:
+def truth(agent: Agent) -> exact.PolicyValue:
     """Everything about the agent's policy, exactly."""
     mdp = exact.from_token_tree(agent.envs)
     table = agent.policy.logits.detach().double().log_softmax(-1).numpy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from agents.evaluation.evaluation import EvaluationResult
-from agents.evaluation.records import Evaluation, write_evaluation
+from agents.evaluation.records import EvaluationRecord, write_evaluation
 
 #: What every prompt has to itself, so that answers to one prompt are not independent.
 PROMPTS = 64
@@ -41,7 +41,7 @@ def evaluation(timesteps, score, gold=None, kl=1.0, seed=0, held_out=True, disti
     sampled = result(score, gold, kl, seed=seed, **more)
     more = {name: value for name, value in more.items() if name not in ("samples", "responses")}
     greedy = result(score, gold, kl, samples=1, seed=seed + 1, **more)
-    return Evaluation(timesteps, sampled, greedy, held_out, distinct, tokens=1000, seconds=1.0)
+    return EvaluationRecord(timesteps, sampled, greedy, held_out, distinct, tokens=1000, seconds=1.0)
 
 
 def record(folder, points, total, held_out=True, ended=True):

@@ -44,7 +44,7 @@ from agents.evaluation.records import (
     BEST,
     FINAL,
     START,
-    Evaluation,
+    EvaluationRecord,
     drop_after,
     read_ends,
     read_evaluations,
@@ -126,10 +126,10 @@ class EvalCallback(EventCallback):
         self.best_mean_reward = self.last_mean_reward = -math.inf
         self.evaluations_timesteps: list[int] = []
         self.evaluations_results: list[np.ndarray] = []
-        self.latest: Evaluation | None = None
-        self.ends: dict[str, Evaluation] = {}
+        self.latest: EvaluationRecord | None = None
+        self.ends: dict[str, EvaluationRecord] = {}
         #: Those on the way, oldest first.
-        self.points: list[Evaluation] = []
+        self.points: list[EvaluationRecord] = []
         self.skipped = self._tokens = 0
 
     def _init_callback(self) -> None:
@@ -209,7 +209,7 @@ class EvalCallback(EventCallback):
             print(f"evaluation at {evaluation.timesteps:,} timesteps: {means}")
         return self._on_event()
 
-    def _evaluate(self, policy: Any, timesteps: int, samples: int, seed: int) -> Evaluation:
+    def _evaluate(self, policy: Any, timesteps: int, samples: int, seed: int) -> EvaluationRecord:
         """A policy's answers to the fixed prompts; nothing that learning depends on is different afterwards."""
         started = time.perf_counter()
         env = self.eval_env
@@ -221,7 +221,7 @@ class EvalCallback(EventCallback):
         if hasattr(env.dynamics, "prompt_tokens"):  # a game would have to be played again
             tenfold = self._prompts[:: -(-len(self._prompts) // _TEN_TIMES)]
             texts, tokens = sample_texts(policy, env, 10, seed, tenfold)
-        return Evaluation(
+        return EvaluationRecord(
             timesteps=timesteps,
             sampled=sampled,
             greedy=greedy,
@@ -231,7 +231,7 @@ class EvalCallback(EventCallback):
             seconds=time.perf_counter() - started,
         )
 
-    def _note(self, evaluation: Evaluation, write: bool) -> None:
+    def _note(self, evaluation: EvaluationRecord, write: bool) -> None:
         self.latest = evaluation
         self.points.append(evaluation)
         self._tokens += evaluation.tokens if evaluation.timesteps else 0
@@ -241,7 +241,7 @@ class EvalCallback(EventCallback):
         if write and self.log_path is not None:
             write_evaluation(self.log_path, evaluation)
 
-    def _choice(self, evaluation: Evaluation) -> float:
+    def _choice(self, evaluation: EvaluationRecord) -> float:
         """What the best model is chosen by."""
         if evaluation.has_gold:
             return float(np.nanmean(evaluation.sampled.gold))

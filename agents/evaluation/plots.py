@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from agents.evaluation.evaluation import mean_interval
-from agents.evaluation.records import Evaluation
+from agents.evaluation.records import EvaluationRecord
 
 #: What is drawn of a text run: the column, the panel's heading, its colour.
 TEXT_PANELS = (
@@ -135,7 +135,7 @@ def smoothed(values: np.ndarray, fraction: float = 0.1) -> np.ndarray:
 
 
 def proxy_and_gold_figure(
-    evaluations: Sequence[Evaluation] | Sequence[Sequence[Evaluation]],
+    evaluations: Sequence[EvaluationRecord] | Sequence[Sequence[EvaluationRecord]],
     labels: Sequence[str] = ("",),
     colours: Sequence[str] = (_PROXY,),
     size: tuple[float, float] = (7.6, 3.3),
@@ -159,7 +159,7 @@ def proxy_and_gold_figure(
 
     runs = (
         [list(evaluations)]
-        if isinstance(evaluations[0], Evaluation)
+        if isinstance(evaluations[0], EvaluationRecord)
         else [list(each) for each in evaluations]
     )
     alone, narrow = len(runs) == 1, size[0] < 5
@@ -191,7 +191,7 @@ def proxy_and_gold_figure(
     return figure
 
 
-def _gains(points: Sequence[Evaluation], name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _gains(points: Sequence[EvaluationRecord], name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The change since the first evaluation and its interval, in standard deviations of the first one's answers."""
     found = [np.nan_to_num(getattr(e.sampled, name)) for e in points]
     spread = max(float(found[0].std()), 1e-9)
@@ -201,7 +201,7 @@ def _gains(points: Sequence[Evaluation], name: str) -> tuple[np.ndarray, np.ndar
 
 
 def _mark_peak(
-    axes: Any, x: np.ndarray, gold: np.ndarray, points: Sequence[Evaluation], ink: str, in_words: bool
+    axes: Any, x: np.ndarray, gold: np.ndarray, points: Sequence[EvaluationRecord], ink: str, in_words: bool
 ) -> None:
     """A ring where gold is highest, and what is there in words at the foot of the picture."""
     peak = int(gold.argmax())

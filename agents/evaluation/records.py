@@ -37,7 +37,7 @@ _ABOUT = ("timesteps", "held_out", "distinct_of_10", "tokens", "seconds", "perpl
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class EvaluationRecord:
     """A policy's answers to a fixed set of prompts at one time.
 
     Attributes:
@@ -81,7 +81,7 @@ class Evaluation:
         return found | {"distinct_of_10": self.distinct_of_10}
 
 
-def write_evaluation(folder: Path, evaluation: Evaluation, end: str | None = None) -> Path:
+def write_evaluation(folder: Path, evaluation: EvaluationRecord, end: str | None = None) -> Path:
     """Write an evaluation below a run directory, whole or not at all.
 
     Args:
@@ -125,7 +125,7 @@ def _plain(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value, default=str)
 
 
-def read_evaluation(file: Path) -> Evaluation:
+def read_evaluation(file: Path) -> EvaluationRecord:
     """Read what :func:`write_evaluation` wrote.
 
     Raises:
@@ -144,7 +144,7 @@ def read_evaluation(file: Path) -> Evaluation:
         results = [_result(rows, which) for which in (~greedy, greedy)]
     except (pa.ArrowException, ValueError, KeyError, IndexError) as error:
         raise ValueError(f"{file} is no evaluation of a run: {error}") from error
-    return Evaluation(
+    return EvaluationRecord(
         sampled=results[0], greedy=results[1], **{name: about[name] for name in _ABOUT if name in about}
     )
 
@@ -175,12 +175,12 @@ def _result(rows: dict[str, list[Any]], which: np.ndarray) -> EvaluationResult:
     )
 
 
-def read_evaluations(folder: Path) -> list[Evaluation]:
+def read_evaluations(folder: Path) -> list[EvaluationRecord]:
     """The evaluations during a run, oldest first; empty where there are none."""
     return [read_evaluation(file) for file in sorted((folder / FOLDER).glob("[0-9]*.parquet"))]
 
 
-def read_ends(folder: Path) -> dict[str, Evaluation]:
+def read_ends(folder: Path) -> dict[str, EvaluationRecord]:
     """Those at the ends of a run by name: "start" and, once it has ended, "best" and "final"."""
     files = {end: folder / FOLDER / f"{end}.parquet" for end in _ENDS}
     return {end: read_evaluation(file) for end, file in files.items() if file.is_file()}

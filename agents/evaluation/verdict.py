@@ -20,7 +20,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from agents.evaluation.evaluation import EvaluationResult, mean_interval, win_rate
-from agents.evaluation.records import BEST, FINAL, START, Evaluation
+from agents.evaluation.records import BEST, FINAL, START, EvaluationRecord
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Verdict:
         return self.can_tell and self.gain.score.is_above and not self.gain.gold.is_above
 
 
-def judge(ends: Mapping[str, Evaluation]) -> Verdict | None:
+def judge(ends: Mapping[str, EvaluationRecord]) -> Verdict | None:
     """The verdict on a run.
 
     Args:

@@ -10,7 +10,7 @@ import numpy as np
 
 from agents.evaluation.diversity import self_similarity
 from agents.evaluation.kinds import by_kind
-from agents.evaluation.records import BEST, FINAL, START, Evaluation
+from agents.evaluation.records import BEST, FINAL, START, EvaluationRecord
 from agents.evaluation.verdict import Verdict
 from agents.report import pictures
 from agents.report.findings import GIBBERISH, interval, last_kl, rate
@@ -212,7 +212,7 @@ def _kinds(run: Run) -> str:
     return f"<h3>By {escape(column)} of prompt</h3><div class=wide>{table(heads, rows, 'narrow kinds')}</div>"
 
 
-def _gold(evaluation: Evaluation, greedy: bool = False) -> float:
+def _gold(evaluation: EvaluationRecord, greedy: bool = False) -> float:
     result = evaluation.greedy if greedy else evaluation.sampled
     return float("nan") if result.gold is None else float(np.nanmean(result.gold))
 

@@ -15,7 +15,7 @@ import numpy as np
 from agents import presets
 from agents.callbacks.toy_policy import FILE as TOY_POLICY
 from agents.evaluation.kinds import Change, changes, column_of
-from agents.evaluation.records import Evaluation, read_ends, read_evaluations
+from agents.evaluation.records import EvaluationRecord, read_ends, read_evaluations
 from agents.evaluation.verdict import Verdict, judge
 from agents.report.samples import Table, read_tables
 from agents.runs import run_directory as run_directories
@@ -57,8 +57,8 @@ class Run:
     evaluation: dict[str, Any] | None
     is_finished: bool
     stopped_at_kl: float | None = None
-    evaluations: list[Evaluation] = dataclasses.field(default_factory=list)
-    ends: dict[str, Evaluation] = dataclasses.field(default_factory=dict)
+    evaluations: list[EvaluationRecord] = dataclasses.field(default_factory=list)
+    ends: dict[str, EvaluationRecord] = dataclasses.field(default_factory=dict)
     toy: dict[str, Any] | None = None
     by: str | None = None
 
