@@ -81,7 +81,7 @@ class LearningLoop(StableBaselines3Surface):
         )
         given = locals()
         self._on_main(lambda: callback.on_training_start(given, globals()))
-        with tuned_for(self.policy, large_tensors=self.policy.whole_episodes):
+        with tuned_for(self.policy):
             self._run(callback, log_interval)
         self._on_main(callback.on_training_end)
         return self

@@ -1,21 +1,20 @@
-"""Settings of the whole process that make training faster: kept memory, and one thread for small networks.
+"""A setting of the whole process that makes training faster on a busy machine: one thread for small networks.
 
-They are up to the owner of the process. The command line does, and makes them; a program that calls ``learn()`` is left
-as it is unless it asks::
+It is up to the owner of the process. The command line makes it; a program that calls ``learn()`` is left as it is
+unless it asks::
 
     from agents.process import tune_process
 
     tune_process()
 
 ``TEXTRL_TUNE_PROCESS=1`` in the environment asks for it too, and ``TEXTRL_TUNE_PROCESS=0`` forbids it everywhere.
-What each brings is measured in docs/speed.md.
+What it brings is measured in docs/speed.md. Left out: telling the C library to keep freed memory, which brought nothing
+that could be measured and cost a tenth more memory.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -25,19 +24,14 @@ if TYPE_CHECKING:
 
 #: Below this many parameters the work of one operation is less than what it takes to share it out.
 SMALL = 1_000_000
-#: Names of settings in glibc's <malloc.h>.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-#: The largest block that glibc agrees to keep.
-_LARGEST = 32 * 2**20
-
 _asked = False
 
 
 def tune_process(enabled: bool = True) -> None:
-    """Let training change this process from now on: :func:`keep_freed_memory` and :func:`fitting_threads`.
+    """Let training change this process from now on: :func:`fitting_threads`.
 
     Args:
-        enabled: False leaves the process alone again; memory that is kept already stays.
+        enabled: False leaves the process alone again.
     """
     global _asked
     _asked = enabled
@@ -63,44 +57,25 @@ def is_tuned() -> bool:
 
 
 @contextmanager
-def tuned_for(module: nn.Module, large_tensors: bool) -> Iterator[None]:
-    """What training a network runs in: the settings of this module where they were asked for, else nothing.
+def tuned_for(module: nn.Module) -> Iterator[None]:
+    """What training a network runs in: the setting of this module where it was asked for, else nothing.
 
     Args:
         module: The network, its parameters on the device where it works.
-        large_tensors: Whether its tensors are so large that keeping their memory pays; a language model's are.
     """
     if not is_tuned():
         yield
         return
-    if large_tensors and all(p.device.type == "cpu" for p in module.parameters()):
-        keep_freed_memory()
     with fitting_threads(module):
         yield
-
-
-def keep_freed_memory() -> bool:
-    """Let the C library keep the memory of freed tensors for the next ones, as torch does on a GPU.
-
-    Otherwise it gives every large block back to the kernel, and the next pass through the model faults all of its
-    pages in again: a tenth of a training step. In return the process needs a tenth more memory, a small model's a
-    quarter, and stays as large as it once was until it ends.
-
-    Returns:
-        Whether that was possible; it is with glibc.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    libc = ctypes.CDLL(None)
-    taken = libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST), libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    return all(taken)
 
 
 @contextmanager
 def fitting_threads(module: nn.Module) -> Iterator[None]:
     """One torch thread while a small network works on the CPU; what it was before, afterwards.
 
-    On two busy cores the embedded world's model trains several times faster with one thread than with two.
+    Two threads wait for each other at every small operation. On an idle machine that costs nothing that can be
+    measured; where other processes want the cores too, a step takes a fifth to a third longer.
 
     Args:
         module: The network, its parameters on the device where it works.

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import inspect
-import platform
-import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -557,23 +554,22 @@ def test_a_small_network_learns_on_one_thread_and_gives_the_others_back():
 
 
 def test_learning_leaves_the_process_alone_that_does_not_ask(monkeypatch):
-    """Threads and the C library's settings are the caller's; the command line and ``tune_process`` ask."""
+    """Threads are the caller's; the command line and ``tune_process`` ask."""
     asked = []
-    monkeypatch.setattr(process, "keep_freed_memory", lambda: asked.append("memory"))
     monkeypatch.setattr(process, "fitting_threads", lambda module: asked.append("threads") or nullcontext())
     agent = REINFORCE("auto", make_env(2), n_episodes=2, seed=0)
     agent.learn(4)
     assert asked == []
     with process.tuned_process():
         agent.learn(4)
-    assert asked == ["memory", "threads"]
+    assert asked == ["threads"]
     monkeypatch.setenv("TEXTRL_TUNE_PROCESS", "0")
     with process.tuned_process():
         agent.learn(4)
-    assert len(asked) == 2
+    assert len(asked) == 1
     monkeypatch.setenv("TEXTRL_TUNE_PROCESS", "1")
     agent.learn(4)
-    assert len(asked) == 4
+    assert len(asked) == 2
     monkeypatch.setenv("TEXTRL_TUNE_PROCESS", "yes")
     with pytest.raises(ValueError, match="TEXTRL_TUNE_PROCESS='yes': expected 0 or 1"):
         agent.learn(4)
@@ -612,25 +608,3 @@ def test_a_reward_that_does_not_always_apply_is_logged_over_where_it_does():
 
     learner = PPO("auto", make_env(reward=[count_a, sometimes]), n_episodes=4, seed=0).learn(1)
     assert learner.latest["rewards/sometimes"] == 1.0
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
-def test_memory_of_freed_tensors_is_kept_for_the_next_ones():
-    code = """
-import resource, torch
-from agents.process import keep_freed_memory
-
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(20):
-        torch.ones(4 * 2**20)  # 16 MB, 4,096 pages
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-given_back = faults()
-assert keep_freed_memory()
-faults()
-print(given_back, faults())
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    given_back, kept = map(int, done.stdout.split())
-    assert kept < 0.05 * given_back

@@ -143,7 +143,7 @@ def optimise(
     callback = callback if processes.is_main else None
     with (
         _log_of(logger, options, output, first, processes.is_main) as logger,
-        tuned_for(learner.model, large_tensors=True),
+        tuned_for(learner.model),
         torch.random.fork_rng(enabled=dropout),
         learner.saving_memory(),
         StepCallbacks(callback, learner, logger, total_steps, first, checkpoints.at_stake) as on_step,

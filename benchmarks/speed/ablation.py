@@ -23,12 +23,11 @@ SWITCHES = {
     "shared prompts": {"TEXTRL_DISABLE": "shared_prompts"},
     "packing": {"TEXTRL_DISABLE": "packing"},
     "cache for decoding": {"TEXTRL_DISABLE": "cache"},
-    "kept memory": {"TEXTRL_TUNE_PROCESS": "0"},
 }
 #: Without a cache a long response takes minutes; what it brings needs no ablation.
 STEP_OF = {
-    "uniform": ("everything on", "fused Llama forward", "shared prompts", "packing", "kept memory"),
-    "long-prompt": ("everything on", "fused Llama forward", "shared prompts", "packing", "kept memory"),
+    "uniform": ("everything on", "fused Llama forward", "shared prompts", "packing"),
+    "long-prompt": ("everything on", "fused Llama forward", "shared prompts", "packing"),
 }
 SMALL = {
     "CartPole-v1": {
@@ -39,7 +38,7 @@ SMALL = {
     "embedded world": {
         "everything on": ((), {}),
         "fused Llama forward": ((), {"TEXTRL_DISABLE": "fused"}),
-        "one thread and kept memory": ((), {"TEXTRL_TUNE_PROCESS": "0"}),
+        "one thread": ((), {"TEXTRL_TUNE_PROCESS": "0"}),
     },
 }
 
