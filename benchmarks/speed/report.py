@@ -230,6 +230,8 @@ step can cost less than that, because the prompt of a group is read once and not
 
 {ablation}
 
+On two cores without AVX-512; steps of one kind differ by a tenth from round to round.
+
 What stays has a switch. `CausalLM.load(..., disable=["fused"])`, or `TEXTRL_DISABLE=fused,shared_prompts` in the
 environment, leaves out a fast way (`fused`, `shared_prompts`, `packing`, `cache`); `TEXTRL_TUNE_PROCESS=0` leaves the
 process alone. One thread for small networks changes the whole process, so only the command line sets it unasked; a
