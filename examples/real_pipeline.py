@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from pipeline import run  # beside this file: a stage in a process of its own
 from smollm2 import make_folder
-from two_digit_sums import ENV, POLICY, StopAfter, perplexity, problems, wilson
+from two_digit_sums import ENV, POLICY, StopAfter, perplexity, problems, wilson, write
 
 from agents.process import tune_process
 from reward_models.data.chat import answer_of
@@ -159,7 +159,6 @@ def evaluate(folder: Path, model: str, seed: int) -> dict[str, dict[str, Any]]:
     from reward_models import numeric_answer
     from textrl_env.envs.text_rlhf import TextRLHFEnv
     from textrl_env.lm.causal_lm import CausalLM
-    from textrl_env.lm.decoding import generate
 
     rows = sums(seed)["held_out"]
     right = numeric_answer("answer")
@@ -173,8 +172,7 @@ def evaluate(folder: Path, model: str, seed: int) -> dict[str, dict[str, Any]]:
             ("greedy", {"deterministic": True}),
             ("sampled", {"generator": torch.Generator().manual_seed(seed)}),
         ):
-            written, _ = generate(lm, env.dynamics.prompt_tokens, ENV["max_new_tokens"], **settings)
-            texts[way] = [lm.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in written]
+            texts[way], _ = write(lm, env, **settings)
         scores = {way: np.array(right(None, found, answer=answer)) for way, found in texts.items()}
         figures[name] = {
             "greedy": float(scores["greedy"].mean()),

@@ -191,12 +191,24 @@ def _config(arguments: argparse.Namespace, data: Path) -> dict[str, Any]:
     )
 
 
+def write(lm: CausalLM, env: TextRLHFEnv, **settings: Any) -> tuple[list[str], list[np.ndarray]]:
+    """An answer to each prompt of ``env``, as text and as tokens, straight from the decoder.
+
+    A pass of the reference, as the environment makes it, would cost as much again.
+
+    Args:
+        lm: What answers.
+        env: Has the prompts.
+        **settings: Of :func:`textrl_env.lm.decoding.generate`.
+    """
+    written, _ = generate(lm, env.dynamics.prompt_tokens, ENV["max_new_tokens"], **settings)
+    return [lm.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in written], written
+
+
 def _measure(lm: CausalLM, env: TextRLHFEnv) -> dict[str, Any]:
     """Answers to the held-out sums, whether each is right, and what has become of the rest."""
     rows = problems()[1]
-    # Sums are judged straight from the decoder: a pass of the reference would cost as much again.
-    written, _ = generate(lm, env.dynamics.prompt_tokens, ENV["max_new_tokens"], deterministic=True)
-    texts = [lm.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in written]
+    texts, written = write(lm, env, deterministic=True)
     right = numeric_answer(column="answer")(None, texts, answer=[row["answer"] for row in rows])
     return {
         "questions": [row["prompt"][-1]["content"] for row in rows],

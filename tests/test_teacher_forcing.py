@@ -71,23 +71,24 @@ def test_this_is_the_way_that_llamas_and_gpts_take():
     assert make_lm("gpt2").teacher_forcing_works()
 
 
-def test_a_prompt_is_read_once_for_all_its_responses(monkeypatch):
-    lm = make_lm()
+def counted(monkeypatch):
+    """A model, and a list that gets the number of tokens of each pass through it."""
+    lm, read = make_lm(), []
     lm.teacher_forcing_works()
-    read = []
     embed = lm.body.embed_tokens.forward
     monkeypatch.setattr(lm.body.embed_tokens, "forward", lambda ids: read.append(ids.numel()) or embed(ids))
+    return lm, read
+
+
+def test_a_prompt_is_read_once_for_all_its_responses(monkeypatch):
+    lm, read = counted(monkeypatch)
     prompts = random_sequences([20]) * 6
     lm.evaluate(Sequences.from_responses(prompts, random_sequences([5] * 6, seed=1)))
     assert read == [20, 6 * 4]
 
 
 def test_a_beginning_that_different_prompts_share_is_read_once(monkeypatch):
-    lm = make_lm()
-    lm.teacher_forcing_works()
-    read = []
-    embed = lm.body.embed_tokens.forward
-    monkeypatch.setattr(lm.body.embed_tokens, "forward", lambda ids: read.append(ids.numel()) or embed(ids))
+    lm, read = counted(monkeypatch)
     common, *tails = random_sequences([12, 3, 3, 3, 3], seed=4)
     for k, tail in enumerate(tails):
         tail[0] = k

@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import gymnasium as gym
@@ -26,6 +27,13 @@ from gymnasium.vector.utils import batch_space
 from textrl_env.errors import check_keywords, did_you_mean
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def object_array(values: Sequence[Any]) -> np.ndarray:
+    """An array of Python objects, one entry for each, also where they are sequences of one length."""
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
 
 
 def mixed_bits(key: np.ndarray, counter: np.ndarray | np.uint64) -> np.ndarray:

@@ -74,7 +74,38 @@ def read_rollout(agent: Any, rollout: Rollout) -> Reading:
     return Reading(**values)
 
 
-class Guards(BaseCallback):
+class GuardCallback(BaseCallback):
+    """A callback that announces what goes wrong, a line for each.
+
+    Args:
+        emit: What is called with each line; None prints it to standard error.
+        verbose: As in stable-baselines3.
+
+    Attributes:
+        messages: Every line so far, with its timestep.
+    """
+
+    def __init__(self, emit: Callable[[str], None] | None = None, verbose: int = 0) -> None:
+        super().__init__(verbose)
+        self.emit = emit
+        self.messages: list[tuple[int, str]] = []
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _announce(self, name: str, message: str) -> str:
+        """Show the line of a guard that has tripped, and return it."""
+        unit = "tokens" if self.model.policy.whole_episodes else "steps"
+        line = f"guard {name} at {self.num_timesteps:,} {unit}: {message}"
+        self.messages.append((self.num_timesteps, line))
+        if self.emit is not None:
+            self.emit(line)
+        else:
+            print(line, file=sys.stderr, flush=True)
+        return line
+
+
+class Guards(GuardCallback):
     """Prints a line when learning a language model goes wrong in one of five known ways.
 
     Args:
@@ -114,14 +145,12 @@ class Guards(BaseCallback):
         emit: Callable[[str], None] | None = None,
         verbose: int = 0,
     ) -> None:
-        super().__init__(verbose)
+        super().__init__(emit, verbose)
         self.max_early_kl, self.early_updates = max_early_kl, early_updates
         self.max_clipped_ratio, self.min_entropy_share = max_clipped_ratio, min_entropy_share
         self.max_equal_groups = max_equal_groups
         self.runaway_kl, self.runaway_kl_of_response = runaway_kl, runaway_kl_of_response
         self.min_distinct_share = min_distinct_share
-        self.emit = emit
-        self.messages: list[tuple[int, str]] = []
         self._first: list[Reading] = []
         self._last: deque[Reading] = deque(maxlen=_MEAN_OF)
         self._tripped: set[str] = set()
@@ -142,9 +171,6 @@ class Guards(BaseCallback):
         self._first = [Reading(**{n: c[i] for n, c in columns.items()}) for i in range(min(rows, _MEAN_OF))]
         self._rollouts = rows
 
-    def _on_step(self) -> bool:
-        return True
-
     def _on_rollout_end(self) -> None:
         if not self.model.policy.whole_episodes:
             return
@@ -161,13 +187,8 @@ class Guards(BaseCallback):
             (self._tripped.discard if message is None else self._tripped.add)(name)
 
     def _report(self, name: str, message: str) -> None:
-        line = f"guard {name} at {self.num_timesteps:,} tokens: {message}"
-        self.messages.append((self.num_timesteps, line))
+        line = self._announce(name, message)
         self.logger.record(f"guard/{name}_text", line, exclude=("stdout", "log", "csv", "json"))
-        if self.emit is not None:
-            self.emit(line)
-        else:
-            print(line, file=sys.stderr, flush=True)
 
     # -- the guards: a message, or None ---------------------------------------------------------------------
 

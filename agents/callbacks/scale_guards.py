@@ -9,15 +9,15 @@ nothing. Language models have :class:`~agents.callbacks.guards.Guards` besides.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
+
+from agents.callbacks.guards import GuardCallback
 
 
-class ScaleGuards(BaseCallback):
+class ScaleGuards(GuardCallback):
     """Prints a line when the weights of a policy or its rewards are out of any usual scale.
 
     Args:
@@ -40,13 +40,9 @@ class ScaleGuards(BaseCallback):
         emit: Callable[[str], None] | None = None,
         verbose: int = 0,
     ) -> None:
-        super().__init__(verbose)
-        self.max_growth, self.max_reward, self.emit = max_growth, max_reward, emit
-        self.messages: list[tuple[int, str]] = []
+        super().__init__(emit, verbose)
+        self.max_growth, self.max_reward = max_growth, max_reward
         self._reported: set[str] = set()
-
-    def _on_step(self) -> bool:
-        return True
 
     def _on_training_start(self) -> None:
         self.model.weight_growth = 1.0
@@ -85,10 +81,4 @@ class ScaleGuards(BaseCallback):
         if message is None or name in self._reported:
             return
         self._reported.add(name)
-        unit = "tokens" if self.model.policy.whole_episodes else "steps"
-        line = f"guard {name} at {self.num_timesteps:,} {unit}: {message}"
-        self.messages.append((self.num_timesteps, line))
-        if self.emit is not None:
-            self.emit(line)
-        else:
-            print(line, file=sys.stderr, flush=True)
+        self._announce(name, message)

@@ -16,13 +16,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from agents.evaluation.evaluation import EvaluationResult
+from agents.runs.whole import write_table
 
 FOLDER = "evaluations"
 #: Evaluations of more answers, at the ends of training.
@@ -90,7 +90,6 @@ def write_evaluation(folder: Path, evaluation: EvaluationRecord, end: str | None
         end: "start", "best" or "final" for those at the end of training.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     columns: dict[str, list[Any]] = {}
     for first, result in ((0, evaluation.sampled), (-1, evaluation.greedy)):
@@ -99,11 +98,7 @@ def write_evaluation(folder: Path, evaluation: EvaluationRecord, end: str | None
     about = {name: getattr(evaluation, name) for name in _ABOUT} | {"format": _FORMAT}
     table = pa.table(columns).replace_schema_metadata({_KEY: json.dumps(about).encode()})
     file = folder / FOLDER / (f"{evaluation.timesteps:012d}.parquet" if end is None else f"{end}.parquet")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_suffix(".tmp")
-    pq.write_table(table, scratch, compression="zstd")
-    os.replace(scratch, file)
-    return file
+    return write_table(file, table)
 
 
 def _rows(result: EvaluationResult, first: int) -> dict[str, list[Any]]:

@@ -118,7 +118,7 @@ class EpisodeLog:
                 self.text.setdefault(name, []).append(float(ends[name][slot]))
 
     def add_text(self, episodes: Any) -> None:
-        """Note whole :class:`~textrl_env.envs.text_rlhf.Episodes`."""
+        """Note whole :class:`~textrl_env.envs.writing.Episodes`."""
         if len(episodes) > self.returns.maxlen:
             self.returns = deque(self.returns, maxlen=len(episodes))
             self.lengths = deque(self.lengths, maxlen=len(episodes))

@@ -9,10 +9,11 @@ of each, which is what the report looks at under the microscope; all of them wou
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from agents.runs.whole import write_table
 
 FOLDER = "samples"
 #: Rows of an update that are kept token by token.
@@ -30,14 +31,8 @@ def write_samples(folder: Path, timesteps: int, columns: Mapping[str, Sequence[A
         columns: Equally many values each.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    file = folder / FOLDER / f"{timesteps:012d}.parquet"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_suffix(".tmp")
-    pq.write_table(pa.table(dict(columns)), scratch, compression="zstd")
-    os.replace(scratch, file)
-    return file
+    return write_table(folder / FOLDER / f"{timesteps:012d}.parquet", pa.table(dict(columns)))
 
 
 def sample_files(folder: Path) -> list[tuple[int, Path]]:

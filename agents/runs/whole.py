@@ -46,6 +46,20 @@ def write_text(file: Path, text: str) -> None:
         raise type(error)(error.errno, f"cannot write {file}: {error.strerror}") from error
 
 
+def write_table(file: Path, table: Any) -> Path:
+    """Write a ``pyarrow.Table`` as Parquet, whole or not at all; returns the file.
+
+    Tables are for reading: unlike a checkpoint they may be lost in a power failure, so the disk is not waited for.
+    """
+    import pyarrow.parquet as pq
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_suffix(".tmp")
+    pq.write_table(table, scratch, compression="zstd")
+    os.replace(scratch, file)
+    return file
+
+
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a new folder, and put it in the place of ``folder``.
 

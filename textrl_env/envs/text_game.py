@@ -19,15 +19,15 @@ from gymnasium import logger
 from reward_models.data.encoding import TEMPLATE_COLUMNS, TextEncoder
 from reward_models.data.records import load_records
 from textrl_env import embedded
-from textrl_env.core import Partial
+from textrl_env.core import Partial, object_array
 from textrl_env.envs.text_picture import draw_response, token_texts
-from textrl_env.envs.text_rlhf import MAX_NEW_TOKENS, Episodes, Evaluate, Generate
-from textrl_env.envs.writing import WritingDynamics
+from textrl_env.envs.text_rlhf import MAX_NEW_TOKENS
+from textrl_env.envs.writing import Episodes, Evaluate, Generate, WritingDynamics, WritingEnv
 from textrl_env.games.layout import Layout, Opening
 from textrl_env.games.loading import load_game
 from textrl_env.games.playing import Answer, Players
 from textrl_env.games.second_chance import SecondChance
-from textrl_env.kl import KLEnv, KLVectorEnv, estimate_kl
+from textrl_env.kl import KLEnv, KLVectorEnv
 from textrl_env.lm.causal_lm import CausalLM
 from textrl_env.lm.sequences import ENVIRONMENT, POLICY, PROMPT, Sequences
 from textrl_env.lm.stop_strings import StopStrings
@@ -171,6 +171,7 @@ class TextGameDynamics(WritingDynamics):
         self.max_episode_tokens = max_episode_tokens
         self.reports_success = False  # whether the game has ever said is_success
         self.rows = _load_rows(rows)
+        self.made_of = f" (seed * {len(self.rows)} rows + row)"
         self._open_slots(lm, _whole_length(lm, max_length))
         self.max_new_tokens = _turn_budget(lm, self.max_length) if max_new_tokens is None else max_new_tokens
         if self.max_new_tokens >= self.max_length:
@@ -293,11 +294,11 @@ class TextGameDynamics(WritingDynamics):
         if self.reports_success:
             parts["is_success"] = np.array([each.success for each in conversations])
         return parts | {
-            "response": _objects([each.response for each in conversations]),
+            "response": object_array([each.response for each in conversations]),
             "score": np.array([sum(each.rewards) for each in conversations], dtype=np.float64),
             "kl_sum": self.kl_sum[slots].copy(),
             "response_length": (self.written_by[slots] == POLICY).sum(1),
-            "stop_reason": _objects([each.stop_reason for each in conversations]),
+            "stop_reason": object_array([each.stop_reason for each in conversations]),
             "turns": np.array([each.turns for each in conversations], dtype=np.int64),
         }
 
@@ -415,20 +416,7 @@ class TextGameDynamics(WritingDynamics):
             conversation.stop_reason = "context"
         return ids if after <= self.max_length else ids[:0]
 
-    def _check_prompt_id(self, prompt_id: Any) -> int:
-        if not isinstance(prompt_id, (int, np.integer)) or not 0 <= prompt_id < self.num_prompts:
-            raise ValueError(
-                f"prompt_id must be an integer in [0, {self.num_prompts - 1}] (seed * {len(self.rows)} rows + row), "
-                f"got {prompt_id!r}"
-            )
-        return int(prompt_id)
-
     # -- the fused way ----------------------------------------------------------------------------------
-
-    def draw_prompts(self, num_episodes: int) -> np.ndarray:
-        """Draw starts ``[num_episodes]`` from the slots' own streams."""
-        waves = -(-num_episodes // self.num_slots)
-        return np.concatenate([self.rng.integers(self.num_prompts) for _ in range(waves)])[:num_episodes]
 
     def run_episodes(
         self, generate: Generate, prompt_ids: np.ndarray, evaluate: Evaluate | None = None
@@ -506,17 +494,13 @@ class TextGameDynamics(WritingDynamics):
     ) -> GameEpisodes:
         """Charge the KL on the policy's tokens, and put each turn's reward on its last one."""
         started = time.perf_counter()
-        log_prob, ref_logprob = sequences.log_probs[sequences.policy], self.reference_log_probs(sequences)
-        kl = estimate_kl(log_prob - ref_logprob, self.kl_estimator)
         lengths = np.concatenate([np.array(each, dtype=np.int64) for each in turn_lengths])
         ends = np.cumsum(lengths) - 1  # each turn's last action among all actions
-        rewards = -self.kl_coef * kl
-        rewards[ends] += np.concatenate([each.rewards for each in played])
-        beside = {"ref_log_probs": ref_logprob, "kl": kl, "rewards": rewards}
+        charged = self.charge(sequences, ends, np.concatenate([each.rewards for each in played]))
         turns = np.array([each.turns for each in played], dtype=np.int64)
         failed = np.array([each.failed for each in played], dtype=np.float64)
         return GameEpisodes(
-            sequences=sequences.with_values(**{name: sequences.spread(x) for name, x in beside.items()}),
+            sequences=charged,
             prompt_id=prompt_ids,
             prompts=[each.opening.text for each in played],
             score=np.array([sum(each.rewards) for each in played], dtype=np.float64),
@@ -531,12 +515,6 @@ class TextGameDynamics(WritingDynamics):
             state=np.repeat(np.concatenate([np.array(each.states) for each in played]), lengths),
             turn_rewards=[np.array(each.rewards, dtype=np.float64) for each in played],
         )
-
-
-def _objects(values: list[Any]) -> np.ndarray:
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array
 
 
 def _spread(rows: list[np.ndarray], at: np.ndarray, count: int) -> list[np.ndarray]:
@@ -575,25 +553,10 @@ def _turn_budget(lm: CausalLM, max_length: int) -> int:
     return max(min(MAX_NEW_TOKENS, max_length // 4), 1)
 
 
-class _TextGame:
-    """What the single and the vector env share beyond Gymnasium's interface."""
+class _TextGame(WritingEnv):
+    """What the single and the vector env share beyond the other text environments."""
 
     dynamics: TextGameDynamics
-
-    @property
-    def lm(self) -> CausalLM:
-        """The frozen reference, which is also the initial policy."""
-        return self.dynamics.lm
-
-    @property
-    def num_prompts(self) -> int:
-        """How many starts there are: rows times seeds."""
-        return self.dynamics.num_prompts
-
-    @property
-    def max_new_tokens(self) -> int:
-        """The budget of a turn."""
-        return self.dynamics.max_new_tokens
 
     @property
     def max_turns(self) -> int:
@@ -609,39 +572,6 @@ class _TextGame:
     def stop(self) -> StopStrings | None:
         """Texts that end a turn."""
         return self.dynamics.stop
-
-    @property
-    def encoder(self) -> TextEncoder:
-        """How texts become token ids."""
-        return self.dynamics.encoder
-
-    def draw_prompts(self, num_episodes: int) -> np.ndarray:
-        """Draw starts, int64 ``[num_episodes]``, as resets would."""
-        if not self._seeded:
-            self.reset()
-        return self.dynamics.draw_prompts(num_episodes)
-
-    def run_episodes(
-        self,
-        generate: Generate,
-        prompt_ids: Sequence[int] | np.ndarray,
-        evaluate: Evaluate | None = None,
-    ) -> GameEpisodes:
-        """The fused way: whole episodes at once, with the rewards that ``step`` would have given.
-
-        Args:
-            generate: Called for each turn with the sequences so far of the episodes that go on, as int64 arrays;
-                returns :class:`~textrl_env.lm.sequences.Sequences` with ``log_probs``, or a pair: arrays of the
-                tokens of the turns (end tokens included, at most ``max_new_tokens``) and arrays with the acting
-                policy's log-probability of each. What goes on behind the end of a turn is not used.
-            prompt_ids: Where each episode starts, int ``[B]``.
-            evaluate: Called once with all finished sequences, before anything is charged; what it returns has the
-                log-probabilities that count. None takes those of ``generate``.
-
-        Returns:
-            The episodes; nothing of them is a torch tensor.
-        """
-        return self.dynamics.run_episodes(generate, np.asarray(prompt_ids), evaluate)
 
 
 class TextGameEnv(_TextGame, KLEnv):

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,18 +20,11 @@ from reward_models.data.encoding import TEMPLATE_COLUMNS, TextEncoder, check_ids
 from textrl_env import embedded
 from textrl_env.data.prompts import load_prompts
 from textrl_env.envs.text_picture import draw_response, token_texts
-from textrl_env.envs.writing import WritingDynamics
+from textrl_env.envs.writing import Episodes, Evaluate, Generate, WritingDynamics, WritingEnv
 from textrl_env.errors import check_choice
-from textrl_env.kl import KLEnv, KLVectorEnv, estimate_kl
+from textrl_env.kl import KLEnv, KLVectorEnv
 from textrl_env.lm.causal_lm import CausalLM
 from textrl_env.lm.sequences import Sequences
-
-#: Whole responses for given prompts: lists of token ids in; out come :class:`~textrl_env.lm.sequences.Sequences`, or a
-#: pair (responses, log-probabilities) of lists of arrays.
-Generate = Callable[[Sequence[np.ndarray]], Any]
-#: The finished sequences with other log-probabilities beside them, for example the trained model's own.
-Evaluate = Callable[[Sequences], Sequences]
-
 
 #: The response budget with a model that is not the embedded one, in tokens.
 MAX_NEW_TOKENS = 256
@@ -64,81 +56,6 @@ def last_tokens(lm: CausalLM, tokens: np.ndarray, limit: int) -> np.ndarray:
     if limit > 1 and tokens[0] == lm.tokenizer.bos_token_id:
         return np.concatenate([tokens[:1], tokens[1 - limit :]])
     return tokens[-limit:]
-
-
-@dataclasses.dataclass
-class Episodes:
-    """Whole episodes; ``B`` of them, and as arrays ``[B, T]`` with ``T`` the most tokens that the policy wrote.
-
-    Attributes:
-        sequences: Prompts and responses with log-probabilities, KL and rewards beside the tokens.
-        prompt_id: int64 ``[B]``.
-        prompts: ``B`` texts, in the words that were given: of messages, their contents without a chat template.
-        score: float64 ``[B]``, before the KL.
-        parts: Each reward by name, float64 ``[B]``.
-        responses: ``B`` texts.
-        stop_reason: ``B`` times "eos" or "length", of games "game", "turns" or "context".
-        score_seconds: Time spent in the reference and the reward.
-        rendered: ``B`` texts, what the model reads: of messages, what the chat template makes of them.
-        scored: bool ``[B]``, false where no reward applied; None where every response was scored.
-        truncated: bool ``[B]``, cut off by a time limit of the task's own; None where there is none.
-    """
-
-    sequences: Sequences
-    prompt_id: np.ndarray
-    prompts: list[str]
-    score: np.ndarray
-    parts: dict[str, np.ndarray]
-    responses: list[str]
-    stop_reason: list[str]
-    score_seconds: float
-    rendered: list[str] = dataclasses.field(default_factory=list)
-    scored: np.ndarray | None = None
-    truncated: np.ndarray | None = None
-
-    def __post_init__(self) -> None:
-        self.rendered = self.rendered or self.prompts
-
-    def __len__(self) -> int:
-        return len(self.sequences)
-
-    @property
-    def prompt_tokens(self) -> list[np.ndarray]:
-        """``B`` int64 arrays."""
-        return self.sequences.prompts
-
-    @cached_property
-    def tokens(self) -> np.ndarray:
-        """The actions, int64 ``[B, T]``, 0 after the end of a response."""
-        return self.sequences.padded(self.sequences.actions)
-
-    @cached_property
-    def mask(self) -> np.ndarray:
-        """bool ``[B, T]``, true on real actions (the end token included)."""
-        return self.sequences.mask()
-
-    @cached_property
-    def log_prob(self) -> np.ndarray:
-        """Of the acting policy, float64 ``[B, T]``."""
-        return self._steps("log_probs")
-
-    @cached_property
-    def ref_logprob(self) -> np.ndarray:
-        """Of the reference, float64 ``[B, T]``."""
-        return self._steps("ref_log_probs")
-
-    @cached_property
-    def kl(self) -> np.ndarray:
-        """The estimate that is charged, float64 ``[B, T]``."""
-        return self._steps("kl")
-
-    @cached_property
-    def rewards(self) -> np.ndarray:
-        """What ``step`` would have returned, float64 ``[B, T]``."""
-        return self._steps("rewards")
-
-    def _steps(self, name: str) -> np.ndarray:
-        return self.sequences.padded(getattr(self.sequences, name)[self.sequences.policy])
 
 
 class TextRLHFDynamics(WritingDynamics):
@@ -224,10 +141,15 @@ class TextRLHFDynamics(WritingDynamics):
         self._open_slots(self.lm, self.max_prompt_length + self.max_new_tokens)
         self.custom_prompt: list[str | None] = [None] * num_slots
 
+    @property
+    def num_prompts(self) -> int:
+        """How many prompts there are."""
+        return len(self.prompt_tokens)
+
     # -- the step way -----------------------------------------------------------------------------------
 
     def reset(self, slots: np.ndarray, starts: list[Any] | None) -> dict[str, np.ndarray]:
-        ids = self.rng.integers(len(self.prompt_tokens), slots)
+        ids = self.rng.integers(self.num_prompts, slots)
         texts = np.full(len(slots), None, dtype=object)
         for i, slot in enumerate(slots):
             start = None if starts is None else starts[i]
@@ -292,13 +214,6 @@ class TextRLHFDynamics(WritingDynamics):
 
     # -- the fused way ----------------------------------------------------------------------------------
 
-    def draw_prompts(self, num_episodes: int) -> np.ndarray:
-        """Draw prompt ids ``[num_episodes]`` from the slots' own streams."""
-        waves = -(-num_episodes // self.num_slots)
-        return np.concatenate([self.rng.integers(len(self.prompt_tokens)) for _ in range(waves)])[
-            :num_episodes
-        ]
-
     def run_episodes(
         self, generate: Generate, prompt_ids: np.ndarray, evaluate: Evaluate | None = None
     ) -> Episodes:
@@ -309,17 +224,12 @@ class TextRLHFDynamics(WritingDynamics):
         sequences = sequences if evaluate is None else evaluate(sequences)
         self._check_generated(sequences)
         started = time.perf_counter()
-        log_prob, ref_logprob = sequences.log_probs[sequences.policy], self.reference_log_probs(sequences)
-        kl = estimate_kl(log_prob - ref_logprob, self.kl_estimator)
         ends = np.cumsum(sequences.num_actions) - 1  # each episode's last action among all actions
         is_eos = np.isin(sequences.actions[ends], self.lm.eos_ids)
         texts = [self.prompts.texts[k] for k in prompt_ids]
         scored = self.score_responses(texts, prompts, sequences.responses, prompt_ids, is_eos)
-        rewards = -self.kl_coef * kl
-        rewards[ends] += scored["score"]
-        beside = {"ref_log_probs": ref_logprob, "kl": kl, "rewards": rewards}
         return Episodes(
-            sequences=sequences.with_values(**{name: sequences.spread(x) for name, x in beside.items()}),
+            sequences=self.charge(sequences, ends, scored["score"]),
             prompt_id=prompt_ids,
             prompts=texts,
             rendered=[self.prompt_texts[k] for k in prompt_ids],
@@ -412,12 +322,6 @@ class TextRLHFDynamics(WritingDynamics):
     def _prompt_text(self, slot: int, prompt_id: int) -> str:
         return self.custom_prompt[slot] if prompt_id < 0 else self.prompt_texts[prompt_id]
 
-    def _check_prompt_id(self, prompt_id: Any) -> int:
-        count = len(self.prompt_tokens)
-        if not isinstance(prompt_id, (int, np.integer)) or not 0 <= prompt_id < count:
-            raise ValueError(f"prompt_id must be an integer in [0, {count - 1}], got {prompt_id!r}")
-        return int(prompt_id)
-
     def _prompt_limit(self, max_prompt_length: int | None, max_new_tokens: int | None) -> int:
         """Tokens that a prompt may have, where longer ones are to be skipped or cut."""
         if max_prompt_length is not None:
@@ -490,15 +394,10 @@ class TextRLHFDynamics(WritingDynamics):
             )
 
 
-class _TextRLHF:
-    """What the single and the vector env share beyond Gymnasium's interface."""
+class _TextRLHF(WritingEnv):
+    """What the single and the vector env share beyond the other text environments."""
 
     dynamics: TextRLHFDynamics
-
-    @property
-    def lm(self) -> CausalLM:
-        """The frozen reference, which is also the initial policy."""
-        return self.dynamics.lm
 
     @property
     def rewards(self) -> tuple[Reward, ...]:
@@ -507,24 +406,9 @@ class _TextRLHF:
         return tuple(reward for reward in found if reward is not None)
 
     @property
-    def num_prompts(self) -> int:
-        """How many prompts there are."""
-        return len(self.dynamics.prompt_tokens)
-
-    @property
     def max_prompt_length(self) -> int:
         """Longest prompt, in tokens, that an observation holds."""
         return self.dynamics.max_prompt_length
-
-    @property
-    def max_new_tokens(self) -> int:
-        """The response budget."""
-        return self.dynamics.max_new_tokens
-
-    @property
-    def encoder(self) -> TextEncoder:
-        """How prompts become token ids."""
-        return self.dynamics.encoder
 
     @property
     def trainer_state(self) -> TrainerState:
@@ -535,37 +419,9 @@ class _TextRLHF:
     def trainer_state(self, state: Any) -> None:
         self.dynamics.trainer_state = state
 
-    def draw_prompts(self, num_episodes: int) -> np.ndarray:
-        """Draw prompt ids, int64 ``[num_episodes]``, as resets would."""
-        if not self._seeded:
-            self.reset()
-        return self.dynamics.draw_prompts(num_episodes)
-
     def encoded_prompts(self, prompt_ids: Sequence[int] | np.ndarray) -> list[np.ndarray]:
         """Prompts as token ids, int64 arrays, for those who write responses before :meth:`run_episodes` is called."""
         return [self.dynamics.prompt_tokens[k] for k in prompt_ids]
-
-    def run_episodes(
-        self,
-        generate: Generate,
-        prompt_ids: Sequence[int] | np.ndarray,
-        evaluate: Evaluate | None = None,
-    ) -> Episodes:
-        """The fused way: whole episodes at once, with the rewards that ``step`` would have given.
-
-        Args:
-            generate: Takes ``B`` prompts as int64 arrays; returns :class:`~textrl_env.lm.sequences.Sequences` with
-                ``log_probs``, or a pair: ``B`` int64 arrays of response tokens (the end token included, at most
-                ``max_new_tokens``) and ``B`` arrays with the acting policy's log-probability of each of them.
-                Sequences that come with ``ref_log_probs`` are charged by those.
-            prompt_ids: Where each episode starts, int ``[B]``.
-            evaluate: Called once with all finished sequences, before anything is charged; what it returns has the
-                log-probabilities that count. None takes those of ``generate``.
-
-        Returns:
-            The episodes; nothing of them is a torch tensor.
-        """
-        return self.dynamics.run_episodes(generate, np.asarray(prompt_ids), evaluate)
 
 
 class TextRLHFEnv(_TextRLHF, KLEnv):

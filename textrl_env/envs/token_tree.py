@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from gymnasium import spaces
 
+from textrl_env.core import object_array
 from textrl_env.envs.canvas import BLUE, CARD, GREEN, INK, LINE, PALE_BLUE, QUIET, Canvas, bars
 from textrl_env.kl import KLDynamics, KLEnv, KLVectorEnv, estimate_kl
 
@@ -15,13 +16,7 @@ EOS = 0
 MAX_SEQUENCES = 1 << 24
 
 
-def _objects(values: list[str]) -> np.ndarray:
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array
-
-
-_STOP_REASONS = _objects(["length", "eos"])
+_STOP_REASONS = object_array(["length", "eos"])
 
 
 class TokenTreeDynamics(KLDynamics):
@@ -69,9 +64,9 @@ class TokenTreeDynamics(KLDynamics):
             input_ids=spaces.Box(0, high, shape, np.int64), attention_mask=spaces.Box(0, 1, shape, np.int64)
         )
         self.action_space = spaces.Discrete(vocab_size)
-        self._words = _objects([str(token) for token in range(self.pad_id)])
+        self._words = object_array([str(token) for token in range(self.pad_id)])
         self._openings = self._words + " "
-        self._prompts = _objects([f"prompt {k}" for k in range(num_prompts)])
+        self._prompts = object_array([f"prompt {k}" for k in range(num_prompts)])
         self.prompt_id = np.zeros(num_slots, dtype=np.int64)
         self.input_ids = np.full((num_slots, 1 + horizon), self.pad_id, dtype=np.int64)
         self.length = np.zeros(num_slots, dtype=np.int64)

@@ -207,31 +207,28 @@ def _moves(slippery: bool) -> str:
     return f"Say {_listed(_MOVES)}.{' The floor is slippery.' if slippery else ''}"
 
 
-def _grid_world(env: Any) -> Words:
-    """The map, as its own picture in letters."""
-    cells = env.dynamics.cells
+def _map_of(cells: np.ndarray) -> Callable[[Any], str]:
+    """From the number of a cell to a picture of the map in letters, "A" standing there."""
 
     def to_text(observation: Any) -> str:
         drawn = cells.copy()
         drawn.flat[int(observation)] = "A"
         return "\n".join("".join(row) for row in drawn)
 
+    return to_text
+
+
+def _grid_world(env: Any) -> Words:
     rules = f"Walk from A to G. # is a wall, H a pit. {_moves(env.dynamics.slip > 0)}"
-    return Words(to_text, one_of(_MOVES), rules, _listed(_MOVES))
+    return Words(_map_of(env.dynamics.cells), one_of(_MOVES), rules, _listed(_MOVES))
 
 
 def _frozen_lake(env: Any) -> Words:
     cells = np.array([[cell.decode() for cell in row] for row in env.desc])
     # A state of the model from which some move has several outcomes.
     slippery = any(len(outcomes) > 1 for moves in env.P.values() for outcomes in moves.values())
-
-    def to_text(observation: Any) -> str:
-        drawn = cells.copy()
-        drawn.flat[int(observation)] = "A"
-        return "\n".join("".join(row) for row in drawn)
-
     rules = f"Cross the lake from A to G. F is ice, H a hole. {_moves(slippery)}"
-    return Words(to_text, one_of(_MOVES), rules, _listed(_MOVES))
+    return Words(_map_of(cells), one_of(_MOVES), rules, _listed(_MOVES))
 
 
 def _taxi(env: Any) -> Words:
