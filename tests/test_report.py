@@ -372,6 +372,7 @@ def test_what_is_decided_by_comparisons_is_not_cleared_where_there_are_none(tmp_
         seen = text_of(page_of(make_run(tmp_path / name, points=points)))
         clear = re.search(r"Looked for and not found: ([^.]*)\.", seen)[1]
         assert "over-optimisation" not in clear and "fooled" not in clear and "falling" not in clear
+        assert "no gold judge" not in clear
 
 
 def test_training_batches_whose_gold_falls_alarm_nobody_where_held_out_answers_do_not(tmp_path):

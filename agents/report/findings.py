@@ -199,7 +199,7 @@ def _undecided(run: Run) -> str | None:
 
 
 def _no_judge(run: Run) -> str | None:
-    if run.verdict is None or run.verdict.can_tell:
+    if run.verdict.can_tell:
         return None
     return (
         "Only the reward that was trained on has scored the answers, so an improved model cannot be told from a "
@@ -437,7 +437,7 @@ CHECKS = (
         _no_judge,
         advice="A second judge that is not trained on (--gold) could tell. Without one, look at the KL, the lengths "
         "and the samples.",
-        applies=lambda run: run.has_question,
+        applies=lambda run: run.has_question and run.verdict is not None,
     ),
     Check(
         "far from the reference",

@@ -168,7 +168,9 @@ class _TensorBoard(TensorBoardOutputFormat):
     def _describe(self, name: str, value: Any, step: int) -> None:
         """Write the first value of a tag with what it means; TensorBoard takes that from the first event."""
         summary = scalar(name, float(value))
-        summary.value[0].metadata.summary_description = DESCRIPTIONS[name]
+        metadata = summary.value[0].metadata
+        metadata.summary_description = DESCRIPTIONS[name]
+        metadata.plugin_data.plugin_name = "scalars"  # readers of event files warn of metadata that no plugin has
         self.writer.file_writer.add_summary(summary, step)
         self._described.add(name)
 
