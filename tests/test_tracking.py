@@ -105,7 +105,9 @@ def test_tensorboard_opens_on_what_matters_and_says_what_tags_mean(run):
     assert len(described) > 10
     for tag in described:
         assert events.SummaryMetadata(tag).summary_description == DESCRIPTIONS[tag]
-        assert events.SummaryMetadata(tag).plugin_data.plugin_name == "scalars"  # else readers warn of every tag
+        assert (
+            events.SummaryMetadata(tag).plugin_data.plugin_name == "scalars"
+        )  # else readers warn of every tag
     logged = [scalar.step for scalar in events.Scalars("objective/scores")]
     assert logged == [int(step) for step in runs.read_progress(run)["time/total_timesteps"]]
     assert events.Scalars("eval/scores")[0].step == 0

@@ -170,7 +170,9 @@ class _TensorBoard(TensorBoardOutputFormat):
         summary = scalar(name, float(value))
         metadata = summary.value[0].metadata
         metadata.summary_description = DESCRIPTIONS[name]
-        metadata.plugin_data.plugin_name = "scalars"  # readers of event files warn of metadata that no plugin has
+        metadata.plugin_data.plugin_name = (
+            "scalars"  # readers of event files warn of metadata that no plugin has
+        )
         self.writer.file_writer.add_summary(summary, step)
         self._described.add(name)
 
