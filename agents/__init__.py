@@ -15,15 +15,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agents.algorithms import methods
 from textrl_env.lazy import lazy_names, moved_modules
 
 if TYPE_CHECKING:
-    from agents.algorithms.gigpo import GiGPO
-    from agents.algorithms.grpo import GRPO
-    from agents.algorithms.grpo_variants import CISPO, DAPO, GSPO, RLOO, DrGRPO, REINFORCEPlusPlus
-    from agents.algorithms.ppo import PPO
-    from agents.algorithms.ppo_ptx import PPOptx
-    from agents.algorithms.reinforce import REINFORCE
     from agents.base import Agent
     from agents.callbacks.evaluation import EvalCallback
     from agents.callbacks.exact_gap import ExactGapCallback
@@ -35,67 +30,48 @@ if TYPE_CHECKING:
     from agents.policies.tabular import TabularPolicy
     from agents.rollouts.rollout import Rollout
 
-#: Public names, and the module each is in.
-_LAZY = {
-    "CISPO": "agents.algorithms.grpo_variants",
-    "DAPO": "agents.algorithms.grpo_variants",
-    "GRPO": "agents.algorithms.grpo",
-    "GSPO": "agents.algorithms.grpo_variants",
-    "GiGPO": "agents.algorithms.gigpo",
-    "PPO": "agents.algorithms.ppo",
-    "REINFORCE": "agents.algorithms.reinforce",
-    "RLOO": "agents.algorithms.grpo_variants",
+#: Public names, and the module each is in; the methods are those of the table in :mod:`agents.algorithms.methods`.
+_LAZY = methods.exports() | {
     "AdaptiveKL": "agents.callbacks.kl_control",
     "Agent": "agents.base",
     "AnnealKL": "agents.callbacks.kl_control",
     "CausalLMPolicy": "agents.policies.causal_lm",
-    "DrGRPO": "agents.algorithms.grpo_variants",
     "EvalCallback": "agents.callbacks.evaluation",
     "Evaluation": "agents.policies.base",
     "ExactGapCallback": "agents.callbacks.exact_gap",
     "Guards": "agents.callbacks.guards",
     "MlpPolicy": "agents.policies.mlp",
-    "PPOptx": "agents.algorithms.ppo_ptx",
     "Policy": "agents.policies.base",
-    "REINFORCEPlusPlus": "agents.algorithms.grpo_variants",
     "Rollout": "agents.rollouts.rollout",
     "StopAtKL": "agents.callbacks.kl_control",
     "TabularPolicy": "agents.policies.tabular",
 }
 
 __all__ = [
-    "CISPO",
-    "DAPO",
-    "GRPO",
-    "GSPO",
-    "PPO",
-    "REINFORCE",
-    "RLOO",
     "AdaptiveKL",
     "Agent",
     "AnnealKL",
     "CausalLMPolicy",
-    "DrGRPO",
     "EvalCallback",
     "Evaluation",
     "ExactGapCallback",
-    "GiGPO",
     "Guards",
     "MlpPolicy",
-    "PPOptx",
     "Policy",
-    "REINFORCEPlusPlus",
     "Rollout",
     "StopAtKL",
     "TabularPolicy",
 ]
+__all__ += methods.exports()
 
 
 __getattr__, __dir__ = lazy_names(__name__, _LAZY)
 
-# Where things were in version 0.1.
+# Where things were in version 0.1, and before methods had a file each.
 moved_modules(
     {
+        "agents.algorithms.gigpo": "agents.algorithms.methods.gigpo",
+        "agents.algorithms.grpo_variants": "agents",
         "agents.causal_lm": "agents.policies.causal_lm",
         "agents.checkpoint": "agents.runs.checkpoint",
         "agents.collect": "agents.rollouts.collectors",
@@ -127,6 +103,6 @@ moved_modules(
         "agents.sft": "agents.offline.sft",
         "agents.tabular": "agents.policies.tabular",
         "agents.threads": "agents.process",
-        "agents.variants": "agents.algorithms.grpo_variants",
+        "agents.variants": "agents",
     }
 )

@@ -1,6 +1,7 @@
 """Which policy gradients are the gradient of the objective? Every estimator against the exact answer.
 
     python benchmarks/gradients.py [--batches 400]
+    python benchmarks/gradients.py --methods   # only docs/methods.md, from the table of methods
 
 Agents collect in a small ``TokenTree-v0`` with a policy that is a table, so that
 :func:`textrl_env.exact.solver.evaluate` knows the gradient of ``J = E[score] - kl_coef * KL``. Their own collecting,
@@ -19,10 +20,8 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from agents.algorithms.grpo import GRPO
-from agents.algorithms.grpo_variants import CISPO, DAPO, GSPO, RLOO, DrGRPO, REINFORCEPlusPlus
-from agents.algorithms.ppo import PPO
-from agents.algorithms.reinforce import REINFORCE
+from agents import CISPO, DAPO, GRPO, GSPO, PPO, REINFORCE, RLOO, DrGRPO, REINFORCEPlusPlus
+from agents.algorithms import methods
 from agents.base import Agent
 from agents.policies.factory import Evaluation
 from agents.policies.tabular import TabularPolicy
@@ -38,6 +37,7 @@ BANDIT = {"vocab_size": 5, "horizon": 1, "num_prompts": 1, "eos": False, "kl_coe
 BANDIT_SEED = 36
 EPISODES = 64
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "gradients.md"
+METHODS_DOCUMENT = DOCUMENT.with_name("methods.md")
 
 
 class GRPOWithK1Loss(GRPO):
@@ -462,6 +462,40 @@ included): {gae}.
 """
 
 
+METHODS_PAGE = """# Methods
+
+Written by `python benchmarks/gradients.py --methods` from the table in
+[`agents/algorithms/methods/__init__.py`](../agents/algorithms/methods/__init__.py). Each is a class of `agents` and a
+name for `textrl train --agent`; its file has the equations. *First step* is what theory expects of it against the
+gradient of `E[score] - kl_coef * KL`: {expectations}. What was measured is in [gradients.md](gradients.md).
+
+{families}
+A method of one's own needs no entry: `--agent my_module:MyAgent`. To add one here, write a class in a file of
+`agents/algorithms/methods/` and its entry in the table, then this page again.
+"""
+
+
+def methods_page() -> str:
+    """docs/methods.md, from the table of methods."""
+    families = ""
+    for family, what in methods.FAMILIES.items():
+        rows = [m for m in methods.METHODS if m.family == family]
+        if rows:
+            families += f"## {family.capitalize()}: {what}\n\n"
+            families += (
+                "| `--agent` | class | paper | what it changes | first step |\n|---|---|---|---|---|\n"
+            )
+            families += "".join(map(_method_line, rows)) + "\n"
+    expectations = ", ".join(f"*{name}* has {what}" for name, what in methods.EXPECTATIONS.items())
+    return METHODS_PAGE.format(families=families, expectations=expectations)
+
+
+def _method_line(method: methods.Method) -> str:
+    paper = f"[{method.paper}](https://arxiv.org/abs/{method.paper})" if method.paper else ""
+    expects = method.expects + (f"; that of {method.climbs}" if method.climbs else "")
+    return f"| `{method.name}` | `{method.class_name}` | {paper} | {method.changes} | {expects} |\n"
+
+
 def describe(tree: dict[str, Any]) -> str:
     return "`" + ", ".join(f"{name}={value}" for name, value in tree.items()) + "`"
 
@@ -469,7 +503,12 @@ def describe(tree: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", type=int, default=400, help="rollouts for each estimator")
-    batches = parser.parse_args().batches
+    parser.add_argument("--methods", action="store_true", help="only write docs/methods.md")
+    arguments = parser.parse_args()
+    batches = arguments.batches
+    METHODS_DOCUMENT.write_text(methods_page(), encoding="utf-8")
+    if arguments.methods:
+        return
     torch.set_num_threads(1)
     page = PAGE.format(
         tree=describe(TREE),

@@ -55,11 +55,9 @@ SEQUENCES = "textrl_env/lm/sequences.py"
 LM, DECODING, EXACT = "textrl_env/lm/causal_lm.py", "textrl_env/lm/decoding.py", "textrl_env/exact/solver.py"
 MATHS, BASE, COLLECT = "agents/algorithms/maths.py", "agents/base.py", "agents/rollouts/collectors.py"
 GRADIENT, PPO_FILE = "agents/algorithms/gradient_step.py", "agents/algorithms/ppo.py"
-CHECKPOINT, CAUSAL, VARIANTS = (
-    "agents/runs/checkpoint.py",
-    "agents/policies/causal_lm.py",
-    "agents/algorithms/grpo_variants.py",
-)
+CHECKPOINT, CAUSAL = "agents/runs/checkpoint.py", "agents/policies/causal_lm.py"
+#: Followed by the name of a method's file.
+METHOD = "agents/algorithms/methods/"
 TEACHER, SHARED = "textrl_env/lm/teacher_forcing.py", "textrl_env/lm/shared_prompts.py"
 SEQUENCES = "textrl_env/lm/sequences.py"
 IMPORTANCE = "agents/algorithms/importance.py"
@@ -294,10 +292,11 @@ BUGS = [
         'inputs["mask"] = (own, self._positions, self._positions)', "pass", ("teacher_forcing",)),
     Bug("samples up to and not above the number drawn", DECODING, "torch.minimum(at, below), right=True)",
         "0 * torch.minimum(at, below), right=False)", ("teacher_forcing",)),
-    Bug("GSPO without the length", VARIANTS, "keepdim=True) / batch.lengths.clamp(min=1)[:, None]", "keepdim=True)",
+    Bug("GSPO without the length", METHOD + "gspo.py",
+        "keepdim=True) / batch.lengths.clamp(min=1)[:, None]", "keepdim=True)", ("variants",)),
+    Bug("gradient through CISPO's weight", METHOD + "cispo.py", "ratio.detach().clamp(", "ratio.clamp(",
         ("variants",)),
-    Bug("gradient through CISPO's weight", VARIANTS, "ratio.detach().clamp(", "ratio.clamp(", ("variants",)),
-    Bug("DAPO keeps the groups that teach nothing", VARIANTS, "differs = ~self.equal_groups(rollout)",
+    Bug("DAPO keeps the groups that teach nothing", METHOD + "dapo.py", "differs = ~self.equal_groups(rollout)",
         "differs = torch.ones_like(self.equal_groups(rollout))", ("variants",)),
     Bug("a KL alone is divided by its own deviation", GRPO, "relative = torch.where(equal.repeat",
         "torch.where(equal.repeat", ("variants",)),

@@ -23,10 +23,7 @@ from gymnasium import logger
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from agents.algorithms.grpo import GRPO
-from agents.algorithms.grpo_variants import CISPO, DAPO, GSPO, RLOO, DrGRPO, REINFORCEPlusPlus
-from agents.algorithms.ppo import PPO
-from agents.algorithms.reinforce import REINFORCE
+from agents import CISPO, DAPO, GRPO, GSPO, PPO, REINFORCE, RLOO, DrGRPO, REINFORCEPlusPlus
 from agents.base import Agent
 from agents.callbacks.exact_gap import ExactGapCallback
 from agents.callbacks.kl_control import AnnealKL

@@ -1,11 +1,11 @@
-"""PPO-ptx: PPO with a share of supervised gradient in every step (Ouyang et al. 2022, section 3.5).
+"""PPO-ptx: PPO with a share of supervised gradient in every step (Ouyang et al. 2022, section 3.5, arXiv 2203.02155).
 
     minimise  L_PPO + ptx_coef * mean over tokens of -log p(y_t | x, y_<t)
 
 Reinforcement learning forgets what the reward does not pay for (InstructGPT's "alignment tax"); a batch of
 demonstrations, or of pre-training text, in each gradient step keeps it alive. From the command line::
 
-    textrl train --agent agents.algorithms.ppo_ptx:PPOptx --ptx-data demonstrations.jsonl --ptx-coef 0.5
+    textrl train --agent ppo-ptx --ptx-data demonstrations.jsonl --ptx-coef 0.5
 
 InstructGPT used pre-training text and a coefficient of 27.8 on its own scale; here the loss is a mean over tokens, so
 1 is already much. Left out: working through the demonstrations in micro-batches, and policies that are no language

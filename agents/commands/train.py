@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from agents.algorithms import methods
 from agents.commands import flags as hyper
 from agents.commands import interruptible, offline
 
@@ -65,8 +66,7 @@ def _train(
     agent: Annotated[
         str,
         typer.Option(
-            help="ppo, grpo, reinforce, rloo, reinforce++, dr-grpo, dapo, gspo, gigpo, cispo, ppo-ptx, "
-            "my_module:MyAgent or file.py:MyAgent.",
+            help=f"{', '.join(methods.names())}, my_module:MyAgent or file.py:MyAgent.",
             rich_help_panel=_RUN,
         ),
     ] = "ppo",

@@ -10,6 +10,7 @@ import inspect
 import sys
 from pathlib import Path
 
+from agents.algorithms import methods
 from agents.base import Agent
 from agents.policies.base import Policy
 from agents.runs.names import check_class
@@ -18,19 +19,7 @@ from reward_models.importing import import_file, import_module
 from textrl_env.errors import did_you_mean
 
 #: Names of the agents that come with the package.
-AGENTS = {
-    "ppo": "agents:PPO",
-    "grpo": "agents:GRPO",
-    "reinforce": "agents:REINFORCE",
-    "rloo": "agents:RLOO",
-    "reinforce++": "agents:REINFORCEPlusPlus",
-    "dr-grpo": "agents:DrGRPO",
-    "dapo": "agents:DAPO",
-    "gspo": "agents:GSPO",
-    "gigpo": "agents:GiGPO",
-    "cispo": "agents:CISPO",
-    "ppo-ptx": "agents:PPOptx",
-}
+AGENTS = methods.names()
 
 
 def find_agent(spec: str) -> type:

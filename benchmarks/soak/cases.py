@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.runs.registry import AGENTS
+from agents import GRPO, PPO, REINFORCEPlusPlus
+from agents.runs.registry import AGENTS, find_agent
 
 _WORDS = 32
 #: Prompts and answers in the words of the tiny model.
 _TEXTS = [f"w{2 + k} w{3 + k % 7} w{5 + k % 5}" for k in range(16)]
 #: Agents that learn from language models only, and what each needs besides.
 _TEXT_ONLY = {"ppo-ptx": ["--ptx-data", "demonstrations.jsonl", "--ptx-coef", "0.5", "--ptx-batch-size", "2"]}
-_GROUPS = ("grpo", "rloo", "dr-grpo", "dapo", "gspo", "gigpo", "cispo")
 _WORLDS = {
     "ToyBandit-v0": ["--total-timesteps", "160", "--save-every", "16"],
     "GridWorld-v0": ["--total-timesteps", "4000", "--save-every", "400"],
@@ -85,12 +85,17 @@ def all_cases() -> list[Case]:
 
 
 def _toy(agent: str, world: str) -> Case:
-    kind = ["--n-steps", "16"] if agent == "ppo" else ["--n-episodes", "8"]
+    kind = ["--n-steps", "16"] if issubclass(find_agent(agent), PPO) else ["--n-episodes", "8"]
     return _train(agent, world, [*_WORLDS[world], "--env", world, *kind])
 
 
+def _learns_from_groups(agent: str) -> bool:
+    cls = find_agent(agent)
+    return issubclass(cls, GRPO) and cls is not REINFORCEPlusPlus
+
+
 def _text(agent: str, lora: bool, name: str = "", more: Sequence[str] = ()) -> Case:
-    groups = ["--group-size", "2"] if agent in _GROUPS else []
+    groups = ["--group-size", "2"] if _learns_from_groups(agent) else []
     reward = [] if "--reward" in more else ["--reward", "odd.py:share"]
     options = ["--model", "model", "--prompts", "prompts.jsonl", *reward, *more, *groups]
     options += ["--n-episodes", "4", "--max-new-tokens", "4", "--learning-rate", "0.01"]

@@ -1,0 +1,96 @@
+"""DAPO: clip-higher, token-level mean, overlong shaping and dynamic sampling (Yu et al. 2025, arXiv 2503.14476).
+
+    maximise  1/(sum_i |o_i|) sum_i sum_t min(rho A_i, clip(rho, 1 - eps_low, 1 + eps_high) A_i)
+    over groups with 0 < |{correct answers}| < G,   A_i = (r_i - mean(r)) / std(r)
+
+Left out: the paper's data set.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agents.algorithms.grpo import GRPO
+from agents.algorithms.schedules import Schedule
+from agents.policies.base import Policy
+from agents.rollouts.rollout import Rollout, concatenate
+from agents.rollouts.vector_envs import longest_episode
+from reward_models.rules import overlong_penalty
+
+
+class DAPO(GRPO):
+    """Clip-higher, token-level mean, overlong shaping and dynamic sampling (Yu et al. 2025, arXiv 2503.14476).
+
+    Groups whose answers all score the same teach nothing and are replaced by fresh ones until the batch is
+    full; after ``max_resamples`` more rollouts the batch stays smaller (and as it came if no group differs).
+
+    Args:
+        policy: "MlpPolicy", "CausalLMPolicy", "auto" or a policy class.
+        env: A Gymnasium id, an env or a vector env.
+        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress; None goes by what is
+            trained (:mod:`agents.presets`).
+        group_size: ``G``, episodes for each start state.
+        clip_range: Lower clip; a number, "linear:0.2", or a function of the remaining progress.
+        clip_range_high: Upper clip.
+        max_resamples: The most rollouts to sample in place of uninformative groups; 0 turns it off.
+        overlong_cache: Length of the slope, in steps, that ends at the budget with a penalty of 1; 0 has none.
+        **kwargs: See :class:`~agents.algorithms.grpo.GRPO`.
+    """
+
+    def __init__(
+        self,
+        policy: str | type[Policy],
+        env: Any,
+        learning_rate: Schedule | None = None,
+        group_size: int = 8,
+        clip_range: Schedule = 0.2,
+        clip_range_high: float = 0.28,
+        max_resamples: int = 4,
+        overlong_cache: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        for name, value in (("max_resamples", max_resamples), ("overlong_cache", overlong_cache)):
+            if value < 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
+        self.max_resamples, self.overlong_cache = max_resamples, overlong_cache
+        clip = {"clip_range": clip_range, "clip_range_high": clip_range_high}
+        super().__init__(policy, env, learning_rate, group_size, average="token", **clip, **kwargs)
+
+    def collect(self) -> Rollout:
+        # Yu et al. 2025, equation 11: a batch holds only groups with 0 < |{correct answers}| < G.
+        kept: list[Rollout] = []
+        seen = 0
+        for _ in range(1 + self.max_resamples):
+            rollout = super().collect()
+            seen += len(rollout)
+            kept.append(rollout[self.informative(rollout)])
+            if self.stopped or sum(map(len, kept)) >= self.n_episodes:
+                break
+        self.logger.record("group/frac_informative", sum(map(len, kept)) / seen)
+        kept = [part for part in kept if len(part)]
+        if not kept or self.max_resamples == 0:
+            return rollout
+        full = concatenate(kept)
+        full.group = torch.arange(len(full)) // self.group_size
+        return full[torch.arange(min(len(full), self.n_episodes))]
+
+    def informative(self, rollout: Rollout) -> Tensor:
+        """Rows of the groups whose scores, before the KL and the length, are not all equal."""
+        differs = ~self.equal_groups(rollout)
+        return differs.repeat_interleave(self.group_size).nonzero().squeeze(1)
+
+    def episode_scores(self, rollout: Rollout) -> Tensor:
+        # Yu et al. 2025, equation 13: 0 up to L_max - L_cache, then falling to -1 at L_max.
+        scores = super().episode_scores(rollout)
+        if self.overlong_cache == 0:
+            return scores
+        penalty = overlong_penalty(self._budget(rollout), self.overlong_cache)
+        lengths = [range(n) for n in rollout.lengths.tolist()]
+        return scores + scores.new_tensor(penalty(lengths, lengths))
+
+    def _budget(self, rollout: Rollout) -> int:
+        """The most steps that an episode can have; the longest seen where the environment does not tell."""
+        return longest_episode(self.envs) or rollout.mask.shape[1]
