@@ -1,9 +1,7 @@
 """A reward that may be slow or fail: a deadline, further attempts, and a score for rows that it cannot score.
 
-    Guarded(my_reward, timeout=10, retries=2, fallback=0.0)
-    "reward_models:Guarded('my_module:reward', timeout=10, fallback=0.0)"       # on the command line
-
-Left out on purpose: leaving such episodes out of the update, which would change the prompts' frequencies.
+Guarded(my_reward, timeout=10, retries=2, fallback=0.0)
+"reward_models:Guarded('my_module:reward', timeout=10, fallback='drop')"    # on the command line
 """
 
 from __future__ import annotations
@@ -20,12 +18,15 @@ from tenacity import Retrying, stop_after_attempt, wait_exponential
 from reward_models.base import Batch, Reward, RewardResult
 from reward_models.contract import load_reward
 
+#: The fallback that leaves a row without a score.
+DROP = "drop"
+
 
 class Guarded(Reward):
     """Another reward, with a deadline, retries and a fallback.
 
     Where a whole batch fails, it is halved until the rows at fault stand alone, so the others keep their scores. The
-    log shows the share of rows that got the fallback, as ``rewards/<name>/failed``. A reward that has not scored a
+    log shows the share of rows that failed, as ``rewards/<name>/failed``. A reward that has not scored a
     single row yet raises its error instead: it is wrong rather than unlucky.
 
     Args:
@@ -34,11 +35,13 @@ class Guarded(Reward):
             in its thread, and what it returns is not read.
         retries: Further attempts after an error or a timeout.
         retry_wait: Seconds before the first of them; doubles with each.
-        fallback: The score of a row that fails every attempt; None raises its error.
+        fallback: What becomes of a row that fails every attempt: a number is its score; "drop" gives it none, so that
+            nothing is learned from it, and in a weighted sum the other rewards alone count; None raises its error.
+            Prompts whose answers fail more often are then learned from less often.
 
     Attributes:
-        scored: Rows so far, those that got the fallback among them.
-        failed: Rows so far that got the fallback.
+        scored: Rows so far, those that failed among them.
+        failed: Rows so far that got the fallback or were dropped.
     """
 
     def __init__(
@@ -47,15 +50,15 @@ class Guarded(Reward):
         timeout: float | None = None,
         retries: int = 0,
         retry_wait: float = 1.0,
-        fallback: float | None = None,
+        fallback: float | str | None = None,
     ) -> None:
         self.reward = load_reward(reward)
         if timeout is not None and not timeout > 0:
             raise ValueError(f"timeout must be a number of seconds > 0 or None, got {timeout!r}")
         if retries < 0 or not retry_wait >= 0:
             raise ValueError(f"retries and retry_wait must be >= 0, got {retries!r} and {retry_wait!r}")
-        if fallback is not None and not math.isfinite(fallback):
-            raise ValueError(f"fallback must be a finite number or None, got {fallback!r}")
+        if fallback not in (None, DROP) and (isinstance(fallback, str) or not math.isfinite(fallback)):
+            raise ValueError(f'fallback must be a finite number, "drop" or None, got {fallback!r}')
         self.timeout, self.retries, self.retry_wait, self.fallback = timeout, retries, retry_wait, fallback
         self.name = self.reward.name
         self.scored, self.failed = 0, 0
@@ -65,7 +68,7 @@ class Guarded(Reward):
         return self.reward.names if self.fallback is None else (*self.reward.names, f"{self.name}/failed")
 
     def evaluate(self, batch: Batch, optional: bool = False) -> RewardResult:
-        if self.fallback is None:
+        if self.fallback is None or (self.fallback == DROP and not optional):  # a score is asked for
             return self._attempts(batch, optional)
         errors: list[Exception] = []
         result = self._part(batch, optional, errors)
@@ -74,11 +77,16 @@ class Guarded(Reward):
         before, self.failed = self.failed, self.failed + len(errors)
         if errors and self.failed.bit_length() > before.bit_length():  # the 1st, 2nd, 4th, 8th, ...
             notes = "; ".join(getattr(errors[-1], "__notes__", ()))
+            fate = "have no score" if self.fallback == DROP else f"got the fallback {self.fallback:g}"
             logger.warn(
-                f"{self.failed} completions so far got the fallback {self.fallback:g} of the reward {self.name!r}, "
+                f"{self.failed} completions so far {fate} of the reward {self.name!r}, "
                 f"which failed: {type(errors[-1]).__name__}: {errors[-1]} ({notes})"
             )
         return result
+
+    @property
+    def _failed_score(self) -> float:
+        return math.nan if self.fallback == DROP else float(self.fallback)
 
     def _part(self, batch: Batch, optional: bool, errors: list[Exception]) -> RewardResult:
         """Scores of some rows; where they fail together, of each half by itself."""
@@ -89,7 +97,7 @@ class Guarded(Reward):
                 self.scored += 1
                 errors.append(error)
                 parts = dict.fromkeys(self.reward.names, np.full(1, np.nan)) | {self.names[-1]: np.ones(1)}
-                return RewardResult(np.full(1, float(self.fallback)), parts)
+                return RewardResult(np.full(1, self._failed_score), parts)
             middle = len(batch) // 2
             rows = (slice(middle), slice(middle, None))
             halves = [self._part(batch.rows(half), optional, errors) for half in rows]

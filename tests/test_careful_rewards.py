@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from agents import GRPO
+from agents import GRPO, REINFORCE
 from agents.cli import main
 from reward_models import Ensemble, Guarded, Reward, RewardResult, RunningNormalizer, load_reward
 from tests.tiny import count_a, make_env, make_lm
@@ -163,6 +163,20 @@ def test_rows_that_fail_get_the_fallback_and_the_others_keep_their_scores():
     assert np.isnan(result.parts["picky"]).tolist() == [False, False, True, False, True]
 
 
+def test_rows_that_fail_can_be_left_without_a_score():
+    reward = Guarded(picky, fallback="drop")
+    with pytest.warns(
+        UserWarning, match=r"1 completions so far have no score of the reward 'picky'.*ZeroDiv"
+    ):
+        result = reward.score(["p"] * 3, ["a", "", "a b"])
+    assert result.total.tolist() == [1.0, 0.0, 0.5] and result.scored.tolist() == [True, False, True]
+    assert reward.failed == 1
+    both = load_reward([Guarded(picky, fallback="drop"), (length, 10.0)]).score(["p", "p"], ["a", ""])
+    assert both.total.tolist() == [11.0, 0.0] and both.scored is None
+    members = Ensemble([Guarded(picky, fallback="drop"), length]).score(["p", "p"], ["a", ""])
+    assert members.scored.tolist() == [True, False]  # a mean over members needs each of them
+
+
 def test_falling_back_is_warned_about_with_the_error():
     reward = Guarded(picky, fallback=0.0)
     with pytest.warns(
@@ -221,21 +235,38 @@ def test_a_guard_is_named_on_the_command_line_and_keeps_its_counts():
         other.set_state({"scored": 1})
 
 
-@pytest.mark.parametrize("wrong", [{"timeout": 0}, {"retries": -1}, {"fallback": float("nan")}])
+@pytest.mark.parametrize(
+    "wrong", [{"timeout": 0}, {"retries": -1}, {"fallback": float("nan")}, {"fallback": "leave"}]
+)
 def test_a_guard_refuses_settings_that_make_no_sense(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Guarded(count_a, **wrong)
 
 
-def test_the_share_of_fallbacks_is_in_the_log():
-    def fails_on_long(prompts, completions):
-        if any(len(c.split()) > 2 for c in completions):
-            raise ValueError("too long")
-        return [1.0] * len(completions)
+def fails_on_long(prompts, completions):
+    if any(len(c.split()) > 2 for c in completions):
+        raise ValueError("too long")
+    return [1.0] * len(completions)
 
-    agent = GRPO(
-        "auto", make_env(lm=make_lm(), reward=Guarded(fails_on_long, fallback=0.0)), n_episodes=16, seed=0
-    )
+
+def test_the_share_of_fallbacks_is_in_the_log():
+    env = make_env(lm=make_lm(), reward=Guarded(fails_on_long, fallback=0.0))
+    agent = GRPO("auto", env, n_episodes=16, seed=0)
     with pytest.warns(UserWarning, match="got the fallback"):
         agent.learn(10)
     assert 0 < agent.latest["rewards/fails_on_long/failed"] < 1
+
+
+def test_episodes_whose_reward_failed_are_dropped_and_counted():
+    agent = REINFORCE(
+        "auto", make_env(lm=make_lm(), reward=Guarded(fails_on_long, fallback="drop")), n_episodes=16, seed=0
+    )
+    sizes = []
+    learn = agent.train
+    agent.train = lambda rollout: (sizes.append(len(rollout)), learn(rollout))
+    with pytest.warns(UserWarning, match="have no score"):
+        agent.learn(10)
+    share = agent.latest["rewards/fails_on_long/failed"]
+    assert 0 < share < 1 and agent.latest["objective/unscored"] == share
+    assert sizes[-1] == round(16 * (1 - share))
+    assert agent.latest["objective/scores"] == 1.0  # of those that have one
