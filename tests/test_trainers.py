@@ -117,6 +117,25 @@ def test_a_checkpoint_of_another_run_is_refused(start, tmp_path):
         sft(start, RECORDS, save_every=2, **SETTINGS)
 
 
+@pytest.mark.parametrize("name", TRAINERS)
+def test_adapters_do_not_go_on_over_another_model(name, start, tmp_path):
+    train, data = TRAINERS[name]
+    other = make_model("llama", dropout=0.1, seed=5)
+    other.save_pretrained(tmp_path / "other")
+    make_tokenizer().save_pretrained(tmp_path / "other")
+    options = SETTINGS | {"lora_rank": 2, "save_every": 2}
+    train(start, data, tmp_path / "run", **options)
+    with pytest.raises(ValueError, match=r"of another run: .*weights under the adapter was '\w{12}'"):
+        train(tmp_path / "other", data, tmp_path / "run", resume=True, **options)
+    train(start, data, tmp_path / "run", resume=True, **options)
+
+
+def test_dpo_does_not_go_on_against_another_reference(start, tmp_path):
+    dpo(start, PAIRS, tmp_path, save_every=2, **SETTINGS)
+    with pytest.raises(ValueError, match=r"of another run: reference was '\w{12}' and is '\w{12}'"):
+        dpo(start, PAIRS, tmp_path, resume=True, reference=tmp_path, **SETTINGS)
+
+
 def test_checkpoints_of_an_earlier_run_in_the_folder_are_gone_before_the_first_step(start, tmp_path):
     sft(start, RECORDS, tmp_path, save_every=2, **SETTINGS)
     left = []

@@ -37,6 +37,7 @@ from agents.offline.ratio_losses import RATIO_LOSSES
 from agents.offline.sft import IGNORE, Example, check_examples, learn_ends, load_model, pad_batch
 from agents.offline.trainer import Task, digest_of_data, length_batches, optimise, tail_mean
 from agents.parallel.processes import current
+from agents.policies.lora import digest_of_weights
 from reward_models.data.encoding import TextEncoder
 from reward_models.data.lengths import Lengths
 from textrl_env.errors import check_choice
@@ -161,6 +162,7 @@ def dpo(
     with learner.precision():
         part = objective.reference(teacher, everything[processes.rows(len(everything))])
     known = torch.cat(processes.gather(part.cpu())).to(part.device)  # [N + M, 2]
+    judged_by = {} if loss == "simpo" else {"reference": digest_of_weights(teacher.state_dict())[:12]}
     del teacher
 
     def backward(indices: list[int]) -> dict[str, float]:
@@ -183,6 +185,7 @@ def dpo(
                 "loss": loss,
                 "beta": beta,
                 "data": digest_of_data(ids for e in learned for ids in (e.input_ids, e.labels)),
+                **judged_by,
             },
         ),
         epochs=epochs,

@@ -17,7 +17,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from agents.offline.options import TrainerOptions
 from agents.offline.rounding import RoundingCheck
-from agents.policies.lora import adapted_weights, add_adapter, save_adapter
+from agents.policies.lora import adapted_weights, add_adapter, digest_of_weights, save_adapter
 from agents.runs.whole import write_folder
 from reward_models.loading import (
     LoadOptions,
@@ -124,6 +124,11 @@ class Learner:
     def parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
         """What is trained, by name."""
         return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+
+    def digest_of_frozen(self) -> str | None:
+        """A text that tells the weights under an adapter from others; None where every weight is trained."""
+        frozen = {name: p for name, p in self.model.named_parameters() if not p.requires_grad}
+        return digest_of_weights(frozen)[:12] if frozen else None
 
     def precision(self) -> AbstractContextManager[None]:
         """The context in which the model computes."""

@@ -131,6 +131,8 @@ def optimise(
         "seed": seed,
         "dropout": dropout,
     } | dict(task.identity)
+    if (frozen := learner.digest_of_frozen()) is not None:
+        identity["weights under the adapter"] = frozen
     processes.check_alike(identity | {"weights": fingerprint(p for _, p in named)})
     checkpoints = Checkpoints(learner, optimizer, output, options.keep, identity)
     history: list[dict[str, float]] = checkpoints.resume() if options.resume else []

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,19 @@ from textrl_env.lm.causal_lm import CausalLM
 
 #: Elements of each tensor that tell one model from another.
 _SAMPLED = 64
+
+
+@torch.no_grad()
+def digest_of_weights(weights: Mapping[str, Tensor]) -> str:
+    """A text that tells one model's weights from another's, from a few elements of every tensor."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        if type(tensor) not in (Tensor, nn.Parameter) and hasattr(tensor, "dequantize"):
+            tensor = tensor.dequantize()  # torchao's, of which single elements cannot be read
+        every = max(1, tensor.numel() // _SAMPLED)
+        digest.update(name.encode())
+        digest.update(tensor.flatten()[::every].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def share(model: PreTrainedModel) -> PreTrainedModel:
@@ -273,15 +286,8 @@ class LoraLM(CausalLM):
 
     @torch.no_grad()
     def base_digest(self) -> str:
-        """A fingerprint of the weights under the adapter, from a few elements of every tensor."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.reference.model.state_dict().items()):
-            if type(tensor) is not Tensor and hasattr(tensor, "dequantize"):
-                tensor = tensor.dequantize()  # torchao's, of which single elements cannot be read
-            every = max(1, tensor.numel() // _SAMPLED)
-            digest.update(name.encode())
-            digest.update(tensor.flatten()[::every].float().cpu().numpy().tobytes())
-        return digest.hexdigest()
+        """A fingerprint of the weights under the adapter."""
+        return digest_of_weights(self.reference.model.state_dict())
 
     def _layers(self) -> Iterator[tuple[str, Any]]:
         from peft.tuners.lora import LoraLayer
