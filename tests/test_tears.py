@@ -461,6 +461,22 @@ def test_a_resumed_run_has_each_table_of_samples_once(cut_off, tmp_path):
     assert read_progress(tmp_path)["time/total_timesteps"] == steps
 
 
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_samples_that_cannot_be_read_any_more_are_missed_aloud(damage, tmp_path):
+    log_rows(tmp_path, 0, [8, 16, 24, 32])
+    (file,) = tmp_path.glob("events.out.tfevents.*")
+    with file.open("r+b") as stream:
+        if damage == "cut":
+            stream.truncate(file.stat().st_size - 5)
+        else:
+            stream.seek(stream.read().index(b"at 16"))
+            stream.write(b"at 17")
+    with pytest.warns(UserWarning, match=rf"{file.name}: the last [\d,]+ of [\d,]+ bytes cannot be read"):
+        tables, started = read_tables(tmp_path)
+    assert [table.timesteps for table in tables] == ([8, 16, 24, 32] if damage == "cut" else [8])
+    assert started is not None
+
+
 def test_a_new_column_of_the_log_comes_in_one_step(tmp_path, monkeypatch):
     log_rows(tmp_path, 0, [8, 16])
     before = (tmp_path / "progress.csv").read_text()

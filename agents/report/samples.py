@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
 
+from tensorboard.compat.proto.event_pb2 import Event
+
 from agents.rollouts.episode_log import read_table
-from agents.runs.logs import EVENTS
+from agents.runs.logs import EVENTS, read_events
 
 _TAG = "samples/table/text_summary"
 
@@ -37,20 +40,23 @@ class Pair:
 
 def read_tables(folder: Path) -> tuple[list[Table], float | None]:
     """The tables in the TensorBoard events of ``folder``, oldest first, and the time of the first event."""
-    if not any(folder.glob(f"{EVENTS}*")):
-        return [], None
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
-    events.Reload()
-    try:
-        started = events.FirstEventTimestamp()
-    except ValueError:  # a file without a whole event
-        return [], None
-    if _TAG not in events.Tags()["tensors"]:
-        return [], started
-    tensors = events.Tensors(_TAG)
-    return [Table(t.step, read_table(t.tensor_proto.string_val[0].decode())) for t in tensors], started
+    events: list[Event] = []
+    for file in sorted(folder.glob(f"{EVENTS}*")):
+        found, unread = read_events(file)
+        if unread:
+            warnings.warn(
+                f"{file}: the last {unread:,} of {file.stat().st_size:,} bytes cannot be read (a record is damaged, or "
+                "was cut off when the process ended), so samples of that part are missing",
+                stacklevel=2,
+            )
+        events += found
+    tables = [
+        Table(event.step, read_table(value.tensor.string_val[0].decode(errors="replace")))
+        for event in events
+        for value in event.summary.value
+        if value.tag == _TAG and value.tensor.string_val
+    ]
+    return tables, min((event.wall_time for event in events), default=None)
 
 
 def pairs(tables: list[Table], count: int = 8) -> list[Pair]:

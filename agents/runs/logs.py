@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from gymnasium import logger
 from stable_baselines3.common.logger import (
     CSVOutputFormat,
@@ -34,6 +35,8 @@ from agents.runs.tensorboard import DESCRIPTIONS, LAYOUT
 from reward_models.names import shorten
 from textrl_env.errors import check_choice
 
+#: Bytes of length and checksums around a record of events.
+_FRAME = 16
 PROGRESS, EVENTS = "progress.csv", "events.out.tfevents."
 _STEPS = "time/total_timesteps"
 
@@ -181,13 +184,28 @@ class _TensorBoard(TensorBoardOutputFormat):
             super().close()
 
 
+def read_events(file: Path) -> tuple[list[Event], int]:
+    """What TensorBoard can read of a file of events, and how many bytes behind it can not be read.
+
+    It stops at the first record that is damaged, or that a kill has cut off, without a word.
+    """
+    events, read = [], 0
+    for record in RawEventFileLoader(str(file)).Load():
+        try:
+            events.append(Event.FromString(record))
+        except DecodeError:
+            break
+        read += len(record) + _FRAME
+    return events, file.stat().st_size - read
+
+
 def _forget_events(file: Path, timesteps: int) -> None:
     """Take the events after a checkpoint out of a file: they will be written again.
 
     TensorBoard hides only numbers for which it is told that a run went back; texts would stand there twice. What lies
     behind a record that a kill has cut off cannot be read and goes too.
     """
-    events = [Event.FromString(record) for record in RawEventFileLoader(str(file)).Load()]
+    events, _ = read_events(file)
     kept = [event for event in events if event.step <= timesteps and not event.HasField("session_log")]
     if len(kept) == len(events):
         return
