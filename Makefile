@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-SOURCES := textrl_env agents reward_models examples tests benchmarks
+SOURCES := textrl_env agents reward_models examples tests benchmarks docs/hooks.py
 
-.PHONY: demo demo-real test soak lint format benchmark learning engines setup clean
+.PHONY: demo demo-real test docs soak lint format benchmark learning engines setup clean
 
 setup: $(READY)
 
@@ -29,6 +29,15 @@ $(VENV)/.ready-real: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+# The documentation as a site in build/site, to be opened from there; a link that leads nowhere is an error.
+docs: $(VENV)/.ready-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo 'open build/site/index.html'
+
+$(VENV)/.ready-docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
 
 # Faults inflicted for an hour: kills, tears, full disks, rubbish, a long run. A part: python benchmarks/soak --only kills --minutes 5.
 soak: $(READY)
