@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from pathlib import Path
+
 import numpy as np
 
 from agents.evaluation.evaluation import EvaluationResult
@@ -65,3 +69,14 @@ def record(folder, points, total, held_out=True, ended=True):
         best = max(points[1:], key=lambda point: point[2])
         if best is not last:
             write_evaluation(folder, evaluation(best[0], *best[1:], seed=1003, held_out=held_out), "best")
+
+
+def recorded_ends(name):
+    """Evaluations at the ends of a real run in the embedded world, seed 0."""
+    document = json.loads((Path(__file__).parent / "recorded_comparisons.json").read_text())[name]
+    found = {}
+    for end, values in document.items():
+        made = evaluation(values["timesteps"], 0.0, 0.0, prompts=len(values["score"]))
+        scores = {part: np.array(values[part]) for part in ("score", "gold")}
+        found[end] = dataclasses.replace(made, sampled=dataclasses.replace(made.sampled, **scores))
+    return found

@@ -13,6 +13,7 @@ from agents.evaluation.best_of_n import (
     chosen,
     kl_bound,
     length_controlled_win_rate,
+    n_at,
     pass_at_k,
     selection_kl,
 )
@@ -47,6 +48,14 @@ def test_the_bound_is_exact_without_ties_and_the_estimate_lies_below_it():
     assert selection_kl(fine, 4) == pytest.approx(kl_bound(4), abs=1e-3)
     coarse = np.repeat(np.arange(3.0), 200)
     assert selection_kl(coarse, 4) < kl_bound(4) - 0.05
+
+
+@pytest.mark.parametrize("n", [1, 1.5, 4, 1000, 1e12])
+def test_the_n_of_a_kl_is_the_one_whose_bound_it_is(n):
+    assert n_at(kl_bound(n)) == pytest.approx(n, rel=1e-6)
+    assert n_at(0.0) == pytest.approx(1.0) and n_at(5000.0) == math.inf
+    with pytest.raises(ValueError, match="at least 0"):
+        n_at(-0.1)
 
 
 def test_the_estimate_is_the_kl_of_the_distribution_that_choosing_makes():

@@ -12,6 +12,7 @@ from agents.callbacks.evaluation import EvalCallback
 from agents.callbacks.kl_control import StopAtKL
 from agents.evaluation.evaluation import evaluate_policy, evaluation_env
 from agents.evaluation.records import read_ends, read_evaluations, write_evaluation
+from agents.evaluation.verdict import compare
 from agents.runs import run_directory as runs
 from agents.runs.best import best_score, best_timesteps
 from agents.runs.checkpoint import read_document
@@ -260,3 +261,43 @@ def test_prompts_of_the_training_are_not_taken_for_held_out_ones():
     assert not held_out and env.dynamics.prompt_texts == PROMPTS
     env, held_out = evaluation_env(make_env(prompts=PROMPTS), ["a b"])
     assert held_out and env.dynamics.prompt_texts == ["a b"]
+
+
+def test_without_a_gold_judge_the_reference_answers_for_its_best_of_n(tmp_path):
+    settings = {"n_eval_episodes": 4, "eval_freq": 1000}
+    agent = make_agent(gold=None)
+    plain = make_agent(gold=None)
+    plain.learn(20)
+    watch = EvalCallback(log_path=tmp_path, **settings)
+    agent.learn(20, watch)
+    reference = read_ends(tmp_path)["reference"].sampled
+    assert reference.score.shape == (len(set(PROMPTS)), 32) and abs(reference.kl).max() < 1e-5
+    assert torch.equal(weights(plain), weights(agent)), "learning does not notice"
+    judged = EvalCallback(log_path=tmp_path / "judged", **settings)
+    make_agent().learn(20, judged)
+    assert "reference" not in read_ends(tmp_path / "judged")
+
+
+def never_long(prompts, completions, **columns):
+    """Scores answers of up to two words only."""
+    return [float(len(c.split())) if len(c.split()) <= 2 else None for c in completions]
+
+
+@pytest.mark.filterwarnings("ignore:reward 'never_long' does not apply")
+def test_answers_that_no_reward_applied_to_are_left_out_of_an_evaluation_and_counted(tmp_path):
+    env = make_env(reward=never_long, prompts=PROMPTS, max_new_tokens=4)
+    found = evaluate_policy(env.lm, env, 6, seed=1)
+    lengths = np.array([[len(text.split()) for text in texts] for texts in found.responses])
+    short = lengths <= 2
+    assert 0 < short.sum() < short.size
+    assert np.array_equal(np.isnan(found.score), ~short)
+    assert found.summary()["score"] == lengths[short].mean() and found.unscored == (~short).sum()
+    other = evaluate_policy(env.lm, env, 6, seed=2)
+    against = compare(found, other)
+    assert against.gold is None and against.win_rate.low <= against.win_rate.mean <= against.win_rate.high
+    agent = make_agent(reward=never_long, gold=None)
+    watch = EvalCallback(n_eval_episodes=8, eval_freq=20, max_share=100, log_path=tmp_path, kl_budget=100.0)
+    agent.learn(60, watch)
+    last = read_ends(tmp_path)["final"]
+    assert last.means()["unscored"] == np.isnan(last.sampled.score).sum() > 0
+    assert np.isfinite(last.means()["scores"]) and np.isfinite(watch.best_mean_reward)

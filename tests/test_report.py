@@ -16,6 +16,7 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.cli import main
+from agents.evaluation.best_of_n import best_of_n, kl_bound
 from agents.evaluation.plots import smoothed
 from agents.evaluation.records import write_evaluation
 from agents.report import read_run, write_report
@@ -26,7 +27,7 @@ from agents.report.reading import default_of, settings
 from agents.rollouts.episode_log import EpisodeLog, read_table
 from agents.runs import run_directory as runs
 from agents.runs.samples import PER_TOKEN, write_samples
-from tests.recorded import evaluation, record
+from tests.recorded import evaluation, record, recorded_ends
 
 ROWS = 40
 STEPS = 500.0 * np.arange(1, ROWS + 1)
@@ -342,6 +343,7 @@ def test_a_warning_names_the_figures_it_follows_from(column, values, name, figur
 
 #: Evaluations of runs, and what the page has to say of each.
 PEAKS = (*IMPROVES, (30_000, 1.7, 0.66, 9.0))
+LEVEL = (*IMPROVES, (30_000, 1.31, 0.66, 9.0))
 UNSTEADY = (*IMPROVES, (30_000, 0.5, 0.66, 4.0))
 HACKED = ((0, 0.0, 0.5, 0.0), (20_000, 2.0, 0.3, 30.0))
 BLIND = ((0, 0.0, None, 0.0), (20_000, 2.0, None, 30.0))
@@ -351,6 +353,7 @@ BLIND = ((0, 0.0, None, 0.0), (20_000, 2.0, None, 30.0))
     ("points", "finding", "figures", "answer"),
     [
         (PEAKS, "over-optimisation", r"at 20,000 .* gold .0\.1\d .* score \+0\.39", "then fooled the reward"),
+        (LEVEL, "falling gold score", r"score 0\.00 \(", "The score does not show it"),
         (UNSTEADY, "falling gold score", r"gold .0\.1\d .* score .0\.[78]", "then lost part of that"),
         (HACKED, "a fooled reward", r"score changed by \+2\.00", "It fooled the reward"),
         (HACKED, "far from the reference", r"30\.0 nats", "It fooled the reward"),
@@ -373,6 +376,43 @@ def test_what_is_decided_by_comparisons_is_not_cleared_where_there_are_none(tmp_
         clear = re.search(r"Looked for and not found: ([^.]*)\.", seen)[1]
         assert "over-optimisation" not in clear and "fooled" not in clear and "falling" not in clear
         assert "no gold judge" not in clear
+
+
+def test_a_fall_that_may_be_chance_is_said_to_be_one_of_the_two(tmp_path):
+    folder = make_run(tmp_path / "run")
+    for end, found in recorded_ends("ppo as the demo has it, 120,000 tokens").items():
+        write_evaluation(folder, found, end)
+    seen = text_of(page_of(folder))
+    assert "It improved the model, and may have gone past its best; that is not certain." in seen
+    assert (
+        "it wins 47.4 % (44.5 to 50.6) of comparisons: gold \N{MINUS SIGN}0.04" in seen
+        and "13 % of what it had gained" in seen
+    )
+    assert "the win rate's interval holds 50 %" in seen and "fooled the reward." not in seen
+    assert "perhaps past its best" in names_of(folder) and "over-optimisation" not in names_of(folder)
+
+
+def blind_run(folder, score, kl):
+    """A run without a gold judge, with many answers of the reference to half of its prompts."""
+    make_run(folder, points=((0, 0.0, None, 0.0), (20_000, score, None, kl)))
+    many = evaluation(0, 0.0, None, kl=0.0, samples=32, prompts=32, seed=5)
+    write_evaluation(folder, many, "reference")
+    return many.sampled
+
+
+def test_without_a_judge_the_score_stands_beside_the_references_best_of_n_at_its_kl(tmp_path):
+    sampled = blind_run(tmp_path / "near", 0.2, kl_bound(4))
+    near = text_of(page_of(tmp_path / "near"))
+    best = best_of_n(sampled.score, None, 4).score
+    assert f"Choosing the best of 4 answers of the reference by the same reward scores {best:.2f}" in near
+    assert "held out, reference" not in near and "best of 32" in near
+    blind_run(tmp_path / "far", 2.0, 8.1)
+    far = text_of(page_of(tmp_path / "far"))
+    assert re.search(r"as far as the best of 8,9\d\d answers could be\. The best of 32", far)
+    assert "beyond what the reference is seen to reach" in far
+    blind_run(tmp_path / "wasted", 0.1, 900.0)
+    wasted = text_of(page_of(tmp_path / "wasted"))
+    assert "endlessly many answers" in wasted and "scores no more than that" in wasted
 
 
 def test_training_batches_whose_gold_falls_alarm_nobody_where_held_out_answers_do_not(tmp_path):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from agents.evaluation.verdict import compare, judge
-from tests.recorded import evaluation, result
+from tests.recorded import evaluation, recorded_ends, result
 
 
 def ends(first, best, last):
@@ -37,6 +35,40 @@ def test_a_verdict_is_what_the_answers_show(first, best, last, better, over_opti
     assert found.has_fallen == fallen and found.is_fooled == fooled
 
 
+def test_a_fall_that_the_score_does_not_show_is_a_fall_and_not_the_price_of_more_reward():
+    found = judge(ends((0.0, 0.5), (1.0, 0.8), (1.0, 0.67)))
+    assert not found.since_best.score.is_above and not found.since_best.score.is_below
+    assert found.has_fallen and not found.is_over_optimised
+    assert found.lost == pytest.approx(0.13 / 0.3, abs=0.1)
+
+
+def with_gold(record, gold):
+    return dataclasses.replace(record, sampled=dataclasses.replace(record.sampled, gold=gold))
+
+
+def test_a_fall_that_shows_in_one_way_of_counting_only_is_left_in_doubt():
+    there = ends((0.0, 0.2), (1.0, 0.8), (1.4, 0.8))
+    level = np.full((64, 4), 0.8)
+    # Of 64 prompts, 8 lose everything and 10 gain a little: a lower mean, and as many comparisons won as lost.
+    fewer, more = level.copy(), level.copy()
+    fewer[:8] = 0.1
+    fewer[8:18] = 0.82
+    more[:20] = 0.78  # many answers a little worse, some much better
+    more[20:24] = 1.0
+    doubts = {
+        "mean": judge(
+            there | {"best": with_gold(there["best"], level), "final": with_gold(there["final"], fewer)}
+        ),
+        "wins": judge(
+            there | {"best": with_gold(there["best"], level), "final": with_gold(there["final"], more)}
+        ),
+    }
+    assert doubts["mean"].since_best.gold.is_below and doubts["mean"].since_best.win_rate.high > 0.5
+    assert not doubts["wins"].since_best.gold.is_below and doubts["wins"].since_best.win_rate.high < 0.5
+    for found in doubts.values():
+        assert found.may_have_fallen and not found.has_fallen and not found.is_over_optimised
+
+
 def test_without_a_gold_judge_nothing_is_decided_whatever_the_score_says():
     found = judge(ends((0.0, None), None, (9.0, None)))
     assert not found.can_tell and not found.is_better and not found.is_fooled and not found.is_over_optimised
@@ -56,10 +88,10 @@ def test_what_is_equal_is_rarely_called_over_optimised():
                 "best": evaluation(500, 1.0, 0.8, seed=3 * i + 1),
                 "final": evaluation(900, 1.0, 0.8, seed=3 * i + 2),
             }
-        ).is_over_optimised
+        ).has_fallen
         for i in range(100, 180)
     )
-    assert alarms <= 6, "one side of a 95 % interval: two are expected among 80"
+    assert alarms <= 5, "one side of a 95 % interval at most: two are expected among 80"
 
 
 def test_prompts_are_paired_so_that_hard_ones_do_not_hide_a_difference():
@@ -73,26 +105,21 @@ def test_prompts_are_paired_so_that_hard_ones_do_not_hide_a_difference():
 
 def test_a_prompt_without_a_gold_score_is_left_out_and_other_prompts_are_refused():
     a, b = result(0.0, 0.9, seed=1), result(0.0, 0.5, seed=2)
-    a.gold[3, 0] = np.nan
+    a.gold[3] = np.nan
     known = np.arange(len(a.gold)) != 3
     assert compare(a, b).gold.mean == pytest.approx((a.gold[known].mean(1) - b.gold[known].mean(1)).mean())
+    a.gold[4, 0] = np.nan  # one answer only: the prompt counts by the others
+    others = a.gold[4, 1:].mean() - b.gold[4].mean()
+    rest = (a.gold[known].mean(1) - b.gold[known].mean(1))[np.arange(len(a.gold) - 1) != 3]
+    assert compare(a, b).gold.mean == pytest.approx((rest.sum() + others) / (len(rest) + 1))
+    a.gold[:] = np.nan
+    assert compare(a, b).gold is None, "a judge that knows nothing is none"
     b.prompts = b.prompts[::-1]
     with pytest.raises(ValueError, match="same prompts"):
         compare(a, b)
 
 
 # -- runs that were once given an all-clear -------------------------------------------------------------------
-
-
-def recorded_ends(name):
-    """Evaluations at the ends of a real run: GRPO as ``textrl train`` has it, in the embedded world, seed 0."""
-    document = json.loads((Path(__file__).parent / "recorded_comparisons.json").read_text())[name]
-    found = {}
-    for end, values in document.items():
-        made = evaluation(values["timesteps"], 0.0, 0.0, prompts=len(values["score"]))
-        scores = {part: np.array(values[part]) for part in ("score", "gold")}
-        found[end] = dataclasses.replace(made, sampled=dataclasses.replace(made.sampled, **scores))
-    return found
 
 
 @pytest.mark.parametrize(
@@ -111,3 +138,14 @@ def test_runs_that_were_once_given_an_all_clear_are_caught(name, rate, fall):
     )
     assert found.since_best.gold.mean == pytest.approx(fall, abs=0.006) and found.since_best.score.is_above
     assert found.best_timesteps == 20_464
+
+
+def test_a_run_whose_loss_may_be_chance_is_neither_cleared_nor_accused():
+    found = judge(recorded_ends("ppo as the demo has it, 120,000 tokens"))
+    since = found.since_best
+    assert (
+        since.gold.mean == pytest.approx(-0.037, abs=0.001) and since.gold.is_below and since.score.is_above
+    )
+    assert since.win_rate.mean == pytest.approx(0.474, abs=0.001) and since.win_rate.high > 0.5
+    assert found.is_better and found.may_have_fallen and not found.has_fallen and not found.is_over_optimised
+    assert found.lost == pytest.approx(0.13, abs=0.005)

@@ -36,13 +36,15 @@ from agents.evaluation.evaluation import (
     evaluate_policy,
     evaluation_env,
     language_model,
+    mean_of_known,
+    means_of_known,
     sample_texts,
-    win_rate,
 )
 from agents.evaluation.kinds import by_kind, column_of
 from agents.evaluation.records import (
     BEST,
     FINAL,
+    REFERENCE,
     START,
     EvaluationRecord,
     drop_after,
@@ -50,6 +52,7 @@ from agents.evaluation.records import (
     read_evaluations,
     write_evaluation,
 )
+from agents.evaluation.verdict import compare
 from agents.runs.best import best_timesteps, save_best
 from textrl_env.lm.causal_lm import CausalLM
 
@@ -57,6 +60,8 @@ from textrl_env.lm.causal_lm import CausalLM
 MAX_PROMPTS = 128
 #: Prompts that are answered ten times, and how often answers come in the evaluation at the end.
 _TEN_TIMES, _SAMPLES_AT_THE_END = 12, 4
+#: Prompts that the reference answers for its best-of-n where there is no gold judge, and how often.
+_PROMPTS_OF_REFERENCE, _ANSWERS_OF_REFERENCE = 32, 32
 #: Kinds of prompts that are logged one by one, at most.
 _KINDS = 20
 
@@ -91,7 +96,8 @@ class EvalCallback(EventCallback):
         skipped: Evaluations that would have cost too much.
         latest: The last evaluation.
         points: All of them, oldest first.
-        ends: Evaluations of more answers, "start", "best" (unless it is the last) and "final".
+        ends: Evaluations of more answers, "start", "best" (unless it is the last) and "final"; without a gold judge
+            "reference" too, many answers of the env's own model to some of the prompts.
     """
 
     def __init__(
@@ -197,9 +203,10 @@ class EvalCallback(EventCallback):
             return True
         evaluation = self._evaluate(self.model, self.model.num_timesteps, self._samples, self.seed)
         self._note(evaluation, write=True)
-        means = evaluation.means() | {"win_rate": self._win_rate(evaluation.sampled)[0]}
+        means = evaluation.means() | self._win_rate(evaluation.sampled)
         judged = _judged(evaluation.sampled)
-        if np.isin(judged, (0.0, 1.0)).all():  # answers pass or fail
+        judged = judged[~np.isnan(judged).any(1)]
+        if judged.size and np.isin(judged, (0.0, 1.0)).all():  # answers pass or fail
             means["pass_at_k"] = pass_at_k(judged > 0, self._samples)
         for name, value in (means | _means_by_kind(evaluation.sampled)).items():
             self.logger.record(f"eval/{name}", value)
@@ -209,17 +216,19 @@ class EvalCallback(EventCallback):
             print(f"evaluation at {evaluation.timesteps:,} timesteps: {means}")
         return self._on_event()
 
-    def _evaluate(self, policy: Any, timesteps: int, samples: int, seed: int) -> EvaluationRecord:
+    def _evaluate(
+        self, policy: Any, timesteps: int, samples: int, seed: int, prompts: np.ndarray | None = None
+    ) -> EvaluationRecord:
         """A policy's answers to the fixed prompts; nothing that learning depends on is different afterwards."""
         started = time.perf_counter()
-        env = self.eval_env
+        env, prompts = self.eval_env, self._prompts if prompts is None else prompts
         with keeping_state(getattr(env, "rewards", ())):
             env.trainer_state = self.model.text_env.trainer_state
-            sampled = evaluate_policy(policy, env, samples, seed, prompt_ids=self._prompts)
-            greedy = evaluate_policy(policy, env, 1, seed, deterministic=True, prompt_ids=self._prompts)
+            sampled = evaluate_policy(policy, env, samples, seed, prompt_ids=prompts)
+            greedy = evaluate_policy(policy, env, 1, seed, deterministic=True, prompt_ids=prompts)
         texts, tokens = sampled.responses, 0
         if hasattr(env.dynamics, "prompt_tokens"):  # a game would have to be played again
-            tenfold = self._prompts[:: -(-len(self._prompts) // _TEN_TIMES)]
+            tenfold = prompts[:: -(-len(prompts) // _TEN_TIMES)]
             texts, tokens = sample_texts(policy, env, 10, seed, tenfold)
         return EvaluationRecord(
             timesteps=timesteps,
@@ -237,16 +246,18 @@ class EvalCallback(EventCallback):
         self._tokens += evaluation.tokens if evaluation.timesteps else 0
         self.last_mean_reward = self._choice(evaluation)
         self.evaluations_timesteps.append(evaluation.timesteps)
-        self.evaluations_results.append(_judged(evaluation.sampled).mean(1))
+        self.evaluations_results.append(means_of_known(_judged(evaluation.sampled)))
         if write and self.log_path is not None:
             write_evaluation(self.log_path, evaluation)
 
     def _choice(self, evaluation: EvaluationRecord) -> float:
         """What the best model is chosen by."""
         if evaluation.has_gold:
-            return float(np.nanmean(evaluation.sampled.gold))
+            gold = mean_of_known(evaluation.sampled.gold)
+            return -math.inf if math.isnan(gold) else gold
         within = self.kl_budget is not None and evaluation.sampled.kl.mean() <= self.kl_budget
-        return float(evaluation.sampled.score.mean()) if within else -math.inf
+        score = mean_of_known(evaluation.sampled.score)
+        return score if within and not math.isnan(score) else -math.inf
 
     def _keep_best(self) -> None:
         score = self.last_mean_reward
@@ -256,8 +267,10 @@ class EvalCallback(EventCallback):
         if save_best(self.model, self.best_model_save_path, score) and self.callback_on_new_best is not None:
             self.callback_on_new_best.on_step()
 
-    def _win_rate(self, sampled: EvaluationResult) -> tuple[float, float, float]:
-        return win_rate(_judged(sampled), _judged(self.ends[START].sampled))
+    def _win_rate(self, sampled: EvaluationResult) -> dict[str, float]:
+        """Over the first policy; nothing where no answers have scores."""
+        found = compare(sampled, self.ends[START].sampled).win_rate.mean
+        return {} if math.isnan(found) else {"win_rate": found}
 
     # -- at the end ------------------------------------------------------------------------------------------
 
@@ -269,12 +282,23 @@ class EvalCallback(EventCallback):
             lm = CausalLM.load(best, temperature=own.temperature, device=own.device, autocast=own.autocast)
             self._end(BEST, lm, best_timesteps(best))
         self._end(FINAL, self.model, now)
+        if not self.ends[FINAL].has_gold and hasattr(self.eval_env.dynamics, "prompt_tokens"):
+            self._answer_by_reference()
         if self.skipped:
             logger.warn(
                 f"{self.skipped} evaluation{'s were' if self.skipped > 1 else ' was'} skipped: they may generate "
                 f"{self.max_share:g} times as many tokens as learning; a larger eval_freq (--eval-every) spreads "
                 "them evenly"
             )
+
+    def _answer_by_reference(self) -> None:
+        """Many answers of the reference: what choosing among them buys is what the same KL could have bought."""
+        every = -(-len(self._prompts) // _PROMPTS_OF_REFERENCE)
+        prompts, seed = self._prompts[::every], self.seed + 4
+        evaluation = self._evaluate(self.eval_env.lm, 0, _ANSWERS_OF_REFERENCE, seed, prompts)
+        self.ends[REFERENCE] = evaluation
+        if self.log_path is not None:
+            write_evaluation(self.log_path, evaluation, REFERENCE)
 
     def _end(self, name: str, policy: Any, timesteps: int) -> None:
         """An evaluation of more answers, by random numbers of its own: sides that are compared share none."""
@@ -290,9 +314,8 @@ class EvalCallback(EventCallback):
 
 
 def _judged(result: EvaluationResult) -> np.ndarray:
-    """The gold scores, or the scores where there is no gold judge, ``[P, n]``; a prompt the judge has no score for
-    counts as a tie with itself."""
-    return result.score if result.gold is None else np.nan_to_num(result.gold)
+    """The gold scores, or the scores where there is no gold judge, ``[P, n]``; NaN where an answer has none."""
+    return result.score if result.gold is None else result.gold
 
 
 def _means_by_kind(result: EvaluationResult) -> dict[str, float]:

@@ -239,7 +239,7 @@ def _compare(
         means[name] |= {figure: value for figure, value in found.items() if value == value}
     judge = "score" if sides["model"].gold is None else "gold"
     a, b = (getattr(sides[name], judge) for name in ("model", "against"))
-    rate, low, high = win_rate(a, b)
+    rate, low, high = win_rate(a, b, leave_out_missing=True)
     controlled = length_controlled_win_rate(a, b, sides["model"].length, sides["against"].length)
     prompts, count = a.shape
     console.print(means_table(means, f"{prompts} prompts, {count} answers to each"))
@@ -283,12 +283,19 @@ def _choosing(console: Any, result: Any, sizes: list[int], passes_from: float | 
     from agents.evaluation.best_of_n import best_of_n, pass_at_k
 
     judged = result.score if result.gold is None else result.gold
-    if passes_from is None and np.isin(judged, (0.0, 1.0)).all():
+    judged = judged[~np.isnan(judged).any(1)]
+    scored = ~np.isnan(result.score).any(1)
+    if not scored.all():
+        console.print(
+            f"{(~scored).sum()} prompts with answers that have no score are left out of what follows."
+        )
+    if passes_from is None and judged.size and np.isin(judged, (0.0, 1.0)).all():
         passes_from = 1.0
     passing = {}
-    if passes_from is not None:
+    if passes_from is not None and judged.size:
         passing = {k: pass_at_k(judged >= passes_from, k) for k in sorted({1, *sizes})}
-    chosen = [best_of_n(result.score, result.gold, n) for n in sizes]
+    gold = None if result.gold is None else result.gold[scored]
+    chosen = [best_of_n(result.score[scored], gold, n) for n in sizes] if scored.any() else []
     if chosen or passing:
         console.print(best_of_table(chosen, passing, passes_from))
     figures: dict[str, Any] = {"best_of": [dataclasses.asdict(each) for each in chosen]} if chosen else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,6 +100,7 @@ _FIGURES = {
     "kl": "KL (nats)",
     "length": "tokens in an answer",
     "ended": "answers that end",
+    "unscored": "answers that no reward applied to",
     "distinct_2": "distinct-2",
     "distinct_of_10": "different answers in ten to one prompt",
     "self_similarity": "words that answers to one prompt share",
@@ -117,8 +119,10 @@ def means_table(means: dict[str, dict[str, float]], title: str) -> Table:
     table.add_column("")
     for side in means:
         table.add_column(side, justify="right")
-    for name in next(iter(means.values())):
-        table.add_row(_FIGURES.get(name, name), *(f"{side[name]:.3f}" for side in means.values()))
+    for name in dict.fromkeys(name for side in means.values() for name in side):
+        values = [side.get(name, 0 if name == "unscored" else math.nan) for side in means.values()]
+        cells = (str(value) if name == "unscored" else f"{value:.3f}" for value in values)
+        table.add_row(_FIGURES.get(name, name), *cells)
     return table
 
 

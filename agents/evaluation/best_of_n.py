@@ -16,6 +16,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+#: Nats beyond which ``exp`` of them overflows.
+_OVERFLOW = 700.0
+
 
 @dataclasses.dataclass(frozen=True)
 class BestOfN:
@@ -87,6 +90,27 @@ def kl_bound(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
+def n_at(kl: float) -> float:
+    """The ``n``, not always whole, whose best-of-n may be ``kl`` nats from its model: :func:`kl_bound` turned round.
+
+    Args:
+        kl: Nats, at least 0.
+
+    Returns:
+        At least 1; infinite from 700 nats on, where it would overflow.
+    """
+    if kl < 0:
+        raise ValueError(f"a KL is at least 0, got {kl}")
+    if kl >= _OVERFLOW:
+        return math.inf
+    # log n lies between the KL and the KL + 1; bisection, since the bound is flat at n = 1.
+    low, high = kl, kl + 1.0
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if middle - 1 + math.exp(-middle) < kl else (low, middle)
+    return math.exp(high)
+
+
 def selection_kl(score: np.ndarray, n: int) -> float:
     """The KL of best-of-n from the model as far as these N answers show it, ties shared, in nats.
 
@@ -128,14 +152,17 @@ def length_controlled_win_rate(
     where the difference is 0 (after Dubois et al. 2024, "Length-Controlled AlpacaEval", without its terms for prompts).
 
     Args:
-        judged_a: What the judge gave, float ``[P, n]``.
+        judged_a: What the judge gave, float ``[P, n]``; what is NaN is left out.
         judged_b: float ``[P, m]``.
         length_a: Tokens, ``[P, n]``.
         length_b: Tokens, ``[P, m]``.
     """
     difference = judged_a[:, :, None] - judged_b[:, None, :]
-    wins = ((difference > 0) + 0.5 * (difference == 0)).ravel()
-    longer = (np.asarray(length_a, float)[:, :, None] - np.asarray(length_b, float)[:, None, :]).ravel()
+    known = ~np.isnan(difference).ravel()
+    wins = ((difference > 0) + 0.5 * (difference == 0)).ravel()[known]
+    longer = (np.asarray(length_a, float)[:, :, None] - np.asarray(length_b, float)[:, None, :]).ravel()[
+        known
+    ]
     spread = longer.std()
     if spread == 0:
         return float(wins.mean())

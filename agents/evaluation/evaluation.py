@@ -40,7 +40,7 @@ class EvaluationResult:
     Attributes:
         prompts: ``P`` texts.
         responses: ``P`` lists of ``n_samples`` texts.
-        score: float64 ``[P, n_samples]``, what the policy was trained on, before the KL.
+        score: float64 ``[P, n_samples]``, what the policy was trained on, before the KL; NaN where no reward applied.
         gold: float64 ``[P, n_samples]``, the gold judge's; None where the env has none.
         parts: Each of several rewards by name, float64 ``[P, n_samples]``.
         kl: float64 ``[P, n_samples]``, ``log pi - log pi_ref`` summed over the response, in nats.
@@ -61,20 +61,41 @@ class EvaluationResult:
     prompt_ids: np.ndarray
     columns: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
 
+    @property
+    def unscored(self) -> int:
+        """Answers to which no reward applied; means leave them out, as training does."""
+        return int(np.isnan(self.score).sum())
+
     def summary(self) -> dict[str, float]:
-        """Means over all answers, JSON-able."""
+        """Means over all answers, JSON-able; ``unscored`` is there where no reward applied to some."""
         means = {
-            "score": self.score.mean(),
+            "score": mean_of_known(self.score),
             "kl": self.kl.mean(),
             "length": self.length.mean(),
             "ended": self.ended.mean(),
         }
         if self.gold is not None:
-            means["gold"] = np.nanmean(self.gold)
+            means["gold"] = mean_of_known(self.gold)
+        means |= {"unscored": self.unscored} if self.unscored else {}
         # A reward may give None for rows that it does not apply to: its mean is over the others, as in training.
         applied = {name: part[~np.isnan(part)] for name, part in self.parts.items()}
         means |= {f"rewards/{name}": part.mean() for name, part in applied.items() if part.size}
         return {name: float(value) for name, value in means.items()}
+
+
+def mean_of_known(values: np.ndarray) -> float:
+    """The mean of what is not NaN; NaN where all is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")
+
+
+def means_of_known(values: np.ndarray) -> np.ndarray:
+    """The mean of each row over what is not NaN, ``[P, n] -> [P]``; NaN for a row where all is."""
+    known = ~np.isnan(values)
+    count = known.sum(1)
+    return np.divide(
+        np.where(known, values, 0.0).sum(1), count, out=np.full(len(values), np.nan), where=count > 0
+    )
 
 
 def evaluate_policy(
@@ -186,7 +207,7 @@ def _result(chunks: list[Episodes], n_samples: int) -> EvaluationResult:
     return EvaluationResult(
         prompts=prompts[::n_samples],
         responses=[responses[i : i + n_samples] for i in range(0, len(responses), n_samples)],
-        score=rows([chunk.score for chunk in chunks]),
+        score=rows([c.score if c.scored is None else np.where(c.scored, c.score, np.nan) for c in chunks]),
         gold=parts.pop("gold", None),
         parts=parts,
         kl=rows([((c.log_prob - c.ref_logprob) * c.mask).sum(1) for c in chunks]),
@@ -199,7 +220,11 @@ def _result(chunks: list[Episodes], n_samples: int) -> EvaluationResult:
 
 
 def win_rate(
-    gold_a: np.ndarray, gold_b: np.ndarray, confidence: float = 0.95, seed: int = 0
+    gold_a: np.ndarray,
+    gold_b: np.ndarray,
+    confidence: float = 0.95,
+    seed: int = 0,
+    leave_out_missing: bool = False,
 ) -> tuple[float, float, float]:
     """How often ``a`` beats ``b``, ties counting half, with a bootstrap confidence interval over prompts.
 
@@ -212,12 +237,14 @@ def win_rate(
             answer of ``a`` is compared with every answer of ``b`` to the same prompt.
         confidence: Of the interval.
         seed: Of the resampling.
+        leave_out_missing: Compare answers that have scores, and leave NaN and prompts without any other out; an error
+            otherwise.
 
     Returns:
         The win rate in [0, 1] and the lower and upper end of its interval.
 
     Raises:
-        ValueError: The prompts differ in number, or a score is NaN.
+        ValueError: The prompts differ in number, a score is NaN, or no two answers to one prompt have scores.
     """
     a, b = (np.asarray(x, dtype=np.float64) for x in (gold_a, gold_b))
     a, b = (x[:, None] if x.ndim == 1 else x for x in (a, b))
@@ -225,11 +252,17 @@ def win_rate(
         raise ValueError(
             f"win_rate wants [P] or [P, n] scores of the same P prompts, got {np.shape(gold_a)} and {np.shape(gold_b)}"
         )
-    if np.isnan(a).any() or np.isnan(b).any():
-        raise ValueError("win_rate cannot compare scores that are NaN")
-    difference = a[:, :, None] - b[:, None, :]  # [P, n, m]
-    wins = ((difference > 0) + 0.5 * (difference == 0)).mean((1, 2))  # [P]
-    return mean_interval(wins, confidence, seed)
+    if not leave_out_missing and (np.isnan(a).any() or np.isnan(b).any()):
+        raise ValueError(
+            "win_rate cannot compare scores that are NaN; leave_out_missing=True leaves them out"
+        )
+    difference = (a[:, :, None] - b[:, None, :]).reshape(len(a), -1)  # [P, n * m]
+    wins = np.where(np.isnan(difference), np.nan, (difference > 0) + 0.5 * (difference == 0))
+    by_prompt = means_of_known(wins)
+    by_prompt = by_prompt[~np.isnan(by_prompt)]
+    if not by_prompt.size:
+        raise ValueError("win_rate wants two answers to one prompt that have scores, and there are none")
+    return mean_interval(by_prompt, confidence, seed)
 
 
 def mean_interval(values: np.ndarray, confidence: float = 0.95, seed: int = 0) -> tuple[float, float, float]:

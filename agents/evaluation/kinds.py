@@ -102,7 +102,7 @@ def by_kind(result: EvaluationResult, column: str) -> list[Kind]:
         Kind(
             name=name,
             prompts=len(rows),
-            score=float(result.score[rows].mean()),
+            score=_mean(result.score[rows]),
             gold=float("nan") if result.gold is None else _mean(result.gold[rows]),
             kl=float(result.kl[rows].mean()),
             refuses=float(refuses[rows].mean()),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.evaluation.evaluation import mean_interval
+from agents.evaluation.evaluation import mean_interval, means_of_known
 from agents.evaluation.records import EvaluationRecord
 
 #: What is drawn of a text run: the column, the panel's heading, its colour.
@@ -193,9 +193,11 @@ def proxy_and_gold_figure(
 
 def _gains(points: Sequence[EvaluationRecord], name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The change since the first evaluation and its interval, in standard deviations of the first one's answers."""
-    found = [np.nan_to_num(getattr(e.sampled, name)) for e in points]
-    spread = max(float(found[0].std()), 1e-9)
-    rows = [mean_interval((x.mean(1) - found[0].mean(1)) / spread) for x in found]
+    found = [means_of_known(getattr(e.sampled, name)) for e in points]
+    spread = max(float(np.nan_to_num(np.nanstd(getattr(points[0].sampled, name)))), 1e-9)
+    gains = [(x - found[0]) / spread for x in found]
+    gains = [gain[~np.isnan(gain)] for gain in gains]
+    rows = [mean_interval(gain) if len(gain) else (np.nan,) * 3 for gain in gains]
     mean, low, high = (np.array(column) for column in zip(*rows, strict=True))
     return mean, low, high
 
@@ -204,7 +206,9 @@ def _mark_peak(
     axes: Any, x: np.ndarray, gold: np.ndarray, points: Sequence[EvaluationRecord], ink: str, in_words: bool
 ) -> None:
     """A ring where gold is highest, and what is there in words at the foot of the picture."""
-    peak = int(gold.argmax())
+    if np.isnan(gold).all():
+        return
+    peak = int(np.nanargmax(gold))
     ring = {"markerfacecolor": "none", "markeredgewidth": 1.8, "markersize": 13}
     axes.plot(x[peak], gold[peak], "o", color=ink, **ring)
     if not in_words:

@@ -6,6 +6,8 @@
         start.parquet           more answers, by other random numbers, of the first policy,
         best.parquet            when training has ended of the one in best/ (unless that is the last),
         final.parquet           and of the last one. The three are compared by these
+        reference.parquet       where there is no gold judge: many answers of the reference to some of the prompts,
+                                for its best-of-n
 
 A row is an answer; ``sample`` is -1 for the greedy one. The files are read by the report and by anything that reads
 Parquet. Left out: token ids and log-probabilities.
@@ -27,7 +29,9 @@ from agents.runs.whole import write_table
 FOLDER = "evaluations"
 #: Evaluations of more answers, at the ends of training.
 START, BEST, FINAL = "start", "best", "final"
-_ENDS = (START, BEST, FINAL)
+#: Many answers of the reference, see :func:`agents.evaluation.best_of_n.best_of_n`.
+REFERENCE = "reference"
+_ENDS = (START, BEST, FINAL, REFERENCE)
 _FORMAT = 1
 #: Before the names of the prompts' columns and of several rewards.
 _COLUMN, _PART = "column/", "rewards/"
@@ -75,6 +79,7 @@ class EvaluationRecord:
             "kl": "kl",
             "length": "mean_length",
             "ended": "eos_rate",
+            "unscored": "unscored",
         }
         found = {name: sampled[key] for key, name in names.items() if key in sampled}
         found |= {f"greedy_{names[key]}": greedy[key] for key in ("score", "gold") if key in greedy}
@@ -87,7 +92,7 @@ def write_evaluation(folder: Path, evaluation: EvaluationRecord, end: str | None
     Args:
         folder: The run directory.
         evaluation: What to write.
-        end: "start", "best" or "final" for those at the end of training.
+        end: "start", "best", "final" or "reference" for those at the ends of training.
     """
     import pyarrow as pa
 
@@ -176,7 +181,7 @@ def read_evaluations(folder: Path) -> list[EvaluationRecord]:
 
 
 def read_ends(folder: Path) -> dict[str, EvaluationRecord]:
-    """Those at the ends of a run by name: "start" and, once it has ended, "best" and "final"."""
+    """Those at the ends of a run by name: "start" and, once it has ended, "best", "final" and "reference"."""
     files = {end: folder / FOLDER / f"{end}.parquet" for end in _ENDS}
     return {end: read_evaluation(file) for end, file in files.items() if file.is_file()}
 
@@ -186,5 +191,5 @@ def drop_after(folder: Path, timesteps: int) -> None:
     for file in (folder / FOLDER).glob("[0-9]*.parquet"):
         if int(file.stem) > timesteps:
             file.unlink()
-    for end in (BEST, FINAL):
+    for end in (BEST, FINAL, REFERENCE):
         (folder / FOLDER / f"{end}.parquet").unlink(missing_ok=True)

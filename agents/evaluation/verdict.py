@@ -5,21 +5,26 @@ The first, the best and the last policy have answered the same prompts with fres
 percentile bootstraps over prompts, so what several answers to one prompt have in common does not count twice::
 
     better          the last policy's gold is above the first one's
-    over-optimised  the last policy's gold is below the best one's while the proxy has not fallen
-    falling         the same, and the proxy has fallen too: learning has become unsteady
+    fallen          the last policy's gold is below the best one's, and it wins fewer than half of the comparisons
+    in doubt        only one of these two
+    over-optimised  fallen, while the proxy is above the best policy's
     fooled          the proxy is above the first policy's, gold is not
 
-Without a gold judge nothing of this can be decided, whatever the proxy says.
+A fall has to show in both, the mean of gold and the win rate: a few answers that became much worse move the one, many
+that became a little worse the other, and where the two disagree the evidence is thin. Where the proxy has not risen
+since the best policy, a fall of gold is a fall, and not the price of more reward. Without a gold judge nothing of this
+can be decided, whatever the proxy says. How often this is wrong is measured by ``benchmarks/studies verdict``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import numpy as np
 
-from agents.evaluation.evaluation import EvaluationResult, mean_interval, win_rate
+from agents.evaluation.evaluation import EvaluationResult, mean_interval, means_of_known, win_rate
 from agents.evaluation.records import BEST, FINAL, START, EvaluationRecord
 
 
@@ -61,6 +66,11 @@ class Comparison:
     gold: Interval | None
     win_rate: Interval
 
+    @property
+    def signs_of_loss(self) -> int:
+        """In how many of two ways the gold judge likes it less, the mean of its scores and the win rate: 0, 1 or 2."""
+        return 0 if self.gold is None else int(self.gold.is_below) + int(self.win_rate.high < 0.5)
+
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
@@ -94,14 +104,25 @@ class Verdict:
 
     @property
     def has_fallen(self) -> bool:
-        """Gold is below that of the best policy."""
-        since = self.since_best
-        return since is not None and since.gold is not None and since.gold.is_below
+        """Gold is below that of the best policy, in its mean and in comparisons."""
+        return self.since_best is not None and self.since_best.signs_of_loss == 2
+
+    @property
+    def may_have_fallen(self) -> bool:
+        """Gold is below that of the best policy by one of the two only."""
+        return self.since_best is not None and self.since_best.signs_of_loss == 1
 
     @property
     def is_over_optimised(self) -> bool:
-        """Gold has fallen from its best while the proxy has not."""
-        return self.has_fallen and not self.since_best.score.is_below
+        """Gold has fallen from its best while the proxy has risen."""
+        return self.has_fallen and self.since_best.score.is_above
+
+    @property
+    def lost(self) -> float | None:
+        """The share of the best policy's gain in gold that the last one has lost; None where the best gained none."""
+        if self.best_gain is None or self.best_gain.gold is None or not self.best_gain.gold.is_above:
+            return None
+        return -self.since_best.gold.mean / self.best_gain.gold.mean
 
     @property
     def is_fooled(self) -> bool:
@@ -134,7 +155,7 @@ def judge(ends: Mapping[str, EvaluationRecord]) -> Verdict | None:
 def compare(a: EvaluationResult, b: EvaluationResult) -> Comparison:
     """Compare answers of ``a`` with answers of ``b`` to the same prompts.
 
-    Prompts for which the gold judge has no score are left out.
+    Answers without a score, and prompts for which a side has none, are left out.
 
     Raises:
         ValueError: The prompts differ.
@@ -143,12 +164,26 @@ def compare(a: EvaluationResult, b: EvaluationResult) -> Comparison:
         raise ValueError(
             f"a comparison wants the same prompts, got {len(a.prompts)} and {len(b.prompts)} that differ"
         )
-    score = interval_of(a.score.mean(1) - b.score.mean(1))
-    if a.gold is None or b.gold is None:
-        return Comparison(score, None, Interval(*win_rate(a.score, b.score)))
-    known = ~(np.isnan(a.gold).any(1) | np.isnan(b.gold).any(1))
+    score = _difference(a.score, b.score)
+    if a.gold is None or b.gold is None or not _both_known(a.gold, b.gold).any():
+        return Comparison(score, None, _wins(a.score, b.score))
+    return Comparison(score, _difference(a.gold, b.gold), _wins(a.gold, b.gold))
+
+
+def _both_known(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Prompts of which an answer of each side has a score, bool ``[P]``."""
+    return ~(np.isnan(a).all(1) | np.isnan(b).all(1))
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> Interval:
+    """Of the means by prompt, over the prompts that both sides have scores for; NaN where there are none."""
+    known = _both_known(a, b)
     if not known.any():
-        return Comparison(score, None, Interval(*win_rate(a.score, b.score)))
-    gold_a, gold_b = a.gold[known], b.gold[known]
-    gold = interval_of(gold_a.mean(1) - gold_b.mean(1))
-    return Comparison(score, gold, Interval(*win_rate(gold_a, gold_b)))
+        return Interval(math.nan, math.nan, math.nan)
+    return interval_of(means_of_known(a[known]) - means_of_known(b[known]))
+
+
+def _wins(a: np.ndarray, b: np.ndarray) -> Interval:
+    if not _both_known(a, b).any():
+        return Interval(math.nan, math.nan, math.nan)
+    return Interval(*win_rate(a, b, leave_out_missing=True))

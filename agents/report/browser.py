@@ -103,7 +103,8 @@ def script_hash() -> str:
 def rows_of(run: Run) -> list[dict[str, Any]]:
     """The samples of a run as the page shows them: held-out answers, and those of the first and the last update."""
     found = []
-    for end, evaluation in run.ends.items():
+    for end in (end for end in _SOURCES if end in run.ends):
+        evaluation = run.ends[end]
         result, column = evaluation.sampled, run.kind_column
         for i, texts in enumerate(result.responses):
             kind = "" if column is None else str(result.columns[column][i])

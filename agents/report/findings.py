@@ -180,6 +180,13 @@ def _falling_gold(run: Run) -> str | None:
     return _since_best(run) if verdict.has_fallen and not verdict.is_over_optimised else None
 
 
+def _perhaps_falling(run: Run) -> str | None:
+    if not run.verdict.may_have_fallen:
+        return None
+    which = "the mean of gold" if run.verdict.since_best.gold.is_below else "the win rate"
+    return f"{_since_best(run)} Of the two ways to count, only {which} shows a fall beyond its 95 % interval."
+
+
 def _fooled(run: Run) -> str | None:
     if not run.verdict.is_fooled:
         return None
@@ -377,15 +384,21 @@ CHECKS = (
     Check(
         "over-optimisation",
         _over_optimisation,
-        advice="The reward is pleased where the gold judge is not. The better policy is in best/; a larger KL "
-        "coefficient, --kl-budget or an earlier end keeps a run there.",
+        advice="The reward is better pleased since then, and the gold judge less. The better policy is in best/; a "
+        "larger KL coefficient, --kl-budget or an earlier end keeps a run there.",
         applies=_can_compare,
     ),
     Check(
         "falling gold score",
         _falling_gold,
-        advice="Learning has become unsteady. The better policy is in best/; a smaller learning rate or an earlier "
-        "end usually helps.",
+        advice="It was not the price of more reward. The better policy is in best/; a smaller learning rate or an "
+        "earlier end usually helps.",
+        applies=_can_compare,
+    ),
+    Check(
+        "perhaps past its best",
+        _perhaps_falling,
+        advice="The evidence is thin. More held-out prompts would tell; best/ holds the other policy.",
         applies=_can_compare,
     ),
     Check(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from html import escape
 
 import numpy as np
 
+from agents.evaluation.best_of_n import BestOfN, best_of_n, n_at
 from agents.evaluation.diversity import self_similarity
+from agents.evaluation.evaluation import mean_of_known
 from agents.evaluation.kinds import by_kind
-from agents.evaluation.records import BEST, FINAL, START, EvaluationRecord
+from agents.evaluation.records import BEST, FINAL, REFERENCE, START, EvaluationRecord
 from agents.evaluation.verdict import Verdict
 from agents.report import pictures
 from agents.report.findings import GIBBERISH, interval, last_kl, rate
@@ -57,46 +60,67 @@ def answer(run: Run) -> Answer | None:
 
 
 def _with_gold(run: Run, verdict: Verdict) -> Answer:
-    gain, since = verdict.gain, verdict.since_best
+    gain = verdict.gain
     on = f"On {verdict.prompts} {'held-out prompts' if verdict.held_out else 'prompts of the training'}"
     wins = (
         f"{on} the gold judge prefers the last policy's answers to the first one's in {rate(gain.win_rate)} of "
         f"comparisons; the gold score changed by {interval(gain.gold)}, the score by {interval(gain.score)}."
     )
-    fallen = ""
+    text = f"{wins} {_since_best(run, verdict)}"
     if verdict.has_fallen:
-        fallen = (
-            f" But it beats its own best moment, at {verdict.best_timesteps:,} {run.unit}, in only "
-            f"{rate(since.win_rate)} of them: since then the gold score changed by {interval(since.gold)}, the score "
-            f"by {interval(since.score)}. The policy to use is the one in best/."
-        )
-    elif since is not None:
-        fallen = (
-            f" It is no worse than the best policy on its way, at {verdict.best_timesteps:,} {run.unit}, beyond noise: "
-            f"gold {interval(since.gold)}."
+        return _fallen(verdict, text)
+    if verdict.may_have_fallen:
+        start = "It improved the model, and may" if verdict.is_better else "It may"
+        word = "improved, perhaps past its best" if verdict.is_better else "perhaps past its best"
+        return Answer(word, f"{start} have gone past its best; that is not certain. {text}", None)
+    if verdict.is_better:
+        return Answer("improved", f"It improved the model. {text}", True)
+    if verdict.is_fooled:
+        return Answer("fooled the reward", f"It fooled the reward. {text}", False)
+    if gain.gold.is_below:
+        return Answer("made it worse", f"It made the model worse. {text}", False)
+    return Answer("no difference", f"It changed nothing that the gold judge sees. {text}", None)
+
+
+def _fallen(verdict: Verdict, text: str) -> Answer:
+    """The answer where gold has certainly fallen since the best policy."""
+    if verdict.is_over_optimised and verdict.is_better:
+        return Answer(
+            "improved, then fooled", f"It improved the model and then fooled the reward. {text}", False
         )
     if verdict.is_over_optimised:
-        word = "improved, then fooled" if verdict.is_better else "fooled the reward"
-        start = (
-            "It improved the model and then fooled the reward. "
-            if verdict.is_better
-            else "It fooled the reward. "
+        return Answer("fooled the reward", f"It fooled the reward. {text}", False)
+    start = (
+        "It improved the model and then lost part of that." if verdict.is_better else "It became unsteady."
+    )
+    return Answer("rose, then fell", f"{start} {text}", False)
+
+
+def _since_best(run: Run, verdict: Verdict) -> str:
+    """How the last policy compares with the best one, and how sure that is."""
+    since = verdict.since_best
+    if since is None:
+        return "No policy on its way was better."
+    moment = f"its own best moment, at {verdict.best_timesteps:,} {run.unit},"
+    change = f"gold {interval(since.gold)}, score {interval(since.score)}"
+    if not since.signs_of_loss:
+        missed = f"; a fall of more than {write_number(-since.gold.low, 2)} would have shown" * (
+            since.gold.low < 0
         )
-        return Answer(word, start + wins + fallen, False)
-    if verdict.has_fallen:
-        start = (
-            "It improved the model and then lost part of that. "
-            if verdict.is_better
-            else "It became unsteady. "
+        return f"It is not below {moment} beyond noise: {change}{missed}."
+    wins = f"Against {moment} it wins {rate(since.win_rate)} of comparisons: {change}."
+    share = "" if verdict.lost is None else f" That is {100 * verdict.lost:.0f} % of what it had gained."
+    if since.signs_of_loss == 1:
+        unsure = (
+            "the win rate's interval holds 50 %"
+            if since.gold.is_below
+            else "the interval of the gold score holds 0"
         )
-        return Answer("rose, then fell", start + wins + fallen, False)
-    if verdict.is_better:
-        return Answer("improved", "It improved the model. " + wins + fallen, True)
-    if verdict.is_fooled:
-        return Answer("fooled the reward", "It fooled the reward. " + wins + fallen, False)
-    if gain.gold.is_below:
-        return Answer("made it worse", "It made the model worse. " + wins + fallen, False)
-    return Answer("no difference", "It changed nothing that the gold judge sees. " + wins + fallen, None)
+        return f"{wins}{share} But {unsure}, so it may be chance; best/ holds that policy."
+    score = since.score
+    if not (score.is_above or score.is_below):
+        share += " The score does not show it, up or down."
+    return f"{wins}{share} The policy to use is the one in best/."
 
 
 def _without_gold(run: Run, verdict: Verdict) -> str:
@@ -131,7 +155,7 @@ def section(runs: Sequence[Run]) -> str:
 def _one(run: Run, found: Answer) -> str:
     style = {True: "good", False: "bad", None: "unknown"}[found.is_good]
     said = f'<p class="verdict {style}">{escape(found.text)}</p>'
-    return f"{said}{_picture([run])}{_table(run)}{_kinds(run)}"
+    return f"{said}{_picture([run])}{_table(run)}{_best_of_reference(run)}{_kinds(run)}"
 
 
 def _several(answers: Sequence[tuple[Run, Answer]]) -> str:
@@ -190,6 +214,61 @@ def _table(run: Run) -> str:
     return f"<div class=wide>{table(heads, judged, 'narrow')}</div><p class=quiet>{note}</p>"
 
 
+#: Answers of the reference to choose among.
+_SIZES = (1, 2, 4, 8, 16, 32)
+
+
+def _best_of_reference(run: Run) -> str:
+    """What the reference reaches by choosing among its answers, beside the last policy at its KL."""
+    if REFERENCE not in run.ends or FINAL not in run.ends:
+        return ""
+    reference, last = run.ends[REFERENCE].sampled, run.ends[FINAL].sampled
+    # Where a reward does not apply to some answers, there is no best one.
+    known = np.flatnonzero(~np.isnan(reference.score).any(1))
+    there = [last.prompts.index(reference.prompts[i]) for i in known]
+    reached = mean_of_known(last.score[there])
+    if math.isnan(reached):
+        return ""
+    kl = max(float(last.kl[there].mean()), 0.0)
+    found = [best_of_n(reference.score[known], None, n) for n in _SIZES if n <= reference.score.shape[1]]
+    rows = [
+        [f"best of {b.n}", num(write_number(b.score, 2)), num(write_number(b.kl_bound, 2))] for b in found
+    ]
+    rows.append(["last policy", num(write_number(reached, 2)), num(write_number(kl, 2))])
+    shown = table(["", "#score", "#KL, nats"], rows, "narrow")
+    note = (
+        f"{len(known)} of the prompts, {reference.score.shape[1]} answers of the reference to each. Best "
+        "of n is at most log n - (n - 1)/n nats from the reference."
+    )
+    head = "What the reference reaches by choosing among its own answers"
+    says = f"<p>{escape(_at_the_same_kl(found, reached, kl))}</p>"
+    return f"<h3>{head}</h3>{says}<div class=wide>{shown}</div><p class=quiet>{note}</p>"
+
+
+def _at_the_same_kl(found: Sequence[BestOfN], reached: float, kl: float) -> str:
+    """The last policy beside the best-of-n that may go as far from the reference as it does."""
+    n, most = n_at(kl), found[-1]
+    if n <= most.n:
+        nearest = min(found, key=lambda b: abs(b.kl_bound - kl))
+        return (
+            f"For {write_number(kl, 1)} nats the last policy scores {write_number(reached, 2)}. Choosing the best of "
+            f"{nearest.n} answers of the reference by the same reward scores {write_number(nearest.score, 2)}, for at "
+            f"most {write_number(nearest.kl_bound, 1)} nats, and every answer is one that the reference writes."
+        )
+    times = f"{n:,.0f}" if n < 1e6 else f"10^{math.log10(n):.0f}" if math.isfinite(n) else "endlessly many"
+    beyond = (
+        "The score of the last policy is beyond what the reference is seen to reach, where the reward has never been "
+        "compared with anything."
+        if reached > most.score
+        else "The last policy scores no more than that: it went further than the reward it found needs."
+    )
+    return (
+        f"The last policy scores {write_number(reached, 2)} at {write_number(kl, 1)} nats, as far as the best of "
+        f"{times} answers could be. The best of {most.n} of the reference by the same reward scores "
+        f"{write_number(most.score, 2)} for at most {write_number(most.kl_bound, 1)} nats. {beyond}"
+    )
+
+
 def _kinds(run: Run) -> str:
     """What has become of each kind of prompt: gold and refusals, first and last policy."""
     column = run.kind_column
@@ -214,13 +293,14 @@ def _kinds(run: Run) -> str:
 
 def _gold(evaluation: EvaluationRecord, greedy: bool = False) -> float:
     result = evaluation.greedy if greedy else evaluation.sampled
-    return float("nan") if result.gold is None else float(np.nanmean(result.gold))
+    return float("nan") if result.gold is None else mean_of_known(result.gold)
 
 
 _FIGURES = (
     ("gold score", lambda e: _gold(e), 3),
     ("gold score of greedy answers", lambda e: _gold(e, greedy=True), 3),
-    ("score, what is trained on", lambda e: e.sampled.score.mean(), None),
+    ("score, what is trained on", lambda e: mean_of_known(e.sampled.score), None),
+    ("answers to which no reward applied", lambda e: e.sampled.unscored or math.nan, 0),
     ("KL to the reference, nats", lambda e: max(e.sampled.kl.mean(), 0.0), 2),
     ("tokens in an answer", lambda e: e.sampled.length.mean(), 1),
     ("share that ends within the budget", lambda e: e.sampled.ended.mean(), 3),
