@@ -388,7 +388,7 @@ def test_a_fall_that_may_be_chance_is_said_to_be_one_of_the_two(tmp_path):
         "it wins 47.4 % (44.5 to 50.6) of comparisons: gold \N{MINUS SIGN}0.04" in seen
         and "13 % of what it had gained" in seen
     )
-    assert "the win rate's interval holds 50 %" in seen and "fooled the reward." not in seen
+    assert "interval holds 50 %" in seen and "fooled the reward." not in seen
     assert "perhaps past its best" in names_of(folder) and "over-optimisation" not in names_of(folder)
 
 
