@@ -27,7 +27,7 @@ from agents.policies.factory import Evaluation
 from agents.policies.tabular import TabularPolicy
 from agents.rollouts.rollout import Rollout
 from textrl_env.exact import solver as exact
-from textrl_env.lm.decoding import sample_actions
+from textrl_env.lm.next_tokens import sample_actions
 
 #: All responses equally long, so that every mean over steps is the same up to a constant.
 TREE = {"vocab_size": 3, "horizon": 3, "num_prompts": 2, "eos": False, "kl_coef": 0.5}

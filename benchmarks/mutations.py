@@ -53,6 +53,7 @@ KL, TEXT, CORE = "textrl_env/kl.py", "textrl_env/envs/text_rlhf.py", "textrl_env
 WRITING, GAME = "textrl_env/envs/writing.py", "textrl_env/envs/text_game.py"
 SEQUENCES = "textrl_env/lm/sequences.py"
 LM, DECODING, EXACT = "textrl_env/lm/causal_lm.py", "textrl_env/lm/decoding.py", "textrl_env/exact/solver.py"
+SLOTS, NEXT = "textrl_env/lm/slot_decoder.py", "textrl_env/lm/next_tokens.py"
 MATHS, BASE, COLLECT = "agents/algorithms/maths.py", "agents/base.py", "agents/rollouts/collectors.py"
 GRADIENT, PPO_FILE = "agents/algorithms/gradient_step.py", "agents/algorithms/ppo.py"
 CHECKPOINT, CAUSAL = "agents/runs/checkpoint.py", "agents/policies/causal_lm.py"
@@ -99,7 +100,7 @@ BUGS = [
         "lengths[episodes[ended]] = min(t + 2, max_new_tokens)", ("language_model",)),
     Bug("cache rows stay when finished rows leave", DECODING, "decoder, episodes, alive = decoder.fork(rows),",
         "decoder, episodes, alive = decoder.fork(np.arange(len(rows))),", ("language_model",)),
-    Bug("prefill sees the future", DECODING, "visible = keys[:, None] <= at.columns[:, :, None]",
+    Bug("prefill sees the future", SLOTS, "visible = keys[:, None] <= at.columns[:, :, None]",
         "visible = keys[:, None] <= at.columns[:, -1:, None].expand(-1, at.columns.shape[1], -1)",
         ("language_model",)),
     Bug("a window shows one token too many", MASKS, "> queries[:, :, None] - limit.width)",
@@ -290,7 +291,7 @@ BUGS = [
         "common = own_mass", ("teacher_forcing",)),
     Bug("responses in one row see each other beside a prompt", TEACHER,
         'inputs["mask"] = (own, self._positions, self._positions)', "pass", ("teacher_forcing",)),
-    Bug("samples up to and not above the number drawn", DECODING, "torch.minimum(at, below), right=True)",
+    Bug("samples up to and not above the number drawn", NEXT, "torch.minimum(at, below), right=True)",
         "0 * torch.minimum(at, below), right=False)", ("teacher_forcing",)),
     Bug("GSPO without the length", METHOD + "gspo.py",
         "keepdim=True) / batch.lengths.clamp(min=1)[:, None]", "keepdim=True)", ("variants",)),

@@ -13,8 +13,8 @@ from benchmarks.capacity import parse_arguments, table
 from benchmarks.capacity_step import DEVICES, Device, Step
 from benchmarks.llama_costs import Shape
 from benchmarks.random_llama import make_lm
-from textrl_env.lm.decoding import SlotDecoder
 from textrl_env.lm.sequences import Sequences
+from textrl_env.lm.slot_decoder import SlotDecoder
 from textrl_env.lm.teacher_forcing import CHUNK_LOGITS
 
 SHAPES = (

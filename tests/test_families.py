@@ -12,8 +12,10 @@ import torch
 
 from tests.families import FAMILIES, family_lm
 from tests.tiny import WORDS, random_sequences
-from textrl_env.lm.decoding import SlotDecoder, gather_log_probs, generate
+from textrl_env.lm.decoding import generate
+from textrl_env.lm.next_tokens import gather_log_probs
 from textrl_env.lm.sequences import Sequences
+from textrl_env.lm.slot_decoder import SlotDecoder
 
 PROMPTS = random_sequences([3, 1, 9, 3])
 PROMPTS[3] = PROMPTS[0]

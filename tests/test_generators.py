@@ -22,7 +22,7 @@ from textrl_env.generators import Generated, GeneratorError, Sampling, make_gene
 from textrl_env.generators.answers import ask
 from textrl_env.generators.sampling import check_knobs, limit_logits
 from textrl_env.lm import POLICY, Sequences, generate
-from textrl_env.lm.decoding import SlotDecoder
+from textrl_env.lm.slot_decoder import SlotDecoder
 
 GAP = "sampling/sampling_logp_difference"
 RATIO = "sampling/importance_sampling_ratio"
@@ -262,7 +262,7 @@ def test_a_generator_is_named_by_its_module_too():
         ("tests.off_generator:OffGenerator", {"shft": 1}, TypeError, "shift"),
         (object(), {}, TypeError, "without generate and update_weights"),
         (OffGenerator, {}, TypeError, "give an object of it"),
-        ("native", {"shift": 1}, ValueError, "are for an engine"),
+        ("native", {"shift": 1}, ValueError, "arguments are for an engine"),
         (OffGenerator(), {"shift": 1}, ValueError, "made already"),
     ],
 )

@@ -10,10 +10,12 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from tests.tiny import CONTEXT, EOS, WORDS, make_lm, make_model, make_tokenizer, misalign, random_sequences
-from textrl_env.lm import decoding
+from textrl_env.lm import decoding, slot_decoder
 from textrl_env.lm.causal_lm import CausalLM
-from textrl_env.lm.decoding import SlotDecoder, gather_log_probs, generate, sample_actions
+from textrl_env.lm.decoding import generate
+from textrl_env.lm.next_tokens import gather_log_probs, sample_actions
 from textrl_env.lm.shared_prompts import SharedPrompts
+from textrl_env.lm.slot_decoder import SlotDecoder
 
 
 @torch.no_grad()
@@ -169,13 +171,47 @@ def test_slots_that_continue_one_sequence_say_what_slots_with_copies_of_it_say(l
 
 def test_a_group_of_long_prompts_is_decoded_with_the_prompts_held_once(monkeypatch):
     made = []
-    monkeypatch.setattr(decoding, "SharedPrompts", lambda *a: made.append(a) or SharedPrompts(*a))
+    monkeypatch.setattr(slot_decoder, "SharedPrompts", lambda *a: made.append(a) or SharedPrompts(*a))
     lm, (short,) = make_lm(), random_sequences([3])
     generate(lm, [short, short], 3)
     assert not made
     monkeypatch.setattr(decoding, "SHARED_TOKENS", 3)
     generate(lm, [short, short], 3)
     assert made
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("answers", [1, 3])
+def test_what_different_prompts_begin_with_is_read_once(kind, answers, monkeypatch):
+    lm, beginning = make_lm(kind).clone(), random_sequences([9])[0]
+    prompts = [np.concatenate([beginning, end]) for end in random_sequences([2, 5, 1], seed=4)]
+    prompts = [prompt for prompt in prompts for _ in range(answers)]
+    read = []
+    lm.check()
+    lm.model.get_input_embeddings().register_forward_hook(
+        lambda module, inputs, _: read.append(inputs[0].numel())
+    )
+
+    def write(shared_tokens):
+        monkeypatch.setattr(decoding, "SHARED_TOKENS", shared_tokens)
+        read.clear()
+        responses, log_probs = generate(lm, prompts, 6, torch.Generator().manual_seed(2))
+        return [r.tolist() for r in responses], log_probs, list(read)
+
+    once, apart = write(9), write(10)
+    assert once[2][:2] == [9, 3 * 5] and apart[2][0] == 3 * 14
+    assert once[0] == apart[0]
+    assert np.concatenate(once[1]) == pytest.approx(np.concatenate(apart[1]), abs=1e-5)
+
+
+def test_a_prompt_that_another_one_goes_on_from_has_a_last_token_of_its_own(monkeypatch):
+    monkeypatch.setattr(decoding, "SHARED_TOKENS", 3)
+    lm, (long,) = make_lm(), random_sequences([8])
+    prompts = [long[:5], long]
+    responses, log_probs = generate(lm, prompts, 4, torch.Generator().manual_seed(2))
+    again = lm.response_log_probs(prompts, responses)
+    for row, one in zip(again, log_probs, strict=True):
+        assert row[: len(one)] == pytest.approx(one, abs=1e-5)
 
 
 def test_response_log_probs_are_those_of_unpadded_passes_in_any_chunking(lm):

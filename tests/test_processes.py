@@ -22,7 +22,7 @@ from agents.parallel.processes import ALONE, Processes, deal
 from agents.runs.whole import check_whole
 from tests import shared_runs
 from tests.tiny import make_env, make_lm
-from textrl_env.lm.decoding import sample_actions
+from textrl_env.lm.next_tokens import sample_actions
 from textrl_env.lm.streams import Streams
 
 

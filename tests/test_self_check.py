@@ -17,9 +17,10 @@ from tests.families import FAMILIES, family_lm, random_model
 from tests.tiny import PROMPTS, count_a, make_lm, make_model, make_tokenizer, random_sequences
 from textrl_env.lm import checkpointing
 from textrl_env.lm.causal_lm import FAST_WAYS, CausalLM
-from textrl_env.lm.decoding import SlotDecoder, generate
+from textrl_env.lm.decoding import generate
 from textrl_env.lm.self_check import Ways
 from textrl_env.lm.sequences import Sequences
+from textrl_env.lm.slot_decoder import SlotDecoder
 from textrl_env.lm.teacher_forcing import ApartLayout, PackedLayout, PaddedLayout
 
 

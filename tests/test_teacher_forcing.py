@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.tiny import make_lm, random_sequences
 from textrl_env.lm import teacher_forcing
-from textrl_env.lm.decoding import sample_actions
+from textrl_env.lm.next_tokens import sample_actions
 from textrl_env.lm.sequences import Sequences, distinct
 from textrl_env.lm.teacher_forcing import linear_log_probs, pack_rows
 

@@ -26,7 +26,7 @@ from textrl_env.exact.solver import (
     kl_divergence,
     solve,
 )
-from textrl_env.lm.decoding import SlotDecoder
+from textrl_env.lm.slot_decoder import SlotDecoder
 
 #: Prefixes in one call of the policy.
 _BATCH = 4096

@@ -28,9 +28,11 @@ from textrl_env.generators.registry import NATIVE, make_generator
 from textrl_env.generators.sampling import Sampling, check_knobs, limit_logits
 from textrl_env.lm import checkpointing
 from textrl_env.lm.causal_lm import CausalLM
-from textrl_env.lm.decoding import DecodedSequences, SlotDecoder, gather_log_probs, sample_actions
+from textrl_env.lm.decoding import DecodedSequences
 from textrl_env.lm.decoding import generate as generate_sequences
+from textrl_env.lm.next_tokens import gather_log_probs, sample_actions
 from textrl_env.lm.sequences import ENVIRONMENT, POLICY, PROMPT, Sequences, step_places
+from textrl_env.lm.slot_decoder import SlotDecoder
 from textrl_env.lm.stop_strings import StopStrings
 from textrl_env.lm.streams import Streams
 
@@ -59,7 +61,8 @@ class CausalLMPolicy(Policy):
             name ("transformers", "vllm"), the address of a server ("http://host:port"), "package.module:Name", or an
             object with ``generate`` and ``update_weights`` (:class:`~textrl_env.protocols.Generator`). Whoever wrote
             them, this policy says what the log-probabilities are.
-        generator_kwargs: Arguments of an engine.
+        generator_kwargs: Arguments of an engine; of our own decoder ``decode_step``, see
+            :class:`~textrl_env.lm.causal_lm.CausalLM`.
         sampling: What is changed about sampling: ``temperature`` (of the generator alone), ``top_p``, ``top_k``,
             ``min_p``, ``min_new_tokens``. The responses are then not the policy's own, which is corrected for as it is
             for any other generator.
@@ -148,6 +151,9 @@ class CausalLMPolicy(Policy):
         self.autocast = self.lm.autocast
         self._decoder: SlotDecoder | None = None
         self.engine, self.engine_name = make_generator(generator, generator_kwargs)
+        if self.engine is None:
+            for name, value in (generator_kwargs or {}).items():
+                setattr(self.lm, name, value)
         self.sampling = check_knobs(sampling)
         self._engine_waits = True
         self._stop: StopStrings | None = None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from agents.policies.base import Evaluation, Policy
 from agents.rollouts.rollout import Rollout
 from textrl_env.errors import check_choice
-from textrl_env.lm.decoding import sample_actions
+from textrl_env.lm.next_tokens import sample_actions
 
 
 class TabularPolicy(Policy):

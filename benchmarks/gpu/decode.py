@@ -6,6 +6,7 @@ log-probability of every token; transformers' does not, which is in its favour. 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,9 +23,10 @@ from textrl_env.lm.decoding import generate
 Engine = Callable[[list[np.ndarray], int], Any]
 
 
-def ours(lm: CausalLM) -> Engine:
-    """``textrl_env.lm.decoding.generate``."""
-    generator = torch.Generator(lm.device).manual_seed(0)
+def ours(lm: CausalLM, decode_step: str) -> Engine:
+    """``textrl_env.lm.decoding.generate``, a token's step made in a certain way."""
+    generator, lm = torch.Generator(lm.device).manual_seed(0), copy.copy(lm)
+    lm.decode_step = decode_step
     return lambda prompts, tokens: generate(lm, prompts, tokens, generator)
 
 
@@ -88,8 +90,8 @@ def _check(written: int, wanted: int) -> None:
 
 def engines(lm: CausalLM) -> dict[str, Engine]:
     """Everyone who takes part, by name."""
-    return {
-        "textrl_env generate": ours(lm),
+    steps = ("cuda_graph", "eager", "compile") if lm.device.type == "cuda" else ("eager", "static")
+    return {f"textrl_env generate, {step}": ours(lm, step) for step in steps} | {
         "transformers, dynamic cache": transformers_generate(lm, "dynamic"),
         "transformers, static cache": transformers_generate(lm, "static"),
         "transformers, continuous batching": continuous_batching(lm),

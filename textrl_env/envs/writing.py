@@ -14,8 +14,9 @@ from gymnasium import spaces
 from reward_models.data.encoding import TextEncoder
 from textrl_env.kl import KLDynamics, estimate_kl
 from textrl_env.lm.causal_lm import CausalLM
-from textrl_env.lm.decoding import SlotDecoder, gather_log_probs
+from textrl_env.lm.next_tokens import gather_log_probs
 from textrl_env.lm.sequences import Sequences
+from textrl_env.lm.slot_decoder import SlotDecoder
 
 #: Whole responses for given prompts: lists of token ids in; out come :class:`~textrl_env.lm.sequences.Sequences`, or a
 #: pair (responses, log-probabilities) of lists of arrays.

@@ -140,7 +140,7 @@ def from_text_env(env: Any, batch_size: int = 256) -> TokenMDP:
         env: Single or vector, wrapped or not.
         batch_size: Prefixes in one pass of the reference, responses in one call of the reward.
     """
-    from textrl_env.lm.decoding import SlotDecoder
+    from textrl_env.lm.slot_decoder import SlotDecoder
 
     text = env.unwrapped.dynamics
     lm = text.lm

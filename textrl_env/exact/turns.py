@@ -207,7 +207,7 @@ def from_text_game(
 
 def _next_log_probs(lm: Any, prefixes: list) -> np.ndarray:
     """``[n, V]`` after each prefix; uniform after what cannot have been said."""
-    from textrl_env.lm.decoding import SlotDecoder
+    from textrl_env.lm.slot_decoder import SlotDecoder
 
     rows = [np.zeros(1, dtype=np.int64) if c is None else np.append(c[0], written) for c, written in prefixes]
     decoder = SlotDecoder(lm, len(rows), max(map(len, rows)), use_cache=False)

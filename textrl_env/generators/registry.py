@@ -12,6 +12,8 @@ from textrl_env.errors import check_keywords, did_you_mean
 from textrl_env.protocols import Generator
 
 NATIVE = "native"
+#: What may be said of our own decoder: attributes of :class:`~textrl_env.lm.causal_lm.CausalLM`.
+NATIVE_OPTIONS = ("decode_step",)
 _SERVER = "vllm-server"
 #: Name to the module and class, the package that it needs, and how that comes.
 ENGINES: dict[str, tuple[str, str, str, str]] = {
@@ -44,8 +46,12 @@ def make_generator(generator: Any, options: Mapping[str, Any] | None = None) -> 
     """
     options = dict(options or {})
     if generator is None or generator == NATIVE:
-        if options:
-            raise ValueError(f"generator_kwargs={options} are for an engine, and the generator is {NATIVE!r}")
+        for name in options:
+            if name not in NATIVE_OPTIONS:
+                raise ValueError(
+                    f"the generator {NATIVE!r} takes {list(NATIVE_OPTIONS)} in generator_kwargs, got {name!r}; other "
+                    "arguments are for an engine"
+                )
         return None, NATIVE
     if not isinstance(generator, str):
         if options:

@@ -10,7 +10,7 @@ __getattr__, __dir__ = lazy_names(
         "POLICY": "textrl_env.lm.sequences",
         "PROMPT": "textrl_env.lm.sequences",
         "Sequences": "textrl_env.lm.sequences",
-        "SlotDecoder": "textrl_env.lm.decoding",
+        "SlotDecoder": "textrl_env.lm.slot_decoder",
         "generate": "textrl_env.lm.decoding",
     },
 )

@@ -28,17 +28,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reward_models.data.encoding import TextEncoder
 from reward_models.loading import LoadOptions, check_decoder, load_causal_lm, load_tokenizer
-from textrl_env.errors import check_keywords, did_you_mean
+from textrl_env.errors import check_choice, check_keywords, did_you_mean
 from textrl_env.lm import checkpointing
 from textrl_env.lm.attention_masks import ONE, AttentionMasks
 from textrl_env.lm.fused_llama import FusedLlama, is_watched
 from textrl_env.lm.precision import bfloat16_products
-from textrl_env.lm.self_check import Ways, find_ways
+from textrl_env.lm.recording import DECODE_STEPS, Recorder, make_recorder
+from textrl_env.lm.self_check import Ways, can_be_recorded, find_ways
 from textrl_env.lm.sequences import Sequences
 from textrl_env.lm.teacher_forcing import ApartLayout, PackedLayout, PaddedLayout, linear_log_probs
 
 #: Fast ways that can be switched off by name; each is a field of :class:`~textrl_env.lm.self_check.Ways`.
 FAST_WAYS = ("packing", "cache", "fused", "shared_prompts")
+#: What can be switched off besides, looked for only where it is wanted.
+_RECORDED = "recorded"
 
 #: What has been found of a model, by what was disabled.
 _WAYS: WeakKeyDictionary[PreTrainedModel, dict[frozenset[str], Ways]] = WeakKeyDictionary()
@@ -74,8 +77,12 @@ class CausalLM:
         tokenizer: Its tokenizer; must have an EOS token. A pad token is not needed: lengths are carried.
         temperature: Divides the logits everywhere: in sampling, update and reference.
         autocast: Matrix products in bfloat16, weights and sums as they are; None is where CUDA is.
-        disable: Fast ways not to go, whatever the self-check finds: any of :data:`FAST_WAYS`. Those named in the
-            environment variable ``TEXTRL_DISABLE``, with commas between them, are added.
+        disable: Fast ways not to go, whatever the self-check finds: any of :data:`FAST_WAYS`, and "recorded" for steps
+            that are recorded. Those named in the environment variable ``TEXTRL_DISABLE``, with commas between them, are
+            added.
+        decode_step: How a token's step is made when whole responses are written: "auto" (recorded as a CUDA graph where
+            CUDA is and the self-check passes), "eager" (launched by Python), "static" (fixed shapes without a record),
+            "cuda_graph", or "compile" (by ``torch.compile``, recorded where CUDA is).
 
     Raises:
         ValueError: There is no EOS token, or the model has no output for an end token.
@@ -95,6 +102,7 @@ class CausalLM:
         temperature: float = 1.0,
         autocast: bool | None = None,
         disable: Collection[str] = (),
+        decode_step: str = "auto",
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise ValueError(
@@ -120,12 +128,15 @@ class CausalLM:
         self.vocab_size = min(max(tokenizer.get_vocab().values()) + 1, model.config.vocab_size)
         named = [name.strip() for name in os.environ.get("TEXTRL_DISABLE", "").split(",")]
         self.disable = frozenset(disable) | {name for name in named if name}
-        for name in sorted(self.disable - set(FAST_WAYS)):
-            raise ValueError(f"there is no fast way {name!r} to disable. {did_you_mean(name, FAST_WAYS)}")
+        known = (*FAST_WAYS, _RECORDED)
+        for name in sorted(self.disable - set(known)):
+            raise ValueError(f"there is no fast way {name!r} to disable. {did_you_mean(name, known)}")
         #: Whether all sequences are read in one pass of the modules, whatever they have in common.
         self.one_pass = False
         self._ways: Ways | None = None
+        self._records: dict[str, bool] = {}  # by how a step is made, whether it may be
         self._bfloat16: CausalLM | None = None
+        self.decode_step = decode_step
 
     @classmethod
     def load(
@@ -137,6 +148,7 @@ class CausalLM:
         dtype: str | torch.dtype = "float32",
         autocast: bool | None = None,
         disable: Collection[str] = (),
+        decode_step: str = "auto",
         **options: Any,
     ) -> CausalLM:
         """Load from a folder, a hub id or live objects.
@@ -150,6 +162,7 @@ class CausalLM:
             dtype: Of the weights, for example "float32" or "bfloat16"; "auto" is what the folder holds.
             autocast: Matrix products in bfloat16; None is where CUDA is.
             disable: Fast ways not to go, see :class:`CausalLM`.
+            decode_step: How a token's step is made, see :class:`CausalLM`.
             **options: ``attn_implementation``, ``device_map``, ``trust_remote_code``, ``revision`` and
                 ``load_in_4bit``; see :class:`reward_models.loading.LoadOptions`.
 
@@ -177,7 +190,7 @@ class CausalLM:
             raise ValueError("a live model needs its tokenizer: pass tokenizer=...")
         if isinstance(tokenizer, (str, Path)):
             tokenizer = load_tokenizer(tokenizer, loading)
-        return cls(model, tokenizer, temperature, autocast, disable)
+        return cls(model, tokenizer, temperature, autocast, disable, decode_step)
 
     def __deepcopy__(self, memo: dict) -> CausalLM:
         # gym.make and env.spec deep-copy keyword arguments; the weights are shared instead.
@@ -200,6 +213,7 @@ class CausalLM:
             return self
         if self._bfloat16 is None:
             self.check()  # once for both
+            self._may_record()
             self._bfloat16 = self.in_bfloat16()
         else:
             pairs = zip(self._bfloat16.model.parameters(), self.model.parameters(), strict=True)
@@ -482,6 +496,43 @@ class CausalLM:
     def shared_prompts_work(self, max_length: int = 0) -> bool:
         """Whether :mod:`~textrl_env.lm.shared_prompts` gives this model's own logits."""
         return self.ways.shared_prompts and not AttentionMasks(self.model.config).limited(max_length)
+
+    @property
+    def decode_step(self) -> str:
+        """How a token's step is made when whole responses are written, see :class:`CausalLM`."""
+        return self._decode_step
+
+    @decode_step.setter
+    def decode_step(self, decode_step: str) -> None:
+        check_choice("decode_step", decode_step, DECODE_STEPS)
+        make_recorder(decode_step, self.device)  # what this device has not is said now
+        self._decode_step = decode_step
+
+    def recorder(self) -> Recorder | None:
+        """What records the steps of whole responses, or None where they are launched one by one.
+
+        None too where somebody listens to a module: a record calls none.
+        """
+        if not self._may_record() or any(map(is_watched, self.model.modules())):
+            return None
+        return make_recorder(self.decode_step, self.device)
+
+    def _may_record(self) -> bool:
+        """Whether steps are to be recorded and give the model's own logits then; tried once, and said where not."""
+        if _RECORDED in self.disable or self.ways.cache is None:
+            return False
+        recorder = make_recorder(self.decode_step, self.device)
+        if recorder is None:
+            return False
+        key = f"{self.decode_step} {self.device.type}"
+        if key not in self._records:
+            self._records[key] = can_be_recorded(self, recorder)
+            if not self._records[key]:
+                logger.warn(
+                    f"the steps of {type(self.model).__name__} cannot be recorded (decode_step={self.decode_step!r}), "
+                    "so that each is launched from Python: right, and slower where there are few rows"
+                )
+        return self._records[key]
 
     def _reaches(self, length: int, windows: bool) -> bool:
         """Whether a way that holds beyond ``windows``, or within them only, holds for ``length`` tokens."""

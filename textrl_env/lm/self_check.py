@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 
 from textrl_env.lm.attention_masks import PADDING, AttentionMasks, narrowed_windows
-from textrl_env.lm.decoding import DecodingModel, SlotDecoder, gather_log_probs
 from textrl_env.lm.fused_llama import FusedLlama, check_parts
+from textrl_env.lm.next_tokens import gather_log_probs
 from textrl_env.lm.out_of_memory import is_out_of_memory
+from textrl_env.lm.recording import Recorder
 from textrl_env.lm.sequences import Sequences
+from textrl_env.lm.slot_decoder import DecodingModel, SlotDecoder
 from textrl_env.lm.teacher_forcing import PackedLayout
 
 _log = logging.getLogger(__name__)
@@ -111,6 +113,18 @@ def find_ways(lm: CheckedModel, allowed: Callable[[str], bool] = lambda name: Tr
         return _Search(exact, allowed).run()
 
 
+@torch.no_grad()
+def can_be_recorded(lm: CheckedModel, recorder: Recorder) -> bool:
+    """Whether a decoder whose steps are recorded gives the model's own log-probabilities.
+
+    Args:
+        lm: The model, its other ways known.
+        recorder: Makes the records.
+    """
+    with lm.in_float32() as plain:
+        return _Search(plain, lambda name: True).records(recorder)
+
+
 class _Search:
     def __init__(self, lm: CheckedModel, allowed: Callable[[str], bool]) -> None:
         self.lm, self.allowed = lm, allowed
@@ -155,6 +169,33 @@ class _Search:
         if ways.cache:
             ways = self._improved(ways, self._continues, shared_prompts=True)
         return ways
+
+    def records(self, recorder: Recorder) -> bool:
+        """Whether steps give the truth when they are rehearsed, recorded and replayed."""
+        ways = self.lm.ways
+        try:
+            with contextlib.ExitStack() as changed:
+                if ways.cache_windows:
+                    changed.enter_context(narrowed_windows(self.config, _WINDOW))
+                self.truth = self._truth(self.sequences)
+                if ways.fused:
+                    changed.enter_context(self._sharper_attention())
+                shares = ways.shared_prompts
+                return self._decodes_together(recorder) and (not shares or self._continues(self.lm, recorder))
+        except _NOT_SUPPORTED as error:
+            _raise_if_out_of_memory(error)
+            _log.debug("recorded steps failed: %r", error)
+            return False
+
+    def _decodes_together(self, recorder: Recorder) -> bool:
+        decoder = SlotDecoder(self.lm, len(self.sequences), self._room(), use_cache=True, recorder=recorder)
+        logits = decoder.prefill(np.arange(len(self.sequences)), self.sequences.prompts)
+        return self._goes_on(decoder, logits, together=True)
+
+    def _room(self) -> int:
+        """Tokens of the longest sequence if all went on for as long as the longest response."""
+        lengths, counts = self.sequences.lengths, self.sequences.num_actions
+        return int((lengths - counts).max() + counts.max()) + 1
 
     def _fast_ways(self, ways: Ways, splits: bool, windows: bool) -> Ways:
         """``ways`` with packing and a cache where these are right and not there yet."""
@@ -297,9 +338,9 @@ class _Search:
         action = torch.from_numpy(self.sequences.actions[first : first + 1]).to(again.device)
         return self._close(gather_log_probs(again, action), self.truth[first : first + 1])
 
-    def _continues(self, lm: CheckedModel) -> bool:
+    def _continues(self, lm: CheckedModel, recorder: Recorder | None = None) -> bool:
         prompts = [self.sequences.prompts[i] for i in (0, 3, 4)]
-        decoder = SlotDecoder(lm, 3, int(self.sequences.lengths.max()) + 1, use_cache=True)
+        decoder = SlotDecoder(lm, 3, self._room(), use_cache=True, recorder=recorder)
         logits = decoder.prefill(np.arange(3), prompts)
         owners = np.array([0, 0, 0, 1, 2])
         shared = decoder.continue_each(owners)

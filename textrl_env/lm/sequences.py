@@ -428,6 +428,13 @@ def distinct(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return np.array(first, dtype=np.int64), owner
 
 
+def common_length(rows: Sequence[np.ndarray]) -> int:
+    """With how many tokens all rows begin alike."""
+    shortest = min(map(len, rows))
+    alike = (np.stack([row[:shortest] for row in rows]) == rows[0][:shortest]).all(0)
+    return shortest if alike.all() else int(alike.argmin())
+
+
 def move(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
     """Integer arrays as int64 tensors on a device, in one transfer that nothing waits for."""
     flat = torch.from_numpy(np.concatenate([np.asarray(a, dtype=np.int64).ravel() for a in arrays]))

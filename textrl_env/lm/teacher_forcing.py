@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from textrl_env.lm.attention_masks import AttentionMasks
 from textrl_env.lm.fused_llama import FusedLlama
-from textrl_env.lm.sequences import Sequences, distinct, move, ranges, right_padded
+from textrl_env.lm.sequences import Sequences, common_length, distinct, move, ranges, right_padded
 from textrl_env.lm.shared_prompts import SharedPrompts
 
 #: Logits held at a time.
@@ -186,9 +186,7 @@ def shared_beginnings(prompts: Sequence[np.ndarray]) -> tuple[list[np.ndarray], 
     unique, owners = distinct(prompts)
     if len(unique) < 2:
         return [prompts[i] for i in unique], owners
-    shortest = min(len(prompts[i]) for i in unique)
-    alike = (np.stack([prompts[i][:shortest] for i in unique]) == prompts[0][:shortest]).all(0)
-    common = shortest if alike.all() else int(alike.argmin())
+    common = common_length([prompts[i] for i in unique])
     spared = sum(len(prompt) for prompt in prompts) - sum(len(prompts[i]) for i in unique)
     if common * (len(prompts) - 1) <= spared:
         return [prompts[i] for i in unique], owners

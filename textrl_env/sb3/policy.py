@@ -34,7 +34,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor, nn
 
 from textrl_env.lm.causal_lm import CausalLM
-from textrl_env.lm.decoding import SlotDecoder
+from textrl_env.lm.slot_decoder import SlotDecoder
 from textrl_env.sb3.vec_env import GymVecEnv
 
 __all__ = ["CausalLMActorCriticPolicy", "GymVecEnv", "SlotRolloutBuffer", "TextRLHFCallback", "bind_policy"]
@@ -271,6 +271,9 @@ class _LogitsAndValue:
 
     def fused_body(self, body: Any = None, max_length: int = 0) -> None:
         return None  # the value head reads what goes into the model's own output embedding
+
+    def recorder(self) -> None:
+        return None  # every step is asked for by somebody else's loop
 
 
 def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
