@@ -22,7 +22,7 @@ def test_a_dry_run_measures_every_part_and_writes_it_down(tmp_path, monkeypatch)
     results = gpu.run(gpu.parse_arguments(["--dry-run", "--batches", "2", "--out", str(tmp_path)]))
     assert gpu.failures(results) == [] and not any("error" in row for row in results["rows"])
     decoding = [row for row in results["rows"] if row["part"] == "decode"]
-    assert len({row["engine"] for row in decoding}) == 4
+    assert len({row["engine"] for row in decoding}) == 5
     assert all(row["tokens_per_second"] > 0 for row in decoding)
     assert [row["flops_share"] > 0 for row in results["rows"] if row["part"] == "grpo"] == [True]
     assert all(row["agrees"] for row in results["rows"] if row["part"] == "agree")
