@@ -232,6 +232,10 @@ _RULES = frozenset(
 REMOTE_CODE = "transformers_modules"
 #: Arguments that hold texts to learn from.
 _DATA = ("prompts", "ptx_data", "rows", "stop")
+#: The word before the colon of a game: a module, or a library that an adapter plays.
+_GAME_WORD = re.compile(r"^([A-Za-z_]\w*(?:\.\w+)*):")
+#: Spelled like one, and only an address.
+_NO_MODULES = ("openenv",)
 
 
 def named_modules(value: Any) -> Iterator[str]:
@@ -250,11 +254,26 @@ def named_modules(value: Any) -> Iterator[str]:
         for key, item in value.items():
             if key == "trust_remote_code" and item:
                 yield REMOTE_CODE
-            if key not in _DATA:
+            if key == "game" and isinstance(item, str):
+                yield from _modules_of_game(item)
+            elif key not in _DATA:
                 yield from named_modules(item)
     elif isinstance(value, list | tuple):
         for item in value:
             yield from named_modules(item)
+
+
+def _modules_of_game(game: str) -> Iterator[str]:
+    """The module or library that a game's name begins with, whatever follows: ``"gem:game:Mastermind-v0"``.
+
+    Libraries that adapters play count, although no file chooses what is imported there: verifiers of reasoning-gym
+    evaluate what a model writes, and a file chooses both the task and the model.
+    """
+    named, word = split_spec(game), _GAME_WORD.match(game)
+    if named is not None:
+        yield from named_modules([game])
+    elif word is not None and word[1] not in _NO_MODULES:
+        yield word[1]
 
 
 def foreign_modules(*values: Any) -> list[str]:

@@ -16,6 +16,7 @@ from agents.runs.names import resolve_class, resolve_function
 from agents.runs.whole import seal
 from reward_models import load_reward
 from reward_models.trust import UntrustedNameError, foreign_modules, names_from
+from textrl_env.games.loading import load_game
 
 #: Importing it, or running it, leaves a file behind.
 TRAP = """
@@ -202,6 +203,45 @@ def test_rules_with_patterns_that_look_like_names_are_this_project_s_own():
     assert foreign_modules({"reward": spec, "prompts": ["os:system"]}) == []
     with names_from("some file"):
         assert load_reward(spec).score(["p"], ["answer:yes"]).total.tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("game", "modules"),
+    [
+        ("reasoning_gym:chain_sum", ["reasoning_gym"]),
+        ("textarena:Nim-v0", ["textarena"]),
+        ("skyrl_gym:evil:env", ["skyrl_gym"]),
+        ("gem:game:Mastermind-v0", ["gem"]),
+        ("trap_module:MyEnv-v0", ["trap_module"]),
+        ("trap_module:Own", ["trap_module"]),
+        ("openenv:http://localhost:8000", []),
+        ("FrozenLake-v1", []),
+        ("textrl_env.games.second_chance:SecondChance", []),
+    ],
+)
+def test_whatever_library_a_game_is_played_with_a_file_has_to_have_it_allowed(game, modules):
+    assert foreign_modules({"game": game, "max_turns": 2}) == modules
+    if modules:
+        with names_from("some file"), pytest.raises(UntrustedNameError, match=modules[0]):
+            load_game(game)
+
+
+def test_an_opponent_that_a_file_names_needs_its_own_module_allowed(here):
+    pytest.importorskip("textarena")
+    with names_from("some file", ["textarena"]), pytest.raises(UntrustedNameError, match="trap_module"):
+        load_game("textarena:Nim-v0", {"opponent": "trap_module:reward"})
+    assert not (here / "sprung").exists()
+
+
+def test_a_run_of_a_task_of_reasoning_gym_resumes_when_the_library_is_named(here, capsys):
+    pytest.importorskip("reasoning_gym")
+    args = ["--game", "reasoning_gym:chain_sum", "--game-kwargs", '{"max_terms": 2}', "--max-new-tokens", "2"]
+    args += ["--agent", "reinforce", "--n-episodes", "4", "--total-timesteps", "8", "--run-dir", "run"]
+    assert main(["train", "--no-progress", *args]) == 0
+    again = ["train", "--no-progress", "--resume", "run", "--total-timesteps", "16"]
+    assert main(again) == 2
+    assert "textrl train --resume run --allow-module reasoning_gym" in capsys.readouterr().err
+    assert main([*again, "--allow-module", "reasoning_gym"]) == 0
 
 
 def test_a_module_of_python_is_never_offered_to_be_allowed():

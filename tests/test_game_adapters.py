@@ -66,6 +66,18 @@ def test_what_is_no_action_is_answered_and_the_env_does_not_notice():
     assert game.step("abc")[:3] == ("abc", 3.0, True)
 
 
+def test_a_cue_stands_behind_every_text_that_is_answered_and_success_is_the_envs():
+    game = load_game("GridWorld-v0", {"cue": "\n> ", "map": ["SG"]})()
+    assert game.reset(seed=0)[0].endswith("\nAG\n> ")
+    for said, shown in (("left", "AG\n> "), ("fly", "Not understood. Expected left, down, right or up.\n> ")):
+        text, *_, info = game.step(said)
+        assert text == shown and not info.get("is_success", False)
+    text, _, terminated, _, info = game.step("right\n")
+    assert (text, terminated, info) == ("SA", True, {"is_success": True})
+    with pytest.raises(TypeError, match="cue must be a text, got 3"):
+        load_game("GridWorld-v0", {"cue": 3})()
+
+
 IDS = ["GridWorld-v0", "textrl_env:GridWorld-v0", "FrozenLake-v1", "Taxi-v4"]
 IDS += ["Blackjack-v1", "CartPole-v1"]
 
@@ -540,6 +552,16 @@ def test_a_task_or_a_config_that_is_not_there_is_named():
         reasoning(terms=3)
     with pytest.raises(ValueError, match="'size' is no config"):
         reasoning(size=10)
+
+
+def test_a_verifier_that_runs_answers_as_code_is_warned_of():
+    with pytest.warns(UserWarning, match="verifier of spiral_matrix evaluates answers as Python"):
+        reasoning("spiral_matrix")
+
+
+def test_a_verifier_that_only_evaluates_its_own_answer_is_not(recwarn):
+    reasoning("number_sorting")
+    assert not [w for w in recwarn if "as Python" in str(w.message)]
 
 
 # -- textarena ------------------------------------------------------------------------------------------------

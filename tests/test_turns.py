@@ -67,6 +67,51 @@ def test_dropped_thoughts_stay_where_that_was_asked_for():
     assert text.endswith(f"{words}<|im_end|>\n<|im_start|>user\ntwo?<|im_end|>\n<|im_start|>assistant\n")
 
 
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "add",
+            "description": "Add.",
+            "parameters": {
+                "type": "object",
+                "properties": {"a": {"type": "integer", "description": "A number."}},
+            },
+        },
+    }
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*the chat template changes")
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("phi3", "it leaves them out"),
+        ("gemma", "roles must alternate"),
+        ("gptoss", "no previous assistant message with a tool call"),
+    ],
+)
+def test_a_template_that_does_not_show_what_tools_answer_is_refused_before_the_first_turn(name, reason):
+    game = layout(name, "keep")
+    assert len(game.opening("one?", {}).ids) > 0  # without tools it will do
+    with pytest.raises(ValueError, match=f"messages of the role 'tool' behind a turn: .*{reason}"):
+        game.opening("one?", {"tools": TOOLS})
+
+
+def test_a_template_that_shows_what_tools_answer_is_taken():
+    game = layout("qwen2_5")
+    opening, encoder = game.opening("one?", {"tools": TOOLS}), game.encoder
+    answer = game.answer([{"role": "tool", "name": "add", "content": "seven"}], opening, encoder.turn_end_id)
+    assert "<tool_response>\nseven\n</tool_response>" in encoder.tokenizer.decode(answer)
+
+
+def test_an_answer_of_a_role_that_the_template_leaves_out_is_refused_without_tools_too():
+    game = layout("phi3")
+    opening = game.opening("one?", {})
+    with pytest.raises(ValueError, match="it leaves them out"):
+        game.answer([{"role": "observer", "content": "seven"}], opening, 0)
+
+
 def test_a_turn_that_was_cut_off_is_ended_by_the_environment():
     game = layout("qwen2_5")
     opening, encoder = game.opening("one?", {}), layout("qwen2_5").encoder

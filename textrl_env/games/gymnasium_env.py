@@ -58,6 +58,8 @@ class GymnasiumGame:
         rules: Put above the first observation; None takes the given one.
         invalid_reward: Of a turn whose text is no action. The environment does not notice such a turn.
         invalid_text: What such a turn is answered with; None names what can be said.
+        cue: Put behind every text that the policy answers, such as ``"\\n> "``: where no chat template lays out the
+            conversation, it tells a turn from what stands before it.
 
     Raises:
         TypeError: A function is needed and none was given.
@@ -71,11 +73,14 @@ class GymnasiumGame:
         rules: str | None = None,
         invalid_reward: float = 0.0,
         invalid_text: str | None = None,
+        cue: str = "",
     ) -> None:
         for name, function in (("to_text", to_text), ("to_action", to_action)):
             if function is not None and not callable(function):
                 raise TypeError(f"{name} must be a function or None, got {shorten(function)}")
-        self.env, self.invalid_reward = env, invalid_reward
+        if not isinstance(cue, str):
+            raise TypeError(f"cue must be a text, got {shorten(cue)}")
+        self.env, self.invalid_reward, self.cue = env, invalid_reward, cue
         given = _given_words(env)
         self.to_text = to_text or (given.to_text if given else _texts_as_they_are(env))
         self.to_action = to_action or (given.to_action if given else _actions_as_they_are(env))
@@ -87,16 +92,20 @@ class GymnasiumGame:
     def reset(self, seed: int | None = None, **row: Any) -> tuple[str, dict[str, Any]]:
         """Begin an episode; a row is handed to the environment as its options."""
         observation, _ = self.env.reset(seed=seed, options=row or None)
-        text = self._text(observation)
+        text = self._text(observation) + self.cue
         return f"{self.rules}\n{text}" if self.rules else text, {}
 
     def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Take the action that was written."""
         action = self.to_action(text)
         if action is None:
-            return self.invalid_text, self.invalid_reward, False, False, {}
-        observation, reward, terminated, truncated, _ = self.env.step(action)
-        return self._text(observation), float(reward), bool(terminated), bool(truncated), {}
+            return self.invalid_text + self.cue, self.invalid_reward, False, False, {}
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        # What a stranger's info says otherwise is a stranger's, but this key is everybody's.
+        success = {"is_success": bool(info["is_success"])} if "is_success" in info else {}
+        over = terminated or truncated
+        text = self._text(observation) + ("" if over else self.cue)
+        return text, float(reward), bool(terminated), bool(truncated), success
 
     def _text(self, observation: Any) -> str:
         text = self.to_text(observation)
@@ -110,10 +119,10 @@ def load(game_id: str, **kwargs: Any) -> Callable[[], GymnasiumGame]:
 
     Args:
         game_id: Such as ``"FrozenLake-v1"`` or ``"my_module:MyEnv-v0"``.
-        **kwargs: ``to_text``, ``to_action`` (functions, or ``"module:function"``), ``rules``, ``invalid_reward`` and
-            ``invalid_text`` are for :class:`GymnasiumGame`; the rest is for ``gym.make``.
+        **kwargs: ``to_text``, ``to_action`` (functions, or ``"module:function"``), ``rules``, ``invalid_reward``,
+            ``invalid_text`` and ``cue`` are for :class:`GymnasiumGame`; the rest is for ``gym.make``.
     """
-    names = ("to_text", "to_action", "rules", "invalid_reward", "invalid_text")
+    names = ("to_text", "to_action", "rules", "invalid_reward", "invalid_text", "cue")
     own = {name: kwargs.pop(name) for name in names if name in kwargs}
     for name in ("to_text", "to_action"):
         if isinstance(own.get(name), str):

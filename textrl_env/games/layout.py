@@ -20,6 +20,9 @@ from reward_models.names import shorten
 from textrl_env.errors import check_choice
 from textrl_env.games.playing import Observation, as_text
 
+#: Looked for in what a template makes of a message.
+_SHOWN = "Answered-7"
+
 
 class Opening(NamedTuple):
     """The beginning of a game.
@@ -113,6 +116,7 @@ class Layout:
             )
         self.chat = has_template if layout == "auto" else layout == "chat"
         self.cut = 0
+        self._shown_roles = {"user"}
         reason = encoder.template.rewriting() if self.chat and turns else None
         if reason is None:
             return
@@ -129,9 +133,12 @@ class Layout:
         """The ids of a game's opening.
 
         Raises:
-            ValueError: It has no tokens, or some that the model does not have.
+            ValueError: It has no tokens, or some that the model does not have; or there are tools, and the template
+                does not show what they answer.
         """
         if self.chat:
+            if "tools" in row:
+                self._check_role("tool", row)
             messages = _messages(observation)
             ids = self.encoder.prompt(messages, row)
         elif isinstance(observation, str):
@@ -159,6 +166,8 @@ class Layout:
         observation = self._shortened(observation)
         if opening.messages is not None:
             messages = _messages(observation)
+            for message in messages:
+                self._check_role(str(message.get("role")), opening.row)
             ids = self.encoder.after_turn(opening.messages, messages, opening.row, last_token)
         elif isinstance(observation, str):
             ids = self.encoder.insertion(observation)
@@ -166,6 +175,28 @@ class Layout:
             raise ValueError(f"the game began with a text and answers with messages, {shorten(observation)}")
         check_ids(ids, self.num_tokens, "the game's answer")
         return np.array(ids, dtype=np.int64)
+
+    def _check_role(self, role: str, row: Mapping[str, Any]) -> None:
+        """Raise a ValueError where the template does not show messages of a role behind a turn of the policy.
+
+        Some refuse them, some want the call of the tool in the turn before as a field of its own (GPT-OSS), and some
+        leave them out without a word (Phi-3).
+        """
+        if role in self._shown_roles:
+            return
+        asked = [{"role": "user", "content": "?"}]
+        try:
+            shown = self.encoder.template.after_turn(asked, [{"role": role, "content": _SHOWN}], row)
+            problem = None if _SHOWN in shown else "it leaves them out"
+        except ValueError as error:
+            problem = str(error)
+        if problem is not None:
+            raise ValueError(
+                f"the chat template of {self.encoder.tokenizer.name_or_path!r} does not show the game's messages of "
+                f"the role {role!r} behind a turn: {problem}. The model would never see them; take a template that "
+                "shows them, or layout='text'"
+            )
+        self._shown_roles.add(role)
 
     def text(self, tokens: np.ndarray, ends: bool) -> Turn:
         """The policy's turn as the game gets it, without its end token.

@@ -59,6 +59,8 @@ def load_game(game: Any, game_kwargs: Mapping[str, Any] | None = None) -> GameFa
     if isinstance(game, str):
         word, _, rest = game.partition(":")
         if word in SPELLINGS:
+            if word != "openenv":  # an address; the others run a library's code
+                trust.check_module(word, f" (for the game {game!r})")
             return _checked(_function(SPELLINGS[word])(rest, **kwargs), game)
         if gymnasium_env.is_id(game):
             return _checked(gymnasium_env.load(game, **kwargs), game)

@@ -6,6 +6,7 @@ reward is the task's own score, from 0 to 1.
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import threading
@@ -20,6 +21,8 @@ from textrl_env.games.extras import import_extra
 
 #: What stands in the tags of reasoning-gym's own prompts.
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+#: How a verifier runs what a model wrote as Python, in place of reading it.
+_EVALUATES = re.compile(r"\b(?:eval|exec|parse_expr|sympify)\((?:answer|str\(answer)")
 
 
 class Task:
@@ -48,7 +51,21 @@ class Task:
         self.name, self.config, self.unscored = name, config, 0
         self._sets: dict[str, Any] = {}
         self._lock = threading.RLock()  # games may be called in threads
-        self.question(0, {})
+        data, _ = self.question(0, {})
+        if self._evaluates(data):
+            logger.warn(
+                f"reasoning-gym's verifier of {name} evaluates answers as Python, so what the model writes is run as "
+                "code in this process; train on it only where that can do no harm, such as in a container"
+            )
+
+    @staticmethod
+    def _evaluates(data: Any) -> bool:
+        """Whether the task's verifier runs answers as code."""
+        try:
+            source = inspect.getsource(type(data).score_answer)
+        except (OSError, TypeError):  # no source at hand, so nothing can be told
+            return False
+        return _EVALUATES.search(source) is not None
 
     def question(self, seed: int, row: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """The data set for the config of a row, and its question with a number."""
