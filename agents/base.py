@@ -24,7 +24,7 @@ from torch import Tensor
 
 from agents import presets
 from agents.algorithms import maths
-from agents.algorithms.gradient_step import clip_gradients, read_scalars
+from agents.algorithms.gradient_step import clip_gradients, evaluate_entropies, read_scalars
 from agents.algorithms.importance import MODES, describe_sampling, implausible, importance_weights
 from agents.algorithms.optimizers import make_optimizer
 from agents.algorithms.safeguards import (
@@ -524,6 +524,28 @@ class Agent(LearningLoop):
         """A scalar that joins every gradient step beside the rollout's loss; None for nothing."""
         return None
 
+    def leave_out(self, rollout: Rollout) -> Rollout:
+        """Take out of a rollout what teaches nothing, once its advantages are known; it is in the host's memory."""
+        return rollout
+
+    def before_update(self, batch: Rollout, fresh: bool) -> None:
+        """Called with a minibatch before its gradient is computed, for what a loss needs to know of all its rows.
+
+        Args:
+            batch: Rows of a rollout.
+            fresh: No step has been taken since the rollout.
+        """
+
+    def after_update(self, record: dict[str, float]) -> None:
+        """Called after a gradient step that was taken, with what it logs."""
+
+    def get_method_state(self) -> dict[str, Any]:
+        """What a method changes on its way besides weights, as JSON; checkpoints hold it."""
+        return {}
+
+    def set_method_state(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`get_method_state` returned."""
+
     def before_step(self) -> None:
         """Called with the gradients of a minibatch, before they are clipped."""
 
@@ -539,6 +561,7 @@ class Agent(LearningLoop):
         rollout.advantages = advantages.float()
         rollout.rewards = rollout.rewards.float()
         rollout.penalties = None if rollout.penalties is None else rollout.penalties.float()
+        rollout = self.leave_out(rollout)
         if self.flatten and not self.policy.whole_episodes:
             rollout = rollout.flatten_steps()
         return rollout.to(self.device)
@@ -624,6 +647,20 @@ class Agent(LearningLoop):
         most = max(1, *map(len, self._shares(batch)))
         return 1 if rows is None else -(-most // rows)
 
+    def entropies(self, batch: Rollout, fresh: bool = False) -> Tensor:
+        """The policy's entropy at each step of a minibatch, ``[b, T]`` without gradient: one more pass.
+
+        Where the whole minibatch is evaluated at once on the policy that wrote it, that evaluation is kept for the
+        gradient step.
+        """
+        rows, share = self._micro_batch_size(len(batch)), self._share(batch)
+        if fresh and share is None and (rows is None or rows >= len(batch)):
+            if batch.evaluation is None:
+                batch.evaluation = self.policy.evaluate(batch)
+            return batch.evaluation.entropy.detach()
+        found = evaluate_entropies(self.policy, batch, rows, share, self._passes(batch, rows))
+        return self.processes.sum(found)
+
     def update(self, batch: Rollout, fresh: bool = False) -> dict[str, float]:
         """One gradient step on one minibatch, in micro-batches; returns what to log.
 
@@ -642,6 +679,7 @@ class Agent(LearningLoop):
             torch.OutOfMemoryError: A single row does not fit into memory.
         """
         self.optimizer.zero_grad()
+        self.before_update(batch, fresh)
         weights = self.step_weights(batch)
         rows = self._micro_batch_size(len(batch))
         names, totals, used = accumulate_within_memory(
@@ -678,6 +716,7 @@ class Agent(LearningLoop):
             for group in self.optimizer.param_groups:
                 group["lr"] = group["planned_lr"] * min(self.n_gradient_steps / self.warmup_steps, 1.0)
         self.optimizer.step()
+        self.after_update(logged)
         return logged
 
     def should_stop(self, record: dict[str, float]) -> bool:

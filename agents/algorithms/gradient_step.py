@@ -79,6 +79,26 @@ def accumulate_gradients(
     return ["loss", *names], torch.cat([loss_total.view(1).to(totals.dtype), totals])
 
 
+@torch.no_grad()
+def evaluate_entropies(
+    policy: Policy,
+    batch: Rollout,
+    micro_batch_size: int | None = None,
+    rows: np.ndarray | None = None,
+    passes: int = 0,
+) -> Tensor:
+    """The policy's entropies ``[b, T]``, 0 in the rows of other processes; arguments as :func:`accumulate_gradients`."""
+    found = torch.zeros(batch.mask.shape, device=batch.mask.device)
+    mine = batch if rows is None else batch.part(rows if len(rows) else np.zeros(1, dtype=np.int64))
+    pieces = list(mine.micro_batches(micro_batch_size))
+    for turn, (micro, at) in enumerate(pieces + pieces[:1] * (passes - len(pieces))):
+        entropy = policy.evaluate(micro).entropy.float()
+        if turn < len(pieces) and (rows is None or len(rows)):
+            here = at if rows is None else torch.from_numpy(rows).to(found.device)[at]
+            found[here] = entropy * micro.mask
+    return found
+
+
 def clip_gradients(optimizer: torch.optim.Optimizer, policy: Policy, max_norm: float) -> float | Tensor:
     """Scale the gradient down to ``max_norm``; returns the norm it had.
 

@@ -10,6 +10,7 @@ of plain torch is ``examples/grpo_from_scratch.py``.
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,12 +19,12 @@ from gymnasium import logger
 from torch import Tensor
 
 from agents.algorithms import maths
-from agents.algorithms.schedules import Schedule, check_schedule, schedule_value
+from agents.algorithms.schedules import Schedule, check_numbers, check_schedule, schedule_value
 from agents.base import Agent
 from agents.policies.base import Evaluation, Policy
 from agents.rollouts.rollout import Rollout
 from agents.rollouts.vector_envs import longest_episode
-from textrl_env.errors import check_choice
+from textrl_env.errors import ArgumentError, check_choice
 
 
 class GRPO(Agent):
@@ -45,7 +46,8 @@ class GRPO(Agent):
         clip_range_high: Upper clip, as in DAPO's clip-higher; None is ``clip_range``.
         scale: "std" divides by the group's standard deviation, "none" does not (Dr. GRPO), "leave-one-out"
             is RLOO's baseline.
-        average: "sequence" (GRPO), "token" (DAPO) or "constant" (Dr. GRPO) mean of the loss.
+        average: "sequence" (GRPO), "token" (DAPO) or "constant" (Dr. GRPO) mean of the loss; "sum" adds up the tokens of
+            a response (LUSPO), "prompt" averages over the tokens of a group, then over groups (ScaleRL).
         kl_in: "reward" (each token's KL is charged, as the env does) or "loss". Either way it is counted
             once, with the env's ``kl_coef``; an env without a reference has none.
         kl_loss_estimator: "k3" (as published), "k3-corrected" (k3 times the importance ratio, TRL's default) or "k2";
@@ -55,6 +57,20 @@ class GRPO(Agent):
         entropy_average: "loss" averages the bonus as ``average`` does the rest; "token" over all tokens of the batch,
             as TRL does whatever its loss (Dr. GRPO's then differs).
         max_grad_norm: Gradients are clipped to this norm.
+        delta: No ratio counts for more, also where the advantage is below 0 and PPO's clip has no bound (two-sided
+            clipping, INTELLECT-2, arXiv 2505.07291); above ``1 + clip_range_high``. None has no such bound.
+        off_policy_mask_threshold: Responses with an advantage below 0 that have become less likely than this, in nats
+            a token since they were written, teach nothing (DeepSeek-V3.2, arXiv 2512.02556, equation 9). None keeps all.
+        mask_truncated_completions: Answers that were cut off teach nothing, though they belong to their group's mean
+            (DAPO, arXiv 2503.14476): on text by the budget or the context, elsewhere by a time limit.
+        top_entropy_quantile: Only this share of a minibatch's tokens, those of the highest entropy, has a surrogate and
+            an entropy bonus (arXiv 2506.01939 takes 0.2); 1 is all. It takes one more pass where a step has more than one.
+        entropy_target: Steers the entropy of a token: with each gradient step ``ent_coef`` rises by ``ent_coef_delta``
+            where the entropy is at or below this, else it falls; where it is above, there is no bonus. None leaves
+            ``ent_coef`` alone (Skywork-OR1, arXiv 2505.22312).
+        ent_coef_delta: See ``entropy_target``.
+        ent_coef_min: The least that ``ent_coef`` falls to.
+        ent_coef_max: The most that it rises to.
         **kwargs: See :class:`~agents.base.Agent`.
     """
 
@@ -68,6 +84,11 @@ class GRPO(Agent):
     #: Groups stay whole; what no reward applied to has an advantage of 0, as in TRL.
     keeps_unscored: ClassVar[bool] = True
     _told = False
+
+    @staticmethod
+    def of_the_clip(why: str) -> dict[str, str]:
+        """Entries of :attr:`takes_no` for a method that does not clip."""
+        return dict.fromkeys(("clip_range", "clip_range_high", "delta"), why)
 
     def __init__(
         self,
@@ -88,20 +109,51 @@ class GRPO(Agent):
         ent_coef: float = 0.0,
         entropy_average: str = "loss",
         max_grad_norm: float = 1.0,
+        delta: float | None = None,
+        off_policy_mask_threshold: float | None = None,
+        mask_truncated_completions: bool = False,
+        top_entropy_quantile: float = 1.0,
+        entropy_target: float | None = None,
+        ent_coef_delta: float = 0.005,
+        ent_coef_min: float = 0.0,
+        ent_coef_max: float = 1.0,
         **kwargs: Any,
     ) -> None:
         check_choice("scale", scale, ("std", "none", "leave-one-out"))
-        check_choice("average", average, ("token", "sequence", "constant"))
+        check_choice("average", average, maths.AVERAGES)
         check_choice("kl_in", kl_in, ("reward", "loss"))
         check_choice("kl_loss_estimator", kl_loss_estimator, ("k2", "k3", "k3-corrected"))
         check_choice("entropy_average", entropy_average, ("loss", "token"))
+        if (average, entropy_average) == ("prompt", "token"):
+            raise ArgumentError('entropy_average="token" does not go with average="prompt"; leave it at "loss"')
         check_schedule("clip_range", clip_range, positive=True)
         check_schedule("clip_range_high", clip_range_high, positive=True)
+        _check_delta(delta, clip_range if clip_range_high is None else clip_range_high)
+        if off_policy_mask_threshold is not None:
+            check_numbers(off_policy_mask_threshold=off_policy_mask_threshold)
+        if not 0 <= top_entropy_quantile <= 1:
+            raise ArgumentError(
+                f"top_entropy_quantile is a share of tokens, in [0, 1], got {top_entropy_quantile!r}"
+            )
+        if entropy_target is not None:
+            check_numbers(entropy_target=entropy_target)
+        check_numbers(ent_coef_delta=ent_coef_delta, ent_coef_min=ent_coef_min, ent_coef_max=ent_coef_max)
+        if not ent_coef_min <= ent_coef_max:
+            raise ArgumentError(
+                f"ent_coef_min must not be above ent_coef_max, got {ent_coef_min} and {ent_coef_max}"
+            )
+        self.delta, self.off_policy_mask_threshold = delta, off_policy_mask_threshold
+        self.mask_truncated_completions = mask_truncated_completions
+        self.top_entropy_quantile = top_entropy_quantile
+        self.entropy_target, self.ent_coef_delta = entropy_target, ent_coef_delta
+        self.ent_coef_min, self.ent_coef_max = ent_coef_min, ent_coef_max
+        self._entropy = math.inf  # of a token, as the last gradient step found it
         self.clip_range, self.clip_range_high = clip_range, clip_range_high
         self.scale, self.average = scale, average
         self.kl_in, self.kl_loss_estimator = kl_in, kl_loss_estimator
         self.entropy_average = entropy_average
-        self._batch_size = 1, torch.ones(())  # episodes and steps of the whole minibatch
+        #: Episodes of the whole minibatch, its steps, and those of them that are counted.
+        self._batch_size = 1, torch.ones(()), torch.ones(())
         super().__init__(
             policy,
             env,
@@ -170,8 +222,54 @@ class GRPO(Agent):
         return relative[:, None] * rollout.mask
 
     def loss_weights(self, batch: Rollout) -> Tensor:
-        self._batch_size = len(batch), batch.mask.sum()  # not read here, or a GPU would be waited for
-        return maths.loss_weights(batch.mask, self.average, self._constant_length(batch))
+        # Not read here, or a GPU would be waited for.
+        self._batch_size = len(batch), batch.mask.sum(), self.counted(batch).sum()
+        return maths.loss_weights(batch.mask, self.average, self._constant_length(batch), batch.group)
+
+    def counted(self, batch: Rollout) -> Tensor:
+        """Steps that have a surrogate and an entropy bonus, bool ``[b, T]``."""
+        return batch.mask if batch.kept is None else batch.mask & batch.kept
+
+    def behaviour(self, batch: Rollout) -> Tensor:
+        """Log-probabilities of the steps for what wrote them, ``[b, T]``: a generator's own, else the old policy's."""
+        return batch.log_probs if batch.sampling_log_probs is None else batch.sampling_log_probs
+
+    def leave_out(self, rollout: Rollout) -> Rollout:
+        if self.mask_truncated_completions and rollout.cut is not None:
+            whole = ~rollout.cut.any(1)
+            self.logger.record("rollout/masked_truncated", float((~whole).float().mean()))
+            rollout.mask = rollout.mask & whole[:, None]
+        return rollout
+
+    def before_update(self, batch: Rollout, fresh: bool) -> None:
+        if self.top_entropy_quantile < 1.0:
+            entropies = self.entropies(batch, fresh)
+            batch.keep(
+                maths.top_share(
+                    entropies, batch.mask, self.top_entropy_quantile, int(batch.host_lengths().sum())
+                )
+            )
+
+    def after_update(self, record: dict[str, float]) -> None:
+        if self.entropy_target is None:
+            return
+        share = record.get("kept", 1.0)
+        self._entropy = record["kept_entropy"] / share if 0 < share < 1 else record["entropy"]
+        low = self._entropy <= self.entropy_target
+        step = self.ent_coef_delta if low else -self.ent_coef_delta
+        self.ent_coef = min(max(self.ent_coef + step, self.ent_coef_min), self.ent_coef_max)
+
+    def get_method_state(self) -> dict[str, Any]:
+        if self.entropy_target is None:
+            return super().get_method_state()
+        entropy = self._entropy if math.isfinite(self._entropy) else None
+        return super().get_method_state() | {"ent_coef": self.ent_coef, "entropy": entropy}
+
+    def set_method_state(self, state: dict[str, Any]) -> None:
+        super().set_method_state(state)
+        if self.entropy_target is not None and "ent_coef" in state:
+            self.ent_coef = state["ent_coef"]
+            self._entropy = math.inf if state["entropy"] is None else state["entropy"]
 
     def _constant_length(self, batch: Rollout) -> int | None:
         """What Dr. GRPO divides by, the most steps that an episode can have; None where it is not asked for."""
@@ -187,16 +285,27 @@ class GRPO(Agent):
             )
         return budget
 
+    @property
+    def _bonus(self) -> float:
+        """The weight of the entropy bonus in this step."""
+        above = self.entropy_target is not None and self._entropy > self.entropy_target
+        return 0.0 if above else self.ent_coef
+
     def _entropy_bonus(self, batch: Rollout, entropy: Tensor) -> Tensor:
         """The bonus of each step, ``[b, T]``, scaled so that :meth:`loss_weights` average it as was asked."""
-        if self.entropy_average == "loss" or self.average == "token":
-            return self.ent_coef * entropy
-        episodes, steps = self._batch_size
-        if self.average == "sequence":
-            length = batch.lengths[:, None]
+        bonus = self._bonus * entropy * self.counted(batch)
+        if self.entropy_average == "loss":
+            return bonus
+        episodes, steps, counted = self._batch_size
+        if self.average == "token":
+            scale: Tensor | float = steps
+        elif self.average == "sequence":
+            scale = episodes * batch.lengths[:, None]
+        elif self.average == "sum":
+            scale = episodes
         else:
-            length = self._constant_length(batch) or batch.mask.shape[1]
-        return self.ent_coef * entropy * (episodes * length / steps.clamp(min=1))
+            scale = episodes * (self._constant_length(batch) or batch.mask.shape[1])
+        return bonus * (scale / counted.clamp(min=1))
 
     def importance_ratio(self, batch: Rollout, new: Evaluation) -> Tensor:
         """``pi / pi_old`` of each step, ``[b, T]``; override for one of whole sequences."""
@@ -205,23 +314,40 @@ class GRPO(Agent):
     def policy_loss(self, batch: Rollout, new: Evaluation, ratio: Tensor) -> Tensor:
         """The surrogate of each step, ``[b, T]``; override for another than PPO's clip."""
         low = schedule_value(self.clip_range, self._progress_remaining)
-        return maths.ppo_clip_loss(ratio, batch.advantages, low, self.clip_range_high)
+        return maths.ppo_clip_loss(ratio, batch.advantages, low, self.clip_range_high, self.delta)
+
+    def clipped(self, batch: Rollout, new: Evaluation, ratio: Tensor) -> Tensor:
+        """True where the ratio has left the clip range, ``[b, T]``, for the log; override with another clip."""
+        low = schedule_value(self.clip_range, self._progress_remaining)
+        return maths.clip_fraction(ratio, low, self.clip_range_high)
 
     def loss(self, batch: Rollout, new: Evaluation) -> tuple[Tensor, dict[str, Tensor]]:
         # Shao et al. 2024, equation 3; its two means are in loss_weights.
         #   L_t = -min(rho_t A, clip(rho_t, 1 - eps_low, 1 + eps_high) A) + beta k3(pi || pi_ref)_t - c H_t
-        low = schedule_value(self.clip_range, self._progress_remaining)
         ratio = self.importance_ratio(batch, new)
         policy_loss = self.policy_loss(batch, new, ratio)
-        losses = policy_loss
-        if self.ent_coef:
-            losses = losses - self._entropy_bonus(batch, new.entropy)
         metrics = {
             "policy_gradient_loss": policy_loss,
             "approx_kl": maths.approx_kl(ratio),
-            "clip_fraction": maths.clip_fraction(ratio, low, self.clip_range_high),
             "ratio": ratio,
         }
+        if "clip_range" not in self.takes_no:
+            metrics["clip_fraction"] = self.clipped(batch, new, ratio).float()
+        if self.off_policy_mask_threshold is not None:
+            fits = maths.fitting_responses(
+                batch.advantages,
+                self.behaviour(batch) - new.log_probs.detach(),
+                batch.mask,
+                self.off_policy_mask_threshold,
+            )
+            policy_loss = policy_loss * fits
+            metrics["off_policy_masked"] = (~fits).float()
+        if batch.kept is not None:
+            policy_loss = policy_loss * batch.kept
+            metrics |= {"kept": batch.kept.float(), "kept_entropy": new.entropy * batch.kept}
+        losses = policy_loss
+        if self._bonus:
+            losses = losses - self._entropy_bonus(batch, new.entropy)
         if self.kl_in == "loss" and batch.ref_log_probs is not None and self.kl_coef:
             estimator, _, corrected = self.kl_loss_estimator.partition("-")
             token_ratio = (new.log_probs - batch.log_probs).exp() if corrected else None
@@ -232,4 +358,21 @@ class GRPO(Agent):
 
     def _log_training(self, rollout: Rollout, records: list[dict[str, float]], learning_rate: float) -> None:
         super()._log_training(rollout, records, learning_rate)
-        self.logger.record("train/clip_range", schedule_value(self.clip_range, self._progress_remaining))
+        if "clip_range" not in self.takes_no:
+            low = schedule_value(self.clip_range, self._progress_remaining)
+            self.logger.record("train/clip_range", low)
+        if self.entropy_target is not None:
+            self.logger.record("train/ent_coef", self.ent_coef)
+
+
+def _check_delta(delta: float | None, high: Schedule) -> None:
+    """Raise an ArgumentError for a bound of ratios that PPO's own clip would hide."""
+    if delta is None:
+        return
+    check_numbers(delta=delta)
+    bound = 1 + high if isinstance(high, (int, float)) else 1.0
+    if delta <= bound:
+        raise ArgumentError(
+            f"delta bounds the ratios that the clip leaves unbounded, so it must be above 1 + clip_range_high = {bound:g}, "
+            f"got {delta}"
+        )

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from textrl_env.errors import check_choice
+from textrl_env.errors import ArgumentError, check_choice
 
 #: Units in the last place by which equal numbers may differ that were added up in another order.
 _ROUNDING = 4
@@ -254,17 +254,79 @@ def turn_advantages(
 
 
 def ppo_clip_loss(
-    ratio: Tensor, advantages: Tensor, clip_low: float = 0.2, clip_high: float | None = None
+    ratio: Tensor,
+    advantages: Tensor,
+    clip_low: float = 0.2,
+    clip_high: float | None = None,
+    delta: float | None = None,
 ) -> Tensor:
     """``-min(rho A, clip(rho, 1 - low, 1 + high) A)`` for each step (Schulman et al. 2017, eq. 7).
 
-    ``clip_high`` other than ``clip_low`` is DAPO's clip-higher (Yu et al. 2025).
+    ``clip_high`` other than ``clip_low`` is DAPO's clip-higher (Yu et al. 2025). ``delta > 1 + clip_high`` bounds the
+    first ratio, ``min(rho, delta) A``: without it nothing does where ``A < 0`` (INTELLECT-2, arXiv 2505.07291).
     """
     clip_high = clip_low if clip_high is None else clip_high
-    surrogate = ratio * advantages
+    surrogate = (ratio if delta is None else ratio.clamp(max=delta)) * advantages
     # A clipped ratio has no gradient, and one within the range is no smaller than the surrogate.
     clipped = (ratio.clamp(1 - clip_low, 1 + clip_high) * advantages).detach()
     return -torch.where(surrogate <= clipped, surrogate, clipped)
+
+
+def fitting_responses(advantages: Tensor, log_ratio: Tensor, mask: Tensor, threshold: float) -> Tensor:
+    """Which steps count where bad responses that have drifted are left out (DeepSeek-V3.2, arXiv 2512.02556, eq. 9).
+
+    Args:
+        advantages: ``[B, T]``.
+        log_ratio: ``log pi_old - log pi``, ``[B, T]``.
+        mask: bool ``[B, T]``.
+        threshold: The most that the mean of ``log_ratio`` over a response may be where the advantage is below 0.
+
+    Returns:
+        bool ``[B, T]``.
+    """
+    return (advantages >= 0) | (mean_over_steps(log_ratio, mask) <= threshold)
+
+
+def mean_over_steps(x: Tensor, mask: Tensor) -> Tensor:
+    """The mean of each row over its mask, at every step of it, ``[B, T]``; 0 for a row without any."""
+    x = torch.where(mask, x, 0.0)
+    return (x.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)).expand_as(x)
+
+
+def token_covariances(log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+    """``(log pi - mean log pi) (A - mean A)`` of each token, means over the mask (Cui et al. 2025, arXiv 2505.22617)."""
+    return (log_probs - masked_mean(log_probs, mask)) * (advantages - masked_mean(advantages, mask))
+
+
+def check_share(name: str, share: float) -> None:
+    """Raise an ArgumentError unless ``share`` is in (0, 1]."""
+    if not 0 < share <= 1:
+        raise ArgumentError(f"{name} is a share of tokens, above 0 and at most 1, got {share!r}")
+
+
+def largest(x: Tensor, count: int) -> Tensor:
+    """True at the ``count`` largest entries of ``x``."""
+    found = torch.zeros(x.numel(), dtype=torch.bool, device=x.device)
+    found[x.flatten().topk(min(count, x.numel())).indices] = True
+    return found.view_as(x)
+
+
+def top_share(x: Tensor, mask: Tensor, share: float, count: int) -> Tensor:
+    """True where ``x`` reaches its ``1 - share`` quantile over the mask, which is interpolated as torch does.
+
+    Args:
+        x: ``[B, T]``.
+        mask: bool ``[B, T]``.
+        share: In [0, 1]; 0 keeps the largest alone.
+        count: How many entries the mask has, which a GPU would have to be waited for.
+    """
+    if count == 0:
+        return torch.zeros_like(mask)
+    falling = x.float().masked_fill(~mask, -torch.inf).flatten().sort(descending=True).values
+    place = (1 - share) * (count - 1)
+    low = int(place)
+    below, above = falling[count - 1 - low], falling[max(count - 2 - low, 0)]
+    return mask & (x >= below + (above - below) * (place - low))
 
 
 def clip_fraction(ratio: Tensor, clip_low: float, clip_high: float | None = None) -> Tensor:
@@ -315,19 +377,35 @@ def approx_kl(ratio: Tensor) -> Tensor:
     return ratio - 1 - ratio.log()
 
 
-def loss_weights(mask: Tensor, average: str, max_length: int | None = None) -> Tensor:
+#: How the losses of steps are averaged, see :func:`loss_weights`.
+AVERAGES = ("token", "sequence", "constant", "sum", "prompt")
+
+
+def loss_weights(
+    mask: Tensor, average: str, max_length: int | None = None, group: Tensor | None = None
+) -> Tensor:
     """Weights ``[B, T]`` that turn a sum over steps into the mean that a method's paper takes.
 
     Computed on the whole batch, so a loss is the same however it is cut into micro-batches.
 
     Args:
         mask: bool ``[B, T]``.
-        average: "token" (every step counts alike), "sequence" (every episode does; GRPO), or "constant"
-            (divide by ``B * max_length``; Dr. GRPO).
+        average: "token" (every step counts alike), "sequence" (every episode does; GRPO), "constant" (divide by
+            ``B * max_length``; Dr. GRPO), "sum" (divide by ``B``; LUSPO), or "prompt" (every group does, and in it every
+            step; ScaleRL, arXiv 2510.13786).
         max_length: The constant length.
+        group: int ``[B]``, in the host's memory, for "prompt"; None is one group.
     """
-    check_choice("average", average, ("token", "sequence", "constant"))
+    check_choice("average", average, AVERAGES)
     weights = mask.float()
+    if average == "sum":
+        return weights / len(mask)
+    if average == "prompt":
+        own = torch.zeros(len(mask), dtype=torch.long) if group is None else group.cpu()
+        names, place = own.unique(return_inverse=True)
+        place = place.to(mask.device)
+        steps = weights.new_zeros(len(names)).index_add(0, place, weights.sum(1))
+        return weights / steps.clamp(min=1)[place][:, None] / len(names)
     if average == "token":
         return weights / weights.sum().clamp(min=1)
     if average == "sequence":

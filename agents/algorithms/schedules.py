@@ -153,8 +153,8 @@ def check_schedule(name: str, schedule: Schedule | None, positive: bool = False)
         raise ArgumentError(f"{name} must be a number {'> 0' if positive else '>= 0'}, got {schedule!r}")
 
 
-def check_numbers(**values: float) -> None:
-    """Raise an ArgumentError for a coefficient that is negative or not finite."""
+def check_numbers(positive: bool = False, **values: float) -> None:
+    """Raise an ArgumentError for a coefficient that is negative or not finite, or 0 where it must be positive."""
     for name, value in values.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise ArgumentError(f"{name} must be a finite number >= 0, got {value!r}")
+        if not (math.isfinite(value) and (value > 0 or (value == 0 and not positive))):
+            raise ArgumentError(f"{name} must be a finite number {'> 0' if positive else '>= 0'}, got {value!r}")

@@ -162,6 +162,18 @@ def _turns(over: np.ndarray, state: np.ndarray) -> dict[str, Tensor]:
     return {"turn": torch.from_numpy(turn), "state": torch.from_numpy(state)}
 
 
+#: Why an episode of text ended that was not over.
+CUT_OFF = ("length", "context")
+
+
+def _is_cut(ends: dict, done: np.ndarray, cut: np.ndarray, ours: bool) -> np.ndarray:
+    """Where an episode has just been cut off, bool ``[N]``: by a time limit, or a text by its budget or context."""
+    if not ours or "stop_reason" not in ends:
+        return cut
+    reasons = ends["stop_reason"]
+    return cut | np.array([bool(d) and reasons[i] in CUT_OFF for i, d in enumerate(done)])
+
+
 def _is_scored(ends: dict, done: np.ndarray) -> np.ndarray:
     """False where an episode has just ended to which no reward applied, bool ``[N]``."""
     if "scored" not in ends:
@@ -207,6 +219,7 @@ def _step(agent: Collecting, observation: Any, alive: np.ndarray, buffer: _StepB
         rewards=rewards,
         terminated=terminated,
         truncated=truncated,
+        cut=_is_cut(ends, done, truncated & ~terminated, buffer.scored),
         bootstrap=bootstrap,
         mask=alive.copy(),
         # In the info of any other environment "kl" is something else.
@@ -248,6 +261,7 @@ def _assemble(agent: Collecting, buffer: _StepBuffer, last_values: np.ndarray) -
         done=torch.from_numpy((terminated | truncated) & mask),
         ref_log_probs=_float(stack("ref_logprob") * mask) if has_reference else None,
         penalties=_double((agent.kl_coef or 0.0) * stack("kl") * mask) if has_reference else None,
+        cut=torch.from_numpy(stack("cut") & mask),
         **{name: value * torch.from_numpy(mask) for name, value in turns.items()},
     )
 
@@ -426,6 +440,7 @@ def collect_fused(agent: Collecting, n_episodes: int, group_size: int = 1) -> Ro
         sampling_log_probs=None if reported is None else _float(sequences.padded(reported[sequences.policy])),
         group=torch.from_numpy(np.arange(len(mask)) // group_size),
         scored=None if episodes.scored is None else torch.from_numpy(episodes.scored[:, None] & mask),
+        cut=torch.from_numpy(done & np.isin(episodes.stop_reason, CUT_OFF)[:, None]),
         **{
             name: torch.from_numpy(sequences.padded(getattr(episodes, name)))
             for name in ("turn", "state")

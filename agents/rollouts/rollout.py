@@ -34,6 +34,10 @@ class Rollout:
         scored: bool ``[B, T]``, false in the steps of episodes to which no reward applied; None where there are none.
         turn: int64 ``[B, T]``, which turn of its episode a step belongs to, from 0; None where there are no turns.
         state: int64 ``[B, T]``, a number for what the turn answers, where there are turns.
+        cut: bool ``[B, T]``, last steps of episodes that were cut off: by the budget of tokens or the context, or by a
+            time limit.
+        kept: bool ``[B, T]``, the steps that have a surrogate, where a method leaves some out of a minibatch.
+        chosen: bool ``[B, T]``, steps of a minibatch that a method treats apart.
         group: int ``[B]`` in the host's memory, the start state that each episode shares with its group.
         evaluation: The policy's evaluation of all rows, with gradient, for the first update of the whole
             rollout; parts of a rollout have none.
@@ -56,6 +60,9 @@ class Rollout:
     scored: Tensor | None = None
     turn: Tensor | None = None
     state: Tensor | None = None
+    cut: Tensor | None = None
+    kept: Tensor | None = None
+    chosen: Tensor | None = None
 
     #: Not a field, so that no part, copy or change of a rollout has it.
     evaluation = None
@@ -104,6 +111,13 @@ class Rollout:
         if self._part is None or not np.array_equal(self._part[0], rows):
             self._part = rows, self[torch.from_numpy(rows)]
         return self._part[1]
+
+    def keep(self, kept: Tensor) -> None:
+        """Set :attr:`kept`, also on the part that has been cut out already."""
+        self.kept = kept
+        if self._part is not None:
+            rows, part = self._part
+            part.kept = kept[torch.from_numpy(rows).to(kept.device)]
 
     def to(self, device: torch.device) -> Rollout:
         """On another device; ``group`` stays in the host's memory, and so does what micro-batches are cut by."""

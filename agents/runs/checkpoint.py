@@ -88,6 +88,14 @@ class Checkpointed(Protocol):
         """Make the policy and its optimiser from the env, or from spaces alone to predict only."""
         ...
 
+    def get_method_state(self) -> dict[str, Any]:
+        """What the method changes on its way besides weights, as JSON."""
+        ...
+
+    def set_method_state(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`get_method_state` returned."""
+        ...
+
     def set_up_optimizer(self) -> None:
         """Make the optimiser and its schedule from the hyper-parameters in force."""
         ...
@@ -140,6 +148,7 @@ def take_position(agent: Checkpointed) -> Position:
         "n_gradient_steps": agent.n_gradient_steps,
         "skipped_updates": agent.skipped_updates.total,
         "kl_coef": agent.kl_coef,
+        "method": agent.get_method_state(),
         "rng": agent.rng.bit_generator.state,
         "episodes": agent.episodes.get_state(),
         "rewards": [reward.get_state() for reward in _rewards(agent)],
@@ -484,6 +493,7 @@ def _restore(agent: Checkpointed, document: dict[str, Any], path: Path) -> None:
     agent.n_gradient_steps = document.get("n_gradient_steps", 0)
     agent.skipped_updates.total = document.get("skipped_updates", 0)
     agent.episodes.set_state(document["episodes"])
+    agent.set_method_state(document.get("method", {}))
     if agent.envs is not None:
         _agree_with_env(agent, document)
         _restore_rewards(agent, document.get("rewards", []))
