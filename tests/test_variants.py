@@ -9,7 +9,24 @@ import numpy as np
 import pytest
 import torch
 
-from agents import CISPO, DAPO, GRPO, GSPO, RLOO, DrGRPO, REINFORCEPlusPlus, TabularPolicy
+from agents import (
+    CISPO,
+    DAPO,
+    DPPO,
+    GMPO,
+    GPG,
+    GRPO,
+    GSPO,
+    LUSPO,
+    RLOO,
+    SAPO,
+    VESPO,
+    ClipCov,
+    DrGRPO,
+    KLCov,
+    REINFORCEPlusPlus,
+    TabularPolicy,
+)
 from agents.algorithms.maths import group_advantages, masked_mean
 from agents.cli import main
 from agents.policies.factory import Evaluation
@@ -18,6 +35,7 @@ from tests.tiny import make_env, make_model, make_tokenizer
 from textrl_env.lm.sequences import right_padded
 
 VARIANTS = [RLOO, REINFORCEPlusPlus, DrGRPO, DAPO, GSPO, CISPO]
+VARIANTS += [SAPO, DPPO, GMPO, LUSPO, VESPO, GPG, ClipCov, KLCov]
 every_variant = pytest.mark.parametrize("cls", VARIANTS, ids=lambda cls: cls.__name__)
 BETA, GROUP, LENGTHS = 0.3, 4, [1, 4, 2, 3, 4, 4, 1, 2]
 TREE = {"vocab_size": 4, "horizon": 4, "kl_coef": BETA}
@@ -216,15 +234,42 @@ TRL = {
     ),
     "rloo": (RLOO, {}, "RLOO", {}),
 }
-each_loss_of_trl = pytest.mark.parametrize("name", TRL)
+#: Losses without a clip, or with another one.
+WITHOUT_PPOS_CLIP = {
+    "delta": (GRPO, {"delta": 1.5}, "GRPO", {"loss_type": "grpo", "delta": 1.5}),
+    "off-policy mask": (
+        GRPO,
+        {"off_policy_mask_threshold": 0.05},
+        "GRPO",
+        {"loss_type": "grpo", "off_policy_mask_threshold": 0.05},
+    ),
+    "sapo": (SAPO, {}, "GRPO", {"loss_type": "sapo"}),
+    "vespo": (VESPO, {}, "GRPO", {"loss_type": "vespo"}),
+    "luspo": (
+        LUSPO,
+        {"clip_range": 0.1, "clip_range_high": 0.15},
+        "GRPO",
+        {
+            "loss_type": "luspo",
+            "importance_sampling_level": "sequence",
+            "epsilon": 0.1,
+            "epsilon_high": 0.15,
+        },
+    ),
+    "gmpo": (GMPO, {"clip_range": 0.3}, "GMPO", {"epsilon": 0.3}),
+}
+each_clip_of_trl = pytest.mark.parametrize("name", TRL)
+each_loss_of_trl = pytest.mark.parametrize("name", TRL | WITHOUT_PPOS_CLIP)
 
 
 def trl_trainer(kind: str, folder, **settings):
     """TRL's own trainer around a tiny model, not trained: it is asked for its loss alone."""
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
-    if kind == "GRPO":
+    if kind != "RLOO":
         # Its default multiplies the KL by the ratio (DeepSeek-V3.2); the papers here do not.
         settings = {"use_bias_correction_kl": False} | settings
+    if kind == "GMPO":
+        trl = pytest.importorskip("trl.experimental.gmpo")
     arguments = getattr(trl, f"{kind}Config")(
         output_dir=str(folder),
         report_to="none",
@@ -247,9 +292,9 @@ def trl_trainer(kind: str, folder, **settings):
     return trainer
 
 
-def trl_loss(trainer, rollout: Rollout, new: Evaluation, advantages: torch.Tensor):
+def trl_loss(trainer, rollout: Rollout, new: Evaluation, advantages: torch.Tensor, kl: float = BETA):
     """TRL's loss of the same tensors, its gradient by the log-probabilities, and what it logs."""
-    trainer.beta = BETA
+    trainer.beta = kl
     trainer._get_per_token_logps_and_entropies = lambda *_, **__: (new.log_probs, new.entropy, None)
     mask = rollout.mask.long()
     ones = torch.ones(len(mask), 1, dtype=torch.long)
@@ -275,7 +320,7 @@ def trl_loss(trainer, rollout: Rollout, new: Evaluation, advantages: torch.Tenso
 
 @each_loss_of_trl
 def test_losses_gradients_and_kl_are_those_of_trls_trainers(name, tmp_path):
-    cls, ours, kind, theirs = TRL[name]
+    cls, ours, kind, theirs = (TRL | WITHOUT_PPOS_CLIP)[name]
     rollout, new = make_rollout()
     agent = make(cls, **ours, **({} if cls is RLOO else {"kl_in": "loss"}))
     loss, gradient = loss_and_gradient(agent, rollout, new)
@@ -289,9 +334,12 @@ def test_losses_gradients_and_kl_are_those_of_trls_trainers(name, tmp_path):
     if cls is not RLOO:  # whose KL is in the reward, here as there
         _, metrics = agent.loss(rollout, new)
         assert float(masked_mean(metrics["kl_loss"], rollout.mask)) == pytest.approx(logged["kl"], rel=1e-5)
+    if cls is GMPO:
+        shares = masked_mean(metrics["clip_fraction"], rollout.mask)
+        assert 0 < float(shares) == pytest.approx(logged["clip_ratio/region_mean"], rel=1e-5)
 
 
-@each_loss_of_trl
+@each_clip_of_trl
 def test_the_steps_that_a_clip_lets_go_are_those_that_trl_counts(name, tmp_path):
     cls, ours, kind, theirs = TRL[name]
     rollout, new = make_rollout()

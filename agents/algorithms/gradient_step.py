@@ -87,7 +87,7 @@ def evaluate_entropies(
     rows: np.ndarray | None = None,
     passes: int = 0,
 ) -> Tensor:
-    """The policy's entropies ``[b, T]``, 0 in the rows of other processes; arguments as :func:`accumulate_gradients`."""
+    """The policy's entropies ``[b, T]``, 0 in other processes' rows; arguments as of :func:`accumulate_gradients`."""
     found = torch.zeros(batch.mask.shape, device=batch.mask.device)
     mine = batch if rows is None else batch.part(rows if len(rows) else np.zeros(1, dtype=np.int64))
     pieces = list(mine.micro_batches(micro_batch_size))

@@ -46,8 +46,8 @@ class GRPO(Agent):
         clip_range_high: Upper clip, as in DAPO's clip-higher; None is ``clip_range``.
         scale: "std" divides by the group's standard deviation, "none" does not (Dr. GRPO), "leave-one-out"
             is RLOO's baseline.
-        average: "sequence" (GRPO), "token" (DAPO) or "constant" (Dr. GRPO) mean of the loss; "sum" adds up the tokens of
-            a response (LUSPO), "prompt" averages over the tokens of a group, then over groups (ScaleRL).
+        average: "sequence" (GRPO), "token" (DAPO) or "constant" (Dr. GRPO) mean of the loss; "sum" adds up a
+            response's tokens (LUSPO), "prompt" averages over the tokens of a group, then over groups (ScaleRL).
         kl_in: "reward" (each token's KL is charged, as the env does) or "loss". Either way it is counted
             once, with the env's ``kl_coef``; an env without a reference has none.
         kl_loss_estimator: "k3" (as published), "k3-corrected" (k3 times the importance ratio, TRL's default) or "k2";
@@ -59,12 +59,13 @@ class GRPO(Agent):
         max_grad_norm: Gradients are clipped to this norm.
         delta: No ratio counts for more, also where the advantage is below 0 and PPO's clip has no bound (two-sided
             clipping, INTELLECT-2, arXiv 2505.07291); above ``1 + clip_range_high``. None has no such bound.
-        off_policy_mask_threshold: Responses with an advantage below 0 that have become less likely than this, in nats
-            a token since they were written, teach nothing (DeepSeek-V3.2, arXiv 2512.02556, equation 9). None keeps all.
+        off_policy_mask_threshold: Responses with an advantage below 0 that have become less likely than this, in
+            nats a token since they were written, teach nothing (DeepSeek-V3.2, arXiv 2512.02556). None keeps all.
         mask_truncated_completions: Answers that were cut off teach nothing, though they belong to their group's mean
             (DAPO, arXiv 2503.14476): on text by the budget or the context, elsewhere by a time limit.
         top_entropy_quantile: Only this share of a minibatch's tokens, those of the highest entropy, has a surrogate and
-            an entropy bonus (arXiv 2506.01939 takes 0.2); 1 is all. It takes one more pass where a step has more than one.
+            an entropy bonus (arXiv 2506.01939 takes 0.2); 1 is all. Costs one more pass without gradient, but not on
+            the first step of a rollout that is evaluated at once.
         entropy_target: Steers the entropy of a token: with each gradient step ``ent_coef`` rises by ``ent_coef_delta``
             where the entropy is at or below this, else it falls; where it is above, there is no bonus. None leaves
             ``ent_coef`` alone (Skywork-OR1, arXiv 2505.22312).
@@ -125,7 +126,9 @@ class GRPO(Agent):
         check_choice("kl_loss_estimator", kl_loss_estimator, ("k2", "k3", "k3-corrected"))
         check_choice("entropy_average", entropy_average, ("loss", "token"))
         if (average, entropy_average) == ("prompt", "token"):
-            raise ArgumentError('entropy_average="token" does not go with average="prompt"; leave it at "loss"')
+            raise ArgumentError(
+                'entropy_average="token" does not go with average="prompt"; leave it at "loss"'
+            )
         check_schedule("clip_range", clip_range, positive=True)
         check_schedule("clip_range_high", clip_range_high, positive=True)
         _check_delta(delta, clip_range if clip_range_high is None else clip_range_high)
@@ -373,6 +376,6 @@ def _check_delta(delta: float | None, high: Schedule) -> None:
     bound = 1 + high if isinstance(high, (int, float)) else 1.0
     if delta <= bound:
         raise ArgumentError(
-            f"delta bounds the ratios that the clip leaves unbounded, so it must be above 1 + clip_range_high = {bound:g}, "
-            f"got {delta}"
+            "delta bounds the ratios that the clip leaves unbounded, so it must be above 1 + clip_range_high = "
+            f"{bound:g}, got {delta}"
         )

@@ -294,7 +294,7 @@ def mean_over_steps(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def token_covariances(log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-    """``(log pi - mean log pi) (A - mean A)`` of each token, means over the mask (Cui et al. 2025, arXiv 2505.22617)."""
+    """``(log pi - mean log pi) (A - mean A)``, means over the mask (Cui et al. 2025, arXiv 2505.22617)."""
     return (log_probs - masked_mean(log_probs, mask)) * (advantages - masked_mean(advantages, mask))
 
 
@@ -391,7 +391,7 @@ def loss_weights(
     Args:
         mask: bool ``[B, T]``.
         average: "token" (every step counts alike), "sequence" (every episode does; GRPO), "constant" (divide by
-            ``B * max_length``; Dr. GRPO), "sum" (divide by ``B``; LUSPO), or "prompt" (every group does, and in it every
+            ``B * max_length``; Dr. GRPO), "sum" (divide by ``B``; LUSPO), or "prompt" (every group, and in it every
             step; ScaleRL, arXiv 2510.13786).
         max_length: The constant length.
         group: int ``[B]``, in the host's memory, for "prompt"; None is one group.

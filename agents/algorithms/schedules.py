@@ -157,4 +157,6 @@ def check_numbers(positive: bool = False, **values: float) -> None:
     """Raise an ArgumentError for a coefficient that is negative or not finite, or 0 where it must be positive."""
     for name, value in values.items():
         if not (math.isfinite(value) and (value > 0 or (value == 0 and not positive))):
-            raise ArgumentError(f"{name} must be a finite number {'> 0' if positive else '>= 0'}, got {value!r}")
+            raise ArgumentError(
+                f"{name} must be a finite number {'> 0' if positive else '>= 0'}, got {value!r}"
+            )

@@ -7,7 +7,7 @@ where ``sg`` stops the gradient.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -33,6 +33,8 @@ class CISPO(GRPO):
         clip_range_high: Weights are at most ``1 + clip_range_high``.
         **kwargs: See :class:`~agents.algorithms.grpo.GRPO`.
     """
+
+    takes_no: ClassVar[dict[str, str]] = GRPO.takes_no | {"delta": "clip_range_high bounds its weights"}
 
     def __init__(
         self,

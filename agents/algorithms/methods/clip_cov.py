@@ -3,7 +3,7 @@
     Cov(y_t) = (log pi(y_t) - mean log pi) (A_t - mean A),    over the N tokens of a batch
     I ~ Uniform of r N tokens among those with  low < Cov < high;    no gradient goes through them
 
-"The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models", equations 10 to 12: entropy falls by
+"The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models": entropy falls by
 likely tokens with a large advantage. ``log pi`` is that of the rollout, as on the first pass, so that what is chosen
 does not depend on how a minibatch is cut.
 """

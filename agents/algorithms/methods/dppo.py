@@ -5,8 +5,8 @@
               D_t = KL(Bernoulli(mu(a_t)) || Bernoulli(pi(a_t)))     ("kl", equation 14)
 
 "Rethinking the Trust Region in LLM Reinforcement Learning", equations 11 and 12; ``mu`` is what wrote the response. A
-step leads away where ``A > 0`` and ``rho > 1``, or ``A < 0`` and ``rho < 1``. A ratio clips rare tokens that have hardly
-moved and lets likely ones go far. Left out: the divergence over the likeliest tokens (their top-k form).
+step leads away where ``A > 0`` and ``rho > 1``, or ``A < 0`` and ``rho < 1``. A clip of ratios stops rare tokens that
+have hardly moved and lets likely ones go far. Left out: the divergence over the likeliest tokens (their top-k form).
 """
 
 from __future__ import annotations
@@ -85,4 +85,5 @@ class DPPO(GRPO):
 
     def policy_loss(self, batch: Rollout, new: Evaluation, ratio: Tensor) -> Tensor:
         inside = ~self.clipped(batch, new, ratio)
-        return -inside * ratio.detach().clamp(max=self.max_ratio) * batch.advantages * new.log_probs
+        weight = inside * ratio.detach().clamp(max=self.max_ratio)
+        return -weight * batch.advantages * new.log_probs

@@ -3,7 +3,7 @@
     minimise  alpha / sum_i |o_i| sum_i sum_t -A_i log pi(o_t),    A_i = (r_i - mean(r)) / F,    alpha = B / (B - M)
 
 with ``B`` groups in a batch, of which ``M`` are all right or all wrong and so add nothing to the sum but to what it is
-divided by; ``alpha`` takes that out. No ratio, no clip, no critic. Left out: waiting for a batch with enough groups that
+divided by; ``alpha`` takes that out. No ratio, no clip, no critic. Left out: waiting for a batch in which enough groups
 differ.
 """
 

@@ -1,9 +1,10 @@
 """KL-Cov: the tokens that cost most entropy are held to the old policy (Cui et al. 2025, arXiv 2505.22617).
 
     Cov(y_t) = (log pi(y_t) - mean log pi) (A_t - mean A),    over the N tokens of a batch
-    loss_t = -rho_t A_t + beta |log pi_old - log pi|  for the k N tokens of the largest Cov,    -rho_t A_t for the others
+    loss_t = -rho_t A_t + beta |log pi_old - log pi|    for the k N tokens of the largest Cov
+    loss_t = -rho_t A_t                                 for the others
 
-"The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models", equations 13 and 14, with the distance
+"The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models", with the distance
 as in the authors' code. ``log pi`` in the covariance is that of the rollout, as on the first pass, so that what is
 chosen does not depend on how a minibatch is cut.
 """
