@@ -431,6 +431,33 @@ def test_a_variant_is_saved_and_loaded_as_itself(cls, tmp_path):
     torch.testing.assert_close(loaded.policy.logits, agent.policy.logits)
 
 
+@every_variant
+def test_a_variant_that_is_resumed_ends_with_bitwise_the_same_weights(cls, tmp_path):
+    agent = make(cls, learning_rate=0.05, n_epochs=2).learn(40)
+    agent.save(tmp_path)
+    torch.manual_seed(12345)  # the resumed run is in another process
+    resumed = cls.load(tmp_path, env="TokenTree-v0")
+    for each in (agent, resumed):
+        each.learn(40, reset_num_timesteps=False)
+    assert torch.equal(agent.policy.logits, resumed.policy.logits)
+
+
+@every_variant
+def test_every_variant_finds_the_best_arm_of_every_context(cls):
+    agent = cls(
+        "auto",
+        "ToyBandit-v0",
+        learning_rate=3e-2,
+        n_episodes=64,
+        n_envs=64,
+        seed=0,
+        env_kwargs={"contexts": 2, "arms": 5},
+    ).learn(2000)
+    means = agent.envs.unwrapped.dynamics.means
+    chosen, _ = agent.predict(np.arange(2), deterministic=True)
+    assert chosen.tolist() == means.argmax(1).tolist()
+
+
 def test_what_defines_a_variant_cannot_be_changed():
     with pytest.raises(TypeError, match="group_size"):
         make(REINFORCEPlusPlus, group_size=4)
