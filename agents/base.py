@@ -491,8 +491,8 @@ class Agent(LearningLoop):
             return self.gamma
         return maths.turn_discounts(rollout.turn.numpy(), self.gamma, self.gamma_turn)
 
-    def estimate_advantages(self, rollout: Rollout, gae_lambda: float) -> Tensor:
-        """The generalised advantage estimate ``[B, T]`` from the rollout's values."""
+    def estimate_advantages(self, rollout: Rollout, gae_lambda: float | np.ndarray) -> Tensor:
+        """The generalised advantage estimate ``[B, T]`` from the rollout's values; ``gae_lambda`` may be ``[B, 1]``."""
         arrays = (x.double().numpy() for x in (rollout.rewards, rollout.values, rollout.next_values))
         rewards, values, next_values = arrays
         mask, done = rollout.mask.numpy(), rollout.done.numpy()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 import agents
 from agents.algorithms import methods
 from agents.runs.registry import AGENTS, find_agent
 from benchmarks.gradients import METHODS_DOCUMENT, methods_page
+from tests.tiny import make_env
 
 ROOM = Path(methods.__file__).parent
 every_method = pytest.mark.parametrize("method", methods.METHODS, ids=lambda method: method.name)
@@ -58,6 +62,56 @@ def test_an_entry_says_what_it_is(method):
     source = Path(agents.__file__).parents[1].joinpath(*method.module.split(".")).with_suffix(".py")
     docstring = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8")))
     assert method.paper in docstring, "the file's docstring names the paper"
+
+
+#: Those of earlier days have tests like it of their own, in test_variants, test_turns and test_ptx.
+_ELSEWHERE = {
+    "GRPO",
+    "PPO",
+    "REINFORCE",
+    "RLOO",
+    "REINFORCEPlusPlus",
+    "DrGRPO",
+    "GiGPO",
+    "DAPO",
+    "GSPO",
+    "CISPO",
+}
+newer = pytest.mark.parametrize(
+    "method",
+    [m for m in methods.METHODS if m.class_name not in _ELSEWHERE and not m.text_only],
+    ids=lambda method: method.name,
+)
+
+
+@newer
+def test_a_method_learns_on_text_and_is_saved_as_itself(method, tmp_path):
+    cls = getattr(agents, method.class_name)
+    agent = cls("auto", make_env(num_envs=2), n_episodes=16, seed=0, learning_rate=1e-2, **method.settings)
+    before = [p.detach().clone() for p in agent.policy.parameters()]
+    agent.learn(60, log_interval=None)
+    after = list(agent.policy.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert all(p.isfinite().all() for p in after)
+    agent.save(tmp_path)
+    assert json.loads((tmp_path / "agent.json").read_text())["agent"] == f"agents:{method.class_name}"
+    loaded = cls.load(tmp_path)
+    assert type(loaded) is cls
+    assert all(torch.equal(a, b) for a, b in zip(after, loaded.policy.parameters(), strict=True))
+
+
+@newer
+def test_equal_scores_give_a_step_that_is_finite(method):
+    cls = getattr(agents, method.class_name)
+    reward = partial(constant, value=0.0)
+    env = make_env(num_envs=2, reward=reward, kl_coef=0.0)
+    agent = cls("auto", env, n_episodes=16, seed=0, learning_rate=1e-2, **method.settings)
+    agent.learn(1, log_interval=None)
+    assert all(p.isfinite().all() for p in agent.policy.parameters())
+
+
+def constant(prompts, completions, value):
+    return [value] * len(completions)
 
 
 def test_the_page_of_methods_is_that_of_the_table():

@@ -44,8 +44,8 @@ class GRPO(Agent):
         n_epochs: Passes over a rollout; None is 1.
         clip_range: Lower clip ``eps``; a number, "linear:0.2", or a function of the remaining progress.
         clip_range_high: Upper clip, as in DAPO's clip-higher; None is ``clip_range``.
-        scale: "std" divides by the group's standard deviation, "none" does not (Dr. GRPO), "leave-one-out"
-            is RLOO's baseline.
+        scale: "std" divides by the group's standard deviation, "batch" by that of all scores of the rollout, "none"
+            does not divide (Dr. GRPO), "leave-one-out" is RLOO's baseline.
         average: "sequence" (GRPO), "token" (DAPO) or "constant" (Dr. GRPO) mean of the loss; "sum" adds up a
             response's tokens (LUSPO), "prompt" averages over the tokens of a group, then over groups (ScaleRL).
         kl_in: "reward" (each token's KL is charged, as the env does) or "loss". Either way it is counted
@@ -120,7 +120,7 @@ class GRPO(Agent):
         ent_coef_max: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        check_choice("scale", scale, ("std", "none", "leave-one-out"))
+        check_choice("scale", scale, ("std", "batch", "none", "leave-one-out"))
         check_choice("average", average, maths.AVERAGES)
         check_choice("kl_in", kl_in, ("reward", "loss"))
         check_choice("kl_loss_estimator", kl_loss_estimator, ("k2", "k3", "k3-corrected"))
@@ -194,12 +194,12 @@ class GRPO(Agent):
             rewards = rewards * self.gamma ** step.clamp(min=0)
         return (rewards * rollout.mask).sum(1)
 
-    def equal_groups(self, rollout: Rollout) -> Tensor:
-        """Groups in which the reward tells no answer from another, bool ``[B / group_size]``."""
+    def equal_groups(self, rollout: Rollout, group_size: int | None = None) -> Tensor:
+        """Groups in which the reward tells no answer from another, bool ``[B / group_size]``; None is the agent's."""
+        size = group_size or self.group_size
         penalties = 0.0 if rollout.penalties is None else rollout.penalties.abs()
-        magnitude = self._sum(rollout.rewards.abs() + penalties, rollout).view(-1, self.group_size)
-        groups = self._fill_unscored(self.scores_before_kl(rollout), rollout).view(-1, self.group_size)
-        return maths.all_equal(groups, magnitude=magnitude)
+        magnitude = self._sum(rollout.rewards.abs() + penalties, rollout).view(-1, size)
+        return maths.all_equal(self.raw_scores(rollout).view(-1, size), magnitude=magnitude)
 
     def _fill_unscored(self, scores: Tensor, rollout: Rollout) -> Tensor:
         """Scores ``[B]`` with the mean of their group for episodes to which no reward applied."""
@@ -209,20 +209,45 @@ class GRPO(Agent):
         return maths.fill_with_group_mean(scores.view(-1, self.group_size), counted).view(-1)
 
     def advantages(self, rollout: Rollout) -> Tensor:
-        raw = self._fill_unscored(self.scores_before_kl(rollout), rollout)
-        equal = self.equal_groups(rollout)  # [B / G]
-        std = raw.view(-1, self.group_size).std(1) if self.group_size > 1 else torch.zeros(len(raw))
-        self.logger.record("group/reward_std", float(std.mean()))
-        self.logger.record("group/frac_zero_std", float(equal.float().mean()))
-        scores = self.episode_scores(rollout)
-        counted = None if rollout.scored is None else rollout.scored.any(1)
+        equal = self.record_groups(rollout)  # [B / G]
+        scores, counted = self.episode_scores(rollout), self.scored_episodes(rollout)
         relative = maths.group_advantages(scores, self.group_size, self.scale, counted)
-        if self.scale == "std" and equal.any():
-            # Such a group differs by its KL alone. Divided by the deviation of that, the KL would weigh as much as
-            # right and wrong do in other groups, whatever its coefficient; so there it keeps its own size.
+        # Groups that differ by their KL alone. Divided by the deviation of that, the KL would weigh as much as right
+        # and wrong do elsewhere, whatever its coefficient; so there it keeps its own size.
+        if self.scale == "batch":
+            equal = equal & self.equal_groups(rollout, len(rollout))
+        if self.scale in ("std", "batch") and equal.any():
             undivided = maths.group_advantages(scores, self.group_size, "none", counted)
             relative = torch.where(equal.repeat_interleave(self.group_size), undivided, relative)
         return relative[:, None] * rollout.mask
+
+    def scored_episodes(self, rollout: Rollout) -> Tensor | None:
+        """Episodes to which a reward applied, bool ``[B]``; None is all."""
+        return None if rollout.scored is None else rollout.scored.any(1)
+
+    def raw_scores(self, rollout: Rollout) -> Tensor:
+        """:meth:`scores_before_kl`, with the mean of their group for episodes to which no reward applied."""
+        return self._fill_unscored(self.scores_before_kl(rollout), rollout)
+
+    def record_groups(self, rollout: Rollout) -> Tensor:
+        """Log how far the scores of groups differ; returns :meth:`equal_groups`."""
+        raw, equal = self.raw_scores(rollout), self.equal_groups(rollout)
+        std = raw.view(-1, self.group_size).std(1) if self.group_size > 1 else torch.zeros(len(raw))
+        self.logger.record("group/reward_std", float(std.mean()))
+        self.logger.record("group/frac_zero_std", float(equal.float().mean()))
+        return equal
+
+    def kl_advantages(self, rollout: Rollout) -> Tensor:
+        """What the charged KL adds to the advantage of each episode, ``[B]``, for methods that divide scores.
+
+        Minus how much more it is than in the group, at its own size, so that ``kl_coef`` means what it says; 0 where
+        the loss has the KL.
+        """
+        if self.kl_in == "loss" or rollout.penalties is None:
+            return rollout.rewards.new_zeros(len(rollout))
+        charged = -self._sum(rollout.penalties, rollout)
+        scale = "leave-one-out" if self.scale == "leave-one-out" else "none"
+        return maths.group_advantages(charged, self.group_size, scale, self.scored_episodes(rollout))
 
     def loss_weights(self, batch: Rollout) -> Tensor:
         # Not read here, or a GPU would be waited for.

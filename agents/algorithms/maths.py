@@ -6,6 +6,8 @@ what an environment, a policy or an optimiser is.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -42,7 +44,7 @@ def gae(
     mask: np.ndarray,
     done: np.ndarray,
     gamma: float | np.ndarray,
-    gae_lambda: float,
+    gae_lambda: float | np.ndarray,
 ) -> np.ndarray:
     """Generalised advantage estimates (Schulman et al. 2016, eq. 16), masked steps skipped.
 
@@ -56,7 +58,7 @@ def gae(
         mask: bool ``[B, T]``.
         done: bool ``[B, T]``, true on the last step of an episode: nothing flows back across it.
         gamma: Discount, or one from each step to the next, ``[B, T]``.
-        gae_lambda: 0 gives ``delta_t``, 1 gives ``G_t - V(s_t)``.
+        gae_lambda: 0 gives ``delta_t``, 1 gives ``G_t - V(s_t)``; one for all, or one for each row, ``[B, 1]``.
 
     Returns:
         ``[B, T]``, 0 outside the mask.
@@ -166,14 +168,15 @@ def group_advantages(
     Args:
         scores: ``[B]``, the ``group_size`` answers to a prompt being neighbours.
         group_size: ``G``; ``B`` is a multiple of it.
-        scale: "std" divides by the group's standard deviation, "none" does not (Liu et al. 2025, Dr. GRPO),
-            "leave-one-out" is RLOO's ``r_i - mean of the others`` (Ahmadian et al. 2024).
+        scale: "std" divides by the group's standard deviation, "none" does not (Liu et al. 2025, Dr. GRPO), "batch"
+            divides by that of all scores (TRL's ``scale_rewards="batch"``), "leave-one-out" is RLOO's ``r_i - mean of
+            the others`` (Ahmadian et al. 2024).
         counted: bool ``[B]``, the answers that have a score; the others get 0 and belong to no mean. None is all.
 
     Returns:
         ``[B]``; a group of equal scores, or of one, gives zeros.
     """
-    check_choice("scale", scale, ("std", "none", "leave-one-out"))
+    check_choice("scale", scale, ("std", "none", "batch", "leave-one-out"))
     if len(scores) % group_size:
         raise ValueError(f"{len(scores)} episodes cannot be split into groups of {group_size}")
     if group_size == 1:
@@ -195,8 +198,34 @@ def group_advantages(
         centred = centred * (number / others)
     elif scale == "std":
         centred = centred / (deviation + 1e-4)
+    elif scale == "batch":
+        own = _double(scores) if counted is None else _double(scores)[counted]
+        centred = centred / (own.std() + 1e-4) if len(own) > 1 else centred
     flat = all_equal(groups.to(scores.dtype))
     return centred.masked_fill(flat[:, None], 0.0).reshape(-1).to(scores.dtype)
+
+
+def best_of_k_gains(groups: Tensor, k: int) -> Tensor:
+    """What each of ``G`` scores adds to the best of ``k`` (Walder and Karkhanis 2025, the k - 1 others as baseline).
+
+    ``1/C(G, k) sum over I with i in I, |I| = k of (max_I r - max_{I without i} r)``. Only sets in which ``i`` is the
+    best count. Let ``j`` be their second best: with ``m`` scores below it there are ``C(m, k - 2)`` such sets.
+
+    Args:
+        groups: ``[P, G]``.
+        k: At least 2, at most ``G``.
+
+    Returns:
+        ``[P, G]``, never negative.
+    """
+    size = groups.shape[1]
+    if not 2 <= k <= size:
+        raise ValueError(f"k must be between 2 and the {size} scores of a group, got {k}")
+    ordered, order = _double(groups).sort(1)
+    sets = ordered.new_tensor([math.comb(m, k - 2) / math.comb(size, k) for m in range(size - 1)])
+    gains = torch.zeros_like(ordered)
+    gains[:, 1:] = ordered[:, 1:] * sets.cumsum(0) - (ordered[:, :-1] * sets).cumsum(1)
+    return torch.zeros_like(gains).scatter(1, order, gains).clamp(min=0.0).to(groups.dtype)
 
 
 def fill_with_group_mean(groups: Tensor, counted: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ class PPO(Agent):
         gamma: Discount; None is 1 on text, 0.99 elsewhere.
         gae_lambda: Of the generalised advantage estimate.
         clip_range: ``eps``; a number, "linear:0.2", or a function of the remaining progress.
+        clip_range_high: Upper clip, as in DAPO's clip-higher; None is ``clip_range``.
         clip_range_vf: Clips the change of the values too; None does not.
         normalize_advantage: Whiten advantages in each minibatch.
         ent_coef: Weight of the entropy bonus.
@@ -75,9 +76,11 @@ class PPO(Agent):
         critic: str | None = "default",
         critic_gae_lambda: float | None = None,
         critic_warmup: int | None = None,
+        clip_range_high: float | None = None,
         **kwargs: Any,
     ) -> None:
         check_schedule("clip_range", clip_range, positive=True)
+        check_schedule("clip_range_high", clip_range_high, positive=True)
         check_schedule("clip_range_vf", clip_range_vf, positive=True)
         check_schedule("target_kl", target_kl, positive=True)
         if critic_gae_lambda is not None and not 0 <= critic_gae_lambda <= 1:
@@ -85,6 +88,7 @@ class PPO(Agent):
         if critic_warmup is not None and critic_warmup < 0:
             raise ValueError(f"critic_warmup must be at least 0, got {critic_warmup}")
         self.critic_gae_lambda, self.critic_warmup = critic_gae_lambda, critic_warmup
+        self.clip_range_high = clip_range_high
         # Functions, as stable-baselines3 keeps them; a number that is set later is one too.
         self.clip_range = ScheduleFunction(clip_range)
         self.clip_range_vf = None if clip_range_vf is None else ScheduleFunction(clip_range_vf)
@@ -150,14 +154,14 @@ class PPO(Agent):
         clip = schedule_value(self.clip_range, self._progress_remaining)
         ratio = (new.log_probs - batch.log_probs).exp()
         now = ratio.detach()
-        policy_loss = maths.ppo_clip_loss(ratio, batch.advantages, clip)
+        policy_loss = maths.ppo_clip_loss(ratio, batch.advantages, clip, self.clip_range_high)
         clip_vf = self.clip_range_vf
         clip_vf = None if clip_vf is None else schedule_value(clip_vf, self._progress_remaining)
         losses = policy_loss
         metrics = {
             "policy_gradient_loss": policy_loss,
             "approx_kl": maths.approx_kl(now),
-            "clip_fraction": maths.clip_fraction(now, clip),
+            "clip_fraction": maths.clip_fraction(now, clip, self.clip_range_high),
             "ratio": now,
         }
         if new.values is not None:

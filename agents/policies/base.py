@@ -134,6 +134,16 @@ class Policy(nn.Module):
         """Log-probabilities, values and entropies of what was done, with gradient."""
         raise NotImplementedError
 
+    def squared_probabilities(self, rollout: Rollout) -> Tensor:
+        """``sum_a pi(a | s_t)^2`` over all actions, ``[B, T]``, without gradient: how certain the policy was.
+
+        Raises:
+            NotImplementedError: The policy's actions are not one choice of several.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} on {self.action_space} does not say the probabilities of all actions"
+        )
+
     def forward(self, rollout: Rollout) -> Evaluation:
         """:meth:`evaluate`, under the name that wrappers of modules call."""
         return self.evaluate(rollout)

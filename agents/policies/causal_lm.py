@@ -327,6 +327,12 @@ class CausalLMPolicy(Policy):
         flat = (log_probs, values, entropy)
         return Evaluation(*(None if x is None else sequences.padded(x, steps) for x in flat))
 
+    @torch.no_grad()
+    def squared_probabilities(self, rollout: Rollout) -> Tensor:
+        sequences = rollout.inputs["sequences"].to(self.device)
+        squares = self._computing(lambda: self.trained.squared_probabilities(sequences))
+        return sequences.padded(squares, rollout.mask.shape[1])
+
     def _values(self, sequences: Sequences, states: Tensor | None) -> Tensor | None:
         """The critic's values before each of the policy's tokens, float32 ``[m]``."""
         if self.value_head is None:

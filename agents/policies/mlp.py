@@ -14,7 +14,7 @@ from gymnasium import logger, spaces
 from stable_baselines3.common.distributions import Distribution, make_proba_distribution
 from torch import Tensor, nn
 
-from agents.policies.actions import make_distribution
+from agents.policies.actions import Categorical, make_distribution
 from agents.policies.base import Evaluation, Policy, make_linear
 from agents.policies.features import check_finite, encode_observation, feature_size
 from agents.rollouts.observations import add_batch, copied, is_single, map_arrays, stack_steps
@@ -216,6 +216,14 @@ class MlpPolicy(Policy):
             hidden = hidden if self.value_trunk is None else self._forward(self.value_trunk, for_critic)
             values = self.value_head.forward(hidden).view(shape)
         return Evaluation(log_probs.view(shape), values, entropy.view(shape))
+
+    @torch.no_grad()
+    def squared_probabilities(self, rollout: Rollout) -> Tensor:
+        if not isinstance(self.distribution, Categorical):
+            return super().squared_probabilities(rollout)
+        rows, _ = self._features_of(rollout)
+        out = self.action_head.forward(self._forward(self.trunk, rows))
+        return out.softmax(-1).square().sum(-1).view(rollout.mask.shape)
 
     def _forward(self, trunk: nn.Sequential, x: Tensor) -> Tensor:
         # Calling a module costs as much as the sums of a small layer, and so does fresh memory.

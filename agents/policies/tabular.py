@@ -90,6 +90,10 @@ class TabularPolicy(Policy):
         values = None if self.values is None else self.values[rows]
         return Evaluation(log_probs, values, -(table.exp() * table).sum(-1))
 
+    @torch.no_grad()
+    def squared_probabilities(self, rollout: Rollout) -> Tensor:
+        return self.logits[rollout.inputs["rows"]].softmax(-1).square().sum(-1)
+
     def stack(self, observations: list[Any], actions: np.ndarray, mask: np.ndarray) -> dict[str, Tensor]:
         rows = np.stack([self.rows(observation) for observation in observations], axis=1)
         return {"rows": torch.from_numpy(rows * mask)}  # [N, T]

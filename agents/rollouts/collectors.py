@@ -441,6 +441,7 @@ def collect_fused(agent: Collecting, n_episodes: int, group_size: int = 1) -> Ro
         group=torch.from_numpy(np.arange(len(mask)) // group_size),
         scored=None if episodes.scored is None else torch.from_numpy(episodes.scored[:, None] & mask),
         cut=torch.from_numpy(done & np.isin(episodes.stop_reason, CUT_OFF)[:, None]),
+        parts=_parts(env, episodes, done),
         **{
             name: torch.from_numpy(sequences.padded(getattr(episodes, name)))
             for name in ("turn", "state")
@@ -456,6 +457,17 @@ def collect_fused(agent: Collecting, n_episodes: int, group_size: int = 1) -> Ro
     standing = agent.processes.from_main((agent.num_timesteps, agent.stopped))
     agent.num_timesteps, agent.stopped = standing
     return rollout
+
+
+def _parts(env: TextEnv, episodes: Any, done: np.ndarray) -> Tensor | None:
+    """What each of several rewards gave, float64 ``[B, T, K]``, in the last steps; a gold judge is none of them."""
+    rewards = getattr(env, "rewards", ())
+    names = rewards[0].names if rewards else ()
+    if len(names) < 2:
+        return None
+    parts = np.zeros((*done.shape, len(names)))
+    parts[done] = np.stack([episodes.parts[name] for name in names], axis=1)
+    return torch.from_numpy(parts)
 
 
 def _conversations(env: TextEnv, policy: Policy) -> AbstractContextManager[None]:

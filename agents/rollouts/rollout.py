@@ -38,6 +38,8 @@ class Rollout:
             time limit.
         kept: bool ``[B, T]``, the steps that have a surrogate, where a method leaves some out of a minibatch.
         chosen: bool ``[B, T]``, steps of a minibatch that a method treats apart.
+        parts: float64 ``[B, T, K]``, what each of ``K`` rewards gave by itself, in the last step of an episode; NaN
+            where it did not apply. None where there is one reward, or where the environment is stepped.
         group: int ``[B]`` in the host's memory, the start state that each episode shares with its group.
         evaluation: The policy's evaluation of all rows, with gradient, for the first update of the whole
             rollout; parts of a rollout have none.
@@ -63,6 +65,7 @@ class Rollout:
     cut: Tensor | None = None
     kept: Tensor | None = None
     chosen: Tensor | None = None
+    parts: Tensor | None = None
 
     #: Not a field, so that no part, copy or change of a rollout has it.
     evaluation = None

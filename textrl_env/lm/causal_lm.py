@@ -36,7 +36,13 @@ from textrl_env.lm.precision import bfloat16_products
 from textrl_env.lm.recording import DECODE_STEPS, Recorder, make_recorder
 from textrl_env.lm.self_check import Ways, can_be_recorded, find_ways
 from textrl_env.lm.sequences import Sequences
-from textrl_env.lm.teacher_forcing import ApartLayout, PackedLayout, PaddedLayout, linear_log_probs
+from textrl_env.lm.teacher_forcing import (
+    ApartLayout,
+    PackedLayout,
+    PaddedLayout,
+    linear_log_probs,
+    linear_squared_probabilities,
+)
 
 #: Fast ways that can be switched off by name; each is a field of :class:`~textrl_env.lm.self_check.Ways`.
 FAST_WAYS = ("packing", "cache", "fused", "shared_prompts")
@@ -324,18 +330,34 @@ class CausalLM:
                 scaled = states if self.temperature == 1.0 else states / self.temperature
                 log_probs, entropies = linear_log_probs(scaled, self.head, layout.actions, self.vocab_size)
             return log_probs, entropies, states if with_states else None
-        with self.precision(), _recomputed(self.body):
-            out = self.model(
-                input_ids=layout.ids,
-                logits_to_keep=layout.keep,
-                output_hidden_states=with_states,
-                use_cache=False,
-            )
+        out = self._padded_pass(layout, with_states)
         logits = self.action_logits(layout.take(out.logits))
         log_z = logits.logsumexp(-1)
         log_probs = logits.gather(-1, layout.actions[:, None]).squeeze(-1) - log_z
         entropies = log_z - ((logits - log_z.unsqueeze(-1)).exp() * logits).sum(-1)
         return log_probs, entropies, layout.take(out.hidden_states[-1]) if with_states else None
+
+    def _padded_pass(self, layout: PaddedLayout, with_states: bool = False) -> Any:
+        with self.precision(), _recomputed(self.body):
+            return self.model(
+                input_ids=layout.ids,
+                logits_to_keep=layout.keep,
+                output_hidden_states=with_states,
+                use_cache=False,
+            )
+
+    @torch.no_grad()
+    def squared_probabilities(self, sequences: Sequences) -> Tensor:
+        """The sum of the squared probabilities of all tokens, where the policy wrote one, float32 ``[m]``."""
+        layout = self.layout(sequences)
+        if layout is None:
+            return self._by_length(sequences, lambda alike: (self.squared_probabilities(alike),))[0]
+        if not isinstance(layout, PackedLayout):
+            logits = self.action_logits(layout.take(self._padded_pass(layout).logits))
+            return logits.softmax(-1).square().sum(-1)
+        with self.precision():
+            states = self._packed_states(layout, self.body)
+            return linear_squared_probabilities(states / self.temperature, self.head, self.vocab_size)
 
     def _by_length(
         self, sequences: Sequences, compute: Callable[[Sequences], tuple[Tensor | None, ...]]

@@ -282,10 +282,24 @@ def linear_log_probs(
     Returns:
         log_probs float32 ``[n]``, entropies float32 ``[n]`` in nats.
     """
+    return _LinearLogProbs.apply(hidden, *_of_actions(head, vocab_size), actions)
+
+
+def linear_squared_probabilities(hidden: Tensor, head: nn.Linear, vocab_size: int) -> Tensor:
+    """``sum_a p_a^2`` under ``softmax(head(hidden))``, float32 ``[n]``, a few rows of logits at a time."""
+    weight, bias = _of_actions(head, vocab_size)
+    squares = hidden.new_empty(len(hidden), dtype=torch.promote_types(weight.dtype, torch.float32))
+    for rows, logits in _logits(hidden, weight, bias):
+        squares[rows] = logits.softmax(-1).square_().sum(-1)
+    return squares
+
+
+def _of_actions(head: nn.Linear, vocab_size: int) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the logits that are actions, the first ``vocab_size``."""
     weight, bias = head.weight, head.bias
     if len(weight) > vocab_size:
         weight, bias = weight[:vocab_size], None if bias is None else bias[:vocab_size]
-    return _LinearLogProbs.apply(hidden, weight, bias, actions)
+    return weight, bias
 
 
 class _LinearLogProbs(torch.autograd.Function):

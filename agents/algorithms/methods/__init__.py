@@ -133,6 +133,48 @@ METHODS: tuple[Method, ...] = (
         "GRPO plus credit for single turns, among turns that answer the same state",
         "biased",
     ),
+    Method(
+        "maxrl",
+        f"{_HERE}.maxrl:MaxRL",
+        "advantage",
+        "2602.02710",
+        "divided by the group's mean score, an estimate of how hard the prompt is",
+        "biased",
+        climbs="sum_{k < G} pass@k / k, which tends to log(pass rate)",
+    ),
+    Method(
+        "pass-at-k",
+        f"{_HERE}.pass_at_k:PassAtK",
+        "advantage",
+        "2505.15201",
+        "credit for what an answer adds to the best of k",
+        "biased",
+        climbs="E[max of k scores], with right and wrong pass@k",
+    ),
+    Method(
+        "opo",
+        f"{_HERE}.opo:OPO",
+        "advantage",
+        "2505.23585",
+        "a baseline weighted by length, for the least variance",
+        "biased",
+    ),
+    Method(
+        "otb",
+        f"{_HERE}.otb:OTB",
+        "advantage",
+        "2602.07078",
+        "a baseline of each token's own, for the least variance",
+        "biased",
+    ),
+    Method(
+        "gdpo",
+        f"{_HERE}.gdpo:GDPO",
+        "advantage",
+        "2601.05242",
+        "several rewards, each normalised before they are added",
+        "biased",
+    ),
     # -- ratio -----------------------------------------------------------------------------------------------
     Method(
         "dapo",
@@ -207,6 +249,24 @@ METHODS: tuple[Method, ...] = (
         "rescaled",
     ),
     # -- critic ----------------------------------------------------------------------------------------------
+    Method(
+        "vc-ppo",
+        f"{_HERE}.vc_ppo:VCPPO",
+        "critic",
+        "2503.01491",
+        "PPO whose critic learns whole returns, and alone at first",
+        "biased",
+        settings={"gamma": 1.0, "batch_size": None, "critic_warmup": 0},
+    ),
+    Method(
+        "vapo",
+        f"{_HERE}.vapo:VAPO",
+        "critic",
+        "2504.05118",
+        "a lambda for each length, clip-higher, the likelihood of right answers",
+        "biased",
+        settings={"gamma": 1.0, "batch_size": None, "critic_warmup": 0},
+    ),
     # -- mask ------------------------------------------------------------------------------------------------
     Method(
         "clip-cov",
