@@ -12,6 +12,7 @@ from agents import DPPO, GPG, GRPO, VESPO, ClipCov, KLCov
 from agents.algorithms import maths
 from agents.policies.base import Evaluation
 from tests.test_variants import (
+    BETA,
     LENGTHS,
     TREE,
     clipped,
@@ -265,6 +266,46 @@ def test_an_entropy_target_is_met_and_a_resumed_run_goes_on_with_its_coefficient
     assert -agent.latest["train/entropy_loss"] == pytest.approx(0.9, abs=0.2)
 
 
+def f_of(kind: str, alpha: float, w: torch.Tensor) -> torch.Tensor:
+    """The generators of the divergences, as their papers define them."""
+    if kind == "js_divergence":
+        return w * w.log() - (w + 1) * ((w + 1) / 2).log()
+    if kind == "reverse_kl" or alpha == 1.0:
+        return w * w.log()
+    if alpha == 0.0:
+        return -w.log()
+    return (w**alpha - alpha * w - (1 - alpha)) / (alpha * (alpha - 1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "alpha"),
+    [("js_divergence", 0.0), *(("alpha_divergence", alpha) for alpha in (0.0, 0.5, 1.0, 2.0))],
+)
+def test_a_response_is_charged_what_gives_the_exact_gradient_of_an_f_divergence(kind, alpha):
+    world = {"vocab_size": 3, "horizon": 2, "num_prompts": 1, "kl_coef": BETA}
+    options = {"f_divergence_type": kind, "f_alpha_divergence_coef": alpha}
+    agent = make(GRPO, env_kwargs=world, n_episodes=512, n_envs=512, **options)
+    with torch.no_grad():
+        agent.policy.logits.add_(
+            torch.linspace(-0.5, 0.5, agent.policy.logits.numel()).view_as(agent.policy.logits)
+        )
+    agent._set_up_learn(1, None, None, True, False)
+    rollout = agent.collect()
+    responses = [tuple(row[:n].tolist()) for row, n in zip(rollout.actions, rollout.lengths, strict=True)]
+    rollout = rollout[[responses.index(each) for each in sorted(set(responses))]]
+    log_pi = (agent.policy.evaluate(rollout).log_probs * rollout.mask).sum(1).double()
+    log_ref = (rollout.ref_log_probs * rollout.mask).sum(1).double()
+    assert float(log_pi.exp().sum()) == pytest.approx(1.0, abs=1e-5), "every response is there once"
+    scores = agent.scores_before_kl(rollout)
+    divergence = (log_ref.exp() * f_of(kind, alpha, (log_pi - log_ref).exp())).sum()
+    objective = (log_pi.exp() * scores).sum() - BETA * divergence
+    (exact,) = torch.autograd.grad(objective, agent.policy.logits, retain_graph=True)
+    surrogate = (log_pi.exp().detach() * agent.episode_scores(rollout) * log_pi).sum()
+    (estimated,) = torch.autograd.grad(surrogate, agent.policy.logits)
+    torch.testing.assert_close(estimated, exact, rtol=1e-4, atol=1e-6)
+    assert float(exact.abs().max()) > 1e-2
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -275,6 +316,8 @@ def test_an_entropy_target_is_met_and_a_resumed_run_goes_on_with_its_coefficient
         ({"entropy_target": float("nan")}, "entropy_target"),
         ({"ent_coef_min": 0.5, "ent_coef_max": 0.1}, "ent_coef_min"),
         ({"average": "prompt", "entropy_average": "token"}, "entropy_average"),
+        ({"f_divergence_type": "js_divergence", "kl_in": "loss"}, "kl_in"),
+        ({"f_divergence_type": "hellinger"}, "f_divergence_type"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(options, told):

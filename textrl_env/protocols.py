@@ -6,7 +6,7 @@ The protocols of a language model that decodes (:class:`textrl_env.lm.decoding.D
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -60,6 +60,25 @@ class TextEnv(ChargesKL, Protocol):
         evaluate: Callable[[Any], Any] | None = None,
     ) -> Any:
         """Whole episodes from the given prompts; ``evaluate`` sees all finished sequences before they are charged."""
+        ...
+
+
+@runtime_checkable
+class MovesReference(Protocol):
+    """What charges a KL against a language model that may follow the policy.
+
+    Attributes:
+        moved: The reference where it has been moved, else None.
+    """
+
+    moved: Any
+
+    def move_reference(self, weights: Mapping[str, Any], alpha: float) -> None:
+        """Mix ``alpha`` of these weights into the reference."""
+        ...
+
+    def share_reference(self, other: Any) -> None:
+        """Take the reference of another one."""
         ...
 
 

@@ -4,7 +4,7 @@
     with      A_i = (r_i - mean(r)) / std(r) over the ``G`` answers to one prompt
 
 Differs from the paper by default: the KL is charged in the reward, as the environment does it (``kl_in="loss"`` is the
-paper's). Left out: process rewards, and replacing the reference in the course of a run. The whole method in one file
+paper's). Left out: process rewards. The whole method in one file
 of plain torch is ``examples/grpo_from_scratch.py``.
 """
 
@@ -23,7 +23,7 @@ from agents.algorithms.schedules import Schedule, check_numbers, check_schedule,
 from agents.base import Agent
 from agents.policies.base import Evaluation, Policy
 from agents.rollouts.rollout import Rollout
-from agents.rollouts.vector_envs import longest_episode
+from agents.rollouts.vector_envs import longest_episode, movable_references
 from textrl_env.errors import ArgumentError, check_choice
 
 
@@ -72,6 +72,15 @@ class GRPO(Agent):
         ent_coef_delta: See ``entropy_target``.
         ent_coef_min: The least that ``ent_coef`` falls to.
         ent_coef_max: The most that it rises to.
+        sync_ref_model: Whether the reference follows the policy (TR-DPO, arXiv 2404.09656; the names are TRL's): what
+            is charged from then on, stepping or fused, is the KL to where it is. A moved reference is part of
+            checkpoints. Not with LoRA, whose reference is the model under the adapters.
+        ref_model_sync_steps: Gradient steps from one move to the next.
+        ref_model_mixup_alpha: Share of the policy's weights in the moved reference, the rest are its own.
+        f_divergence_type: What keeps a response near the reference, times ``kl_coef``, by TRL's names: "reverse_kl" (as
+            the environment charges it), "js_divergence" or "alpha_divergence". The last two are of whole responses,
+            ``E_ref[f(pi(y) / pi_ref(y))]``, and in an episode's score (Go et al. 2023, arXiv 2302.08215).
+        f_alpha_divergence_coef: ``alpha``: near 1 the reverse KL, 0 the forward KL, 2 half the chi-squared divergence.
         **kwargs: See :class:`~agents.base.Agent`.
     """
 
@@ -118,6 +127,11 @@ class GRPO(Agent):
         ent_coef_delta: float = 0.005,
         ent_coef_min: float = 0.0,
         ent_coef_max: float = 1.0,
+        sync_ref_model: bool = False,
+        ref_model_sync_steps: int = 512,
+        ref_model_mixup_alpha: float = 0.6,
+        f_divergence_type: str = "reverse_kl",
+        f_alpha_divergence_coef: float = 0.0,
         **kwargs: Any,
     ) -> None:
         check_choice("scale", scale, ("std", "batch", "none", "leave-one-out"))
@@ -145,6 +159,20 @@ class GRPO(Agent):
             raise ArgumentError(
                 f"ent_coef_min must not be above ent_coef_max, got {ent_coef_min} and {ent_coef_max}"
             )
+        if ref_model_sync_steps < 1:
+            raise ArgumentError(f"ref_model_sync_steps must be at least 1, got {ref_model_sync_steps}")
+        if not 0 < ref_model_mixup_alpha <= 1:
+            raise ArgumentError(f"ref_model_mixup_alpha must be in (0, 1], got {ref_model_mixup_alpha}")
+        check_choice("f_divergence_type", f_divergence_type, maths.F_DIVERGENCES)
+        check_numbers(f_alpha_divergence_coef=f_alpha_divergence_coef)
+        if f_divergence_type != "reverse_kl" and kl_in == "loss":
+            raise ArgumentError(
+                f"f_divergence_type={f_divergence_type!r} is of whole responses, in their score; leave kl_in "
+                'at "reward"'
+            )
+        self.sync_ref_model, self.ref_model_sync_steps = sync_ref_model, ref_model_sync_steps
+        self.ref_model_mixup_alpha = ref_model_mixup_alpha
+        self.f_divergence_type, self.f_alpha_divergence_coef = f_divergence_type, f_alpha_divergence_coef
         self.delta, self.off_policy_mask_threshold = delta, off_policy_mask_threshold
         self.mask_truncated_completions = mask_truncated_completions
         self.top_entropy_quantile = top_entropy_quantile
@@ -176,7 +204,11 @@ class GRPO(Agent):
         # The env has charged the KL; counted in the loss it must not be in the reward too.
         if self.kl_in == "loss":
             return self.scores_before_kl(rollout)
-        return self._sum(rollout.rewards, rollout)
+        if self.f_divergence_type == "reverse_kl" or rollout.ref_log_probs is None:
+            return self._sum(rollout.rewards, rollout)
+        log_ratio = ((rollout.log_probs - rollout.ref_log_probs).double() * rollout.mask).sum(1)
+        slope = maths.f_divergence_slope(log_ratio, self.f_divergence_type, self.f_alpha_divergence_coef)
+        return self.scores_before_kl(rollout) - self.kl_coef * slope
 
     def scores_before_kl(self, rollout: Rollout) -> Tensor:
         """What the reward alone gave to each episode, ``[B]``."""
@@ -278,7 +310,37 @@ class GRPO(Agent):
                 )
             )
 
+    def set_up_policy(self, spaces: Any = None) -> None:
+        super().set_up_policy(spaces)
+        if self.sync_ref_model and self.envs is not None:
+            self._check_reference()
+
+    def _check_reference(self) -> None:
+        """Raise an ArgumentError where there is no reference that could follow the policy."""
+        if not movable_references(self.envs, self.text_env):
+            why = f"{self.envs} charges no KL against a language model in this process"
+        elif getattr(self.policy, "lora_rank", None) is not None:
+            why = "with lora_rank the reference is the model under the adapters, and both hold its weights"
+        elif not self.kl_coef:
+            why = "kl_coef is 0, so nothing depends on the reference"
+        else:
+            return
+        raise ArgumentError(
+            f"sync_ref_model=True moves the reference towards the policy, but {why}; leave it out"
+        )
+
+    def _move_reference(self) -> None:
+        if self.policy.is_split:
+            self.policy.weights_changed()  # which puts them together
+        weights = dict(self.policy.lm.model.named_parameters())
+        first, *others = movable_references(self.envs, self.text_env)
+        first.move_reference(weights, self.ref_model_mixup_alpha)
+        for each in others:
+            each.share_reference(first)
+
     def after_update(self, record: dict[str, float]) -> None:
+        if self.sync_ref_model and self.n_gradient_steps % self.ref_model_sync_steps == 0:
+            self._move_reference()
         if self.entropy_target is None:
             return
         share = record.get("kept", 1.0)

@@ -401,6 +401,32 @@ def kl_loss(log_probs: Tensor, ref_log_probs: Tensor, estimator: str, ratio: Ten
     return k3 if ratio is None else k3 * ratio
 
 
+#: f-divergences by the names of TRL's DPO.
+F_DIVERGENCES = ("reverse_kl", "js_divergence", "alpha_divergence")
+#: No exponent is larger.
+_MAX_EXPONENT = 80.0
+
+
+def f_divergence_slope(log_ratio: Tensor, divergence: str, alpha: float = 0.0) -> Tensor:
+    """``f'(w)`` at ``w = pi(y) / pi_ref(y)``, what a response is to be charged for the gradient of an f-divergence.
+
+    For ``D = sum_y pi_ref(y) f(w(y))`` the gradient is ``E_pi[f'(w) grad log pi(y)]`` (Go et al. 2023, arXiv
+    2302.08215): ``log w`` (reverse KL, less a constant), ``log(2 w / (1 + w))`` (Jensen-Shannon) and ``(w^(alpha - 1) -
+    1) / (alpha - 1)`` (Wang et al. 2023, arXiv 2309.16240, as TRL has it).
+
+    Args:
+        log_ratio: ``log w`` of whole responses, ``[B]``.
+        divergence: One of :data:`F_DIVERGENCES`.
+        alpha: Of the alpha-divergence; within 1e-6 of 1 it is the reverse KL.
+    """
+    check_choice("f_divergence_type", divergence, F_DIVERGENCES)
+    if divergence == "js_divergence":
+        return math.log(2.0) + F.logsigmoid(log_ratio)
+    if divergence == "reverse_kl" or abs(alpha - 1.0) < 1e-6:
+        return log_ratio
+    return torch.expm1(((alpha - 1.0) * log_ratio).clamp(max=_MAX_EXPONENT)) / (alpha - 1.0)
+
+
 def approx_kl(ratio: Tensor) -> Tensor:
     """``(rho - 1) - log rho`` for each step: k3 of the update, never negative."""
     return ratio - 1 - ratio.log()

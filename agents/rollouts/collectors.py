@@ -513,7 +513,8 @@ def _with_reference(agent: Collecting, sequences: Sequences) -> Sequences:
     mine = agent.processes.rows(len(sequences), agent.group_size)
     found = np.zeros(0)
     if mine.stop > mine.start:
-        found = agent.text_env.lm.log_probs(sequences[mine])
+        reference = getattr(agent.text_env, "reference", agent.text_env.lm)  # it may follow the policy
+        found = reference.log_probs(sequences[mine])
     return sequences.with_values(
         ref_log_probs=sequences.spread(np.concatenate(agent.processes.gather(found))), native=sequences.native
     )

@@ -18,7 +18,7 @@ from agents.rollouts.observations import add_batch
 from agents.rollouts.sb3_envs import VecEnvAsVectorEnv, without_disguise
 from reward_models import trust
 from textrl_env.acting_policy import VectorActingPolicy
-from textrl_env.protocols import BindsPolicy, ChargesKL, TextEnv
+from textrl_env.protocols import BindsPolicy, ChargesKL, MovesReference, TextEnv
 from textrl_env.sb3.vec_env import GymVecEnv
 
 
@@ -163,6 +163,13 @@ def kl_envs(env: gym.vector.VectorEnv | None) -> list[Any]:
     base = None if env is None else env.unwrapped
     inside = [base, *(inner.unwrapped for inner in getattr(base, "envs", []))]
     return [each for each in inside if isinstance(each, ChargesKL)]
+
+
+def movable_references(*envs: Any) -> list[MovesReference]:
+    """What charges a KL against a language model in these environments, each once."""
+    found = [getattr(each, "dynamics", None) for env in envs for each in kl_envs(env)]
+    found += [getattr(getattr(env, "unwrapped", None), "dynamics", None) for env in envs]
+    return list({id(each): each for each in found if isinstance(each, MovesReference)}.values())
 
 
 def longest_episode(env: gym.vector.VectorEnv | None) -> int | None:

@@ -30,7 +30,7 @@ from agents.parallel.sharding import like, load_weights, whole
 from agents.policies.base import Policy, plain
 from agents.policies.lora import LoraLM
 from agents.rollouts.observations import from_named_arrays, named_arrays
-from agents.rollouts.vector_envs import kl_envs
+from agents.rollouts.vector_envs import kl_envs, movable_references
 from agents.runs import env_state
 from agents.runs.encoding import (
     UNNAMED,
@@ -103,6 +103,8 @@ class Checkpointed(Protocol):
 
 FORMAT = 1
 DOCUMENT = "agent.json"
+#: What the weights of a reference that was moved begin with.
+_REFERENCE = "reference."
 #: What every version has written.
 _NEEDED = {
     "agent",
@@ -215,7 +217,25 @@ def save(
 def _learned(agent: Checkpointed) -> dict[str, Tensor]:
     """Weights that the Hugging Face folder does not hold, and the optimiser's state."""
     weights = {f"policy.{name}": w for name, w in _own_weights(plain(agent.policy)).items()}
-    return weights | _optimizer_tensors(agent.optimizer)
+    return weights | _optimizer_tensors(agent.optimizer) | _moved_reference(agent)
+
+
+def _moved_reference(agent: Checkpointed) -> dict[str, Tensor]:
+    """The reference's weights, where they are no longer those of the model that the environment was made with."""
+    for dynamics in movable_references(agent.envs, agent.text_env):
+        if dynamics.moved is not None:
+            return {f"{_REFERENCE}{n}": w for n, w in dynamics.moved.model.named_parameters()}
+    return {}
+
+
+def _restore_reference(agent: Checkpointed, tensors: dict[str, Tensor]) -> None:
+    weights = {n.removeprefix(_REFERENCE): t for n, t in tensors.items() if n.startswith(_REFERENCE)}
+    found = movable_references(agent.envs, agent.text_env) if weights else []
+    for dynamics in found:
+        if dynamics is found[0]:
+            dynamics.move_reference(weights, 1.0)
+        else:
+            dynamics.share_reference(found[0])
 
 
 def learned_by_all(agent: Checkpointed) -> dict[str, Tensor]:
@@ -496,6 +516,7 @@ def _restore(agent: Checkpointed, document: dict[str, Any], path: Path) -> None:
     agent.set_method_state(document.get("method", {}))
     if agent.envs is not None:
         _agree_with_env(agent, document)
+        _restore_reference(agent, tensors)
         _restore_rewards(agent, document.get("rewards", []))
     if agent.envs is None or agent.num_envs != document["num_envs"] or "env_state" not in document:
         return

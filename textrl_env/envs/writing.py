@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -104,7 +104,8 @@ class WritingDynamics(KLDynamics):
     """``N`` sequences being written, as arrays; a subclass says how they begin, go on and end.
 
     Attributes:
-        lm: The frozen reference.
+        lm: The initial policy, frozen, and the reference until that is moved.
+        moved: The reference where it has been moved, else None.
         encoder: How texts become token ids.
         max_length: Tokens that a sequence can have, ``L``.
         max_new_tokens: The budget of a response, or of a turn.
@@ -116,6 +117,7 @@ class WritingDynamics(KLDynamics):
 
     state_names: ClassVar[tuple[str, ...]] = ("prompt_id", "tokens", "length", "prompt_length", "kl_sum")
     lm: CausalLM
+    moved: CausalLM | None = None
     encoder: TextEncoder
     max_length: int
     max_new_tokens: int
@@ -165,16 +167,55 @@ class WritingDynamics(KLDynamics):
         self.kl_sum += kl
         return ref_logprob, kl
 
+    @property
+    def reference(self) -> CausalLM:
+        """What the KL is charged against."""
+        return self.lm if self.moved is None else self.moved
+
+    def move_reference(self, weights: Mapping[str, Any], alpha: float) -> None:
+        """Mix weights into the reference: ``alpha`` of them and ``1 - alpha`` of its own, in place.
+
+        Whoever else holds :attr:`lm` keeps it as it was: the first move makes a copy.
+
+        Args:
+            weights: Tensors by the names of the model's parameters, all of them.
+            alpha: 1 takes the weights as they are.
+
+        Raises:
+            ValueError: The names differ, or the weights are quantised.
+        """
+        import torch
+
+        if getattr(self.lm.model, "is_quantized", False):
+            raise ValueError("quantised weights cannot be mixed with others, so the reference stays as it is")
+        own = dict(self.reference.model.named_parameters())
+        if own.keys() != weights.keys():
+            differing = sorted(own.keys() ^ weights.keys())
+            raise ValueError(
+                f"the reference can only move to a model of its own kind; they differ in {differing[:3]}"
+            )
+        if self.moved is None:
+            self.moved = self.lm.clone()
+            self.moved.model.requires_grad_(False)
+        with torch.no_grad():
+            for name, parameter in self.moved.model.named_parameters():
+                parameter.mul_(1.0 - alpha).add_(weights[name].detach().to(parameter), alpha=alpha)
+        self._reference = None  # which has read with the weights of before
+
+    def share_reference(self, other: WritingDynamics) -> None:
+        """Take the reference of another environment of the same model."""
+        self.moved, self._reference = other.moved, None
+
     def reference_log_probs(self, sequences: Sequences) -> np.ndarray:
         """The reference's log-probabilities of the policy's tokens, float64 ``[m]``; those beside them, if they are."""
         known = sequences.ref_log_probs
-        return self.lm.log_probs(sequences) if known is None else known[sequences.policy]
+        return self.reference.log_probs(sequences) if known is None else known[sequences.policy]
 
     def _reference_log_prob(self, slots: np.ndarray, actions: np.ndarray) -> np.ndarray:
         import torch
 
         if self._reference is None:
-            self._reference = SlotDecoder(self.lm.for_decoding(), self.num_slots, self.max_length)
+            self._reference = SlotDecoder(self.reference.for_decoding(), self.num_slots, self.max_length)
         logits = self._reference.next_logits(self.tokens, self.length, slots)
         chosen = torch.from_numpy(np.ascontiguousarray(actions, dtype=np.int64)).to(logits.device)
         return gather_log_probs(logits, chosen).double().cpu().numpy()
@@ -219,8 +260,13 @@ class WritingEnv:
 
     @property
     def lm(self) -> CausalLM:
-        """The frozen reference, which is also the initial policy."""
+        """The initial policy, frozen, and the reference until that is moved."""
         return self.dynamics.lm
+
+    @property
+    def reference(self) -> CausalLM:
+        """What the KL is charged against."""
+        return self.dynamics.reference
 
     @property
     def num_prompts(self) -> int:
