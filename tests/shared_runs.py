@@ -45,7 +45,7 @@ RUNS: dict[str, Callable[[], Any]] = {
         "auto", _env(reward=RunningNormalizer(id_sum)), group_size=4, average="token", **COMMON
     ),
     "grpo, minibatches of another size": lambda: GRPO(
-        "auto", _env(), group_size=2, batch_size=6, n_epochs=1, **COMMON
+        "auto", _env(), group_size=2, batch_size=12, n_epochs=1, **COMMON
     ),
     "ppo, micro-batches": lambda: PPO("auto", _env(), batch_size=8, n_epochs=1, micro_batch_size=3, **COMMON),
     "turns of a game": lambda: REINFORCE("auto", _game(), **COMMON),
@@ -56,6 +56,17 @@ RUNS: dict[str, Callable[[], Any]] = {
         micro_batch_size=5,
         n_epochs=1,
         policy_kwargs={"shard": True, "gradient_checkpointing": True},
+        **COMMON,
+    ),
+    "split weights, value head": lambda: PPO(
+        "auto", _env(), n_epochs=1, micro_batch_size=5, policy_kwargs={"shard": True}, **COMMON
+    ),
+    "split adapters": lambda: PPO(
+        "auto",
+        _env(),
+        critic="separate",
+        n_epochs=1,
+        policy_kwargs={"shard": True, "lora_rank": 2},
         **COMMON,
     ),
     "lora": lambda: PPO(
@@ -137,7 +148,7 @@ def trainings(folder: Path) -> dict[str, dict[str, Any]]:
         ),
         "sft with lora": lambda out: sft(data=DEMONSTRATIONS, output=out, batch_size=8, lora_rank=2, **start),
         "dpo": lambda out: dpo(data=COMPARISONS, output=out, batch_size=8, micro_batch_size=3, **start),
-        "kto": lambda out: dpo(data=COMPARISONS, output=out, loss="kto", batch_size=10, **start),
+        "kto": lambda out: dpo(data=COMPARISONS, output=out, loss="kto", batch_size=20, **start),
         "reward": lambda out: train_reward_model(
             pairs=COMPARISONS, eval_pairs=COMPARISONS[:5], output=out, batch_size=4, **start
         ),
@@ -238,7 +249,7 @@ def write_inputs(folder: Path) -> None:
 
 def several(rank: int, count: int, port: int, folder: Path) -> None:
     """Everything that one of several processes does; it writes what it saw."""
-    _be(rank, count, port)
+    be(rank, count, port)
     with parallel.started():
         found: dict[str, Any] = {name: run(make) for name, make in RUNS.items()}
         found["trainings"] = trainings(folder)
@@ -255,12 +266,18 @@ def several(rank: int, count: int, port: int, folder: Path) -> None:
         found["split, resumed"] = command_line(
             folder, "", *resuming(folder / "split"), "--total-timesteps", "150"
         )
+        adapters = (*split, "--lora-rank", "2")
+        found["split adapters, run"] = command_line(folder, "adapters", *new_run(folder, 80), *adapters)
+        parallel.current().on_main(lambda: keep_first(folder / "adapters", folder / "adapters-again"))
+        found["split adapters, resumed"] = command_line(
+            folder, "", *resuming(folder / "adapters-again"), "--total-timesteps", "80"
+        )
         (folder / f"rank-{rank}.json").write_text(json.dumps(found))
 
 
 def dying(rank: int, count: int, port: int, folder: Path) -> None:
     """A run in which the last of several processes is killed in its third update; the first writes what it said."""
-    _be(rank, count, port)
+    be(rank, count, port)
     update, updates = GRPO.update, 0
 
     def watched(self: Any, *args: Any) -> Any:
@@ -275,7 +292,7 @@ def dying(rank: int, count: int, port: int, folder: Path) -> None:
     (folder / f"dying-{rank}.json").write_text(json.dumps(said))
 
 
-def _be(rank: int, count: int, port: int) -> None:
+def be(rank: int, count: int, port: int) -> None:
     """Tell this process what a launcher would."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}

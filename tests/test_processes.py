@@ -17,11 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from agents import GRPO
 from agents.parallel.processes import ALONE, Processes, deal
 from agents.runs.whole import check_whole
 from tests import shared_runs
-from tests.tiny import make_env, make_lm
+from tests.tiny import make_lm
 from textrl_env.lm.next_tokens import sample_actions
 from textrl_env.lm.streams import Streams
 
@@ -97,9 +96,12 @@ def test_a_process_learns_a_part_of_split_weights_alone(seen):
     assert {rank["reinforce"]["held"] for rank in seen} == {len(seen[0]["reinforce"]["weights"])}
 
 
-def test_adapters_are_not_split():
-    with pytest.raises(ValueError, match="with lora_rank are few"):
-        GRPO("auto", make_env(lm=make_lm()), policy_kwargs={"shard": True, "lora_rank": 2})
+def test_of_a_policy_with_adapters_these_are_split_and_what_lies_under_them_is_not(seen):
+    under = sum(p.numel() for p in make_lm().model.parameters())
+    under_critic = sum(p.numel() for p in make_lm().model.base_model.parameters())
+    whole = len(seen[0]["lora"]["weights"]) - under - under_critic
+    split = [rank["split adapters"]["held"] - under - under_critic for rank in seen]
+    assert sum(split) == whole > 0 and max(split) < 0.55 * whole
 
 
 def test_the_main_process_alone_calls_callbacks_and_the_others_follow(seen):
@@ -172,6 +174,20 @@ def test_split_weights_are_saved_whole_and_split_again(folder, seen):
     one, two = final_weights(folder / "one"), final_weights(folder / "split")
     assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
     assert len(rows(folder / "split")) == len(rows(folder / "one"))
+
+
+def test_split_adapters_are_saved_whole_and_go_on_to_the_bit(folder, seen):
+    assert [
+        rank[name][0] for rank in seen for name in ("split adapters, run", "split adapters, resumed")
+    ] == [0] * 4
+    through, again = (
+        load_file(folder / run / "final" / "adapter" / "adapter_model.safetensors")
+        for run in ("adapters", "adapters-again")
+    )
+    assert through.keys() == again.keys() and any(
+        x.abs().max() > 0 for n, x in through.items() if "lora_B" in n
+    )
+    assert all(torch.equal(through[name], again[name]) for name in through)
 
 
 def test_a_process_that_is_killed_ends_the_run_by_name_and_the_last_checkpoint_is_whole(folder):

@@ -4,8 +4,8 @@ The policy that is trained is split; beside it every process keeps the weights w
 responses with, to evaluate and to save (:attr:`~agents.policies.causal_lm.CausalLMPolicy.lm`). They are put together
 again after every update. Whatever concerns split tensors is done by all processes at once.
 
-Left out: adapters, whose own weights are few and whose base is the reference's; a reference that is split; decoding
-with weights that are split.
+With adapters only these are split: the weights under them are the reference's, which every process holds. Left out: a
+reference that is split; decoding with weights that are split.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 
 def split(policy: nn.Module, count: int) -> None:
-    """Split a policy over ``count`` processes, each of which holds the same weights now.
+    """Split what a policy trains over ``count`` processes, each of which holds the same weights now.
 
     Every layer is a unit whose weights are gathered when it computes, and what is in no layer (embeddings, head, norms)
     is one more.
@@ -27,10 +27,13 @@ def split(policy: nn.Module, count: int) -> None:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     mesh = init_device_mesh(next(policy.parameters()).device.type, (count,))
+    frozen = {
+        p for p in policy.parameters() if not p.requires_grad
+    }  # the reference's, which is whole here anyway
     for layer in [m for m in policy.modules() if isinstance(m, GradientCheckpointingLayer)]:
-        fully_shard(layer, mesh=mesh)
+        fully_shard(layer, mesh=mesh, ignored_params=frozen)
     # Gathered again in the backward pass: weights left whole after a pass without one would be used after a step.
-    fully_shard(policy, mesh=mesh, reshard_after_forward=True)
+    fully_shard(policy, mesh=mesh, reshard_after_forward=True, ignored_params=frozen)
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(
@@ -60,10 +63,11 @@ def like(tensor: Tensor, other: Tensor) -> Tensor:
 
 @torch.no_grad()
 def put_together(trained: nn.Module, into: nn.Module) -> None:
-    """Copy the weights of a split module into those of the same module that is whole."""
+    """Copy the trained weights of a split module into those of the same module that is whole."""
     targets = dict(into.named_parameters())
     for name, weight in trained.named_parameters():
-        targets[name].copy_(whole(weight))
+        if weight.requires_grad:
+            targets[name].copy_(whole(weight))
 
 
 def load_weights(policy: nn.Module, weights: dict[str, Tensor]) -> Any:

@@ -104,11 +104,6 @@ class CausalLMPolicy(Policy):
             )
         lm = model if isinstance(model, CausalLM) else CausalLM.load(model, device="cpu")
         check_no_adapter(lm.model)
-        if shard and lora_rank is not None:
-            raise ValueError(
-                "shard splits weights that learn, which with lora_rank are few: leave it out (the model under the "
-                "adapters is the reference's, and costs nothing)"
-            )
         self.lora_rank, self.shard = lora_rank, shard
         check_choice("save_dtype", save_dtype, DTYPES)
         self.saved_dtype = lm.model.dtype if save_dtype == "auto" else getattr(torch, save_dtype)

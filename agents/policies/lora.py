@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +47,19 @@ def digest_of_weights(weights: Mapping[str, Tensor]) -> str:
 
 def share(model: PreTrainedModel) -> PreTrainedModel:
     """A module tree of its own over the very weights of ``model``, frozen in the new tree only."""
+    return copy.deepcopy(model, _shared(model, lambda p: True))
+
+
+def _shared(model: PreTrainedModel, is_shared: Callable[[nn.Parameter], bool]) -> dict[int, Any]:
+    """What a deep copy of ``model`` takes as it is: buffers and some of the parameters, frozen in the copy only."""
+    shared = [p for p in model.parameters() if is_shared(p)]
     if getattr(
         model, "is_quantized", False
     ):  # its parameters hold more than a tensor, and nothing trains them
-        memo: dict[int, Any] = {id(p): p.requires_grad_(False) for p in model.parameters()}
+        memo: dict[int, Any] = {id(p): p.requires_grad_(False) for p in shared}
     else:
-        memo = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
-    memo |= {id(buffer): buffer for buffer in model.buffers()}
-    return copy.deepcopy(model, memo)
+        memo = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in shared}
+    return memo | {id(buffer): buffer for buffer in model.buffers()}
 
 
 def add_adapter(
@@ -183,14 +188,20 @@ def adapted_weights(model: nn.Module, exact: bool = False) -> Iterator[tuple[str
             yield f"{name}.weight", (weight.float() + delta).to(torch.float32 if exact else weight.dtype)
 
 
-def save_adapter(model: nn.Module, folder: Path) -> None:
-    """Write what is trained beside the weights (adapters, and a head of their own) as the folder of a peft adapter."""
+def save_adapter(model: nn.Module, folder: Path, learned: Collection[str] | None = None) -> None:
+    """Write what is trained beside the weights (adapters, and a head of their own) as the folder of a peft adapter.
+
+    Args:
+        model: With the adapter.
+        folder: Where.
+        learned: Names of what is trained; None is what takes a gradient.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     model.peft_config["default"].save_pretrained(str(folder))
     weights = {
         f"base_model.model.{name.replace('.default.weight', '.weight')}": p.detach().cpu().contiguous()
         for name, p in model.named_parameters()
-        if p.requires_grad
+        if (p.requires_grad if learned is None else name in learned)
     }
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
@@ -222,6 +233,8 @@ class LoraLM(CausalLM):
         self._settings = (rank, alpha, targets)
         self.alpha = 2 * rank if alpha is None else alpha
         self.model = add_adapter(reference.model, *self._settings)
+        # By name: a copy that only writes responses has no gradients.
+        self._learned = frozenset(name for name, p in self.model.named_parameters() if p.requires_grad)
         self._bfloat16 = None
         self._merged: PreTrainedModel | None = None
 
@@ -229,6 +242,13 @@ class LoraLM(CausalLM):
     def is_quantized(self) -> bool:
         """Whether the weights under the adapter are no plain numbers, so that it cannot be merged into them."""
         return bool(getattr(self.reference.model, "is_quantized", False))
+
+    def clone(self) -> LoraLM:
+        """A copy with adapters of its own over the same weights."""
+        twin = copy.copy(self)
+        twin.model = copy.deepcopy(self.model, _shared(self.model, lambda p: not p.requires_grad))
+        twin._bfloat16 = twin._merged = None
+        return twin
 
     def another_body(self) -> PreTrainedModel:
         """A second body over the same weights with an adapter of its own, a critic's for example."""
@@ -268,14 +288,14 @@ class LoraLM(CausalLM):
             dtype: What numbers are written in; None is what they are under the adapter.
         """
         if self.is_quantized:
-            save_adapter(self.model, Path(folder))
+            save_adapter(self.model, Path(folder), self._learned)
             self.tokenizer.save_pretrained(str(folder))
             return
         merged = {name: weight.cpu() for name, weight in adapted_weights(self.model, exact=True)}
         plain = self.reference.model
         save_model(plain, folder, dtype, plain.state_dict() | merged)
         self.tokenizer.save_pretrained(str(folder))
-        save_adapter(self.model, Path(folder) / "adapter")
+        save_adapter(self.model, Path(folder) / "adapter", self._learned)
 
     @torch.no_grad()
     def take_out_of_base(self) -> None:
