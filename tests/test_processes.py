@@ -236,13 +236,13 @@ def test_random_numbers_are_uniform_along_a_sequence_and_across_sequences():
 
 
 def test_the_two_ways_of_looking_up_a_number_choose_the_same_action():
-    from textrl_env.lm import decoding
+    from textrl_env.lm import next_tokens
 
     logits = torch.randn(64, 1000, generator=torch.Generator().manual_seed(0)) * 3
     logits[:, 700:] = -torch.inf
     numbers = np.append(np.random.default_rng(0).random(62), [0.0, np.nextafter(1.0, 0.0)])
     expected = sample_actions(logits, None, uniform=numbers)
-    got = decoding._sample_in_blocks(logits, torch.from_numpy(numbers))
+    got = next_tokens._sample_in_blocks(logits, torch.from_numpy(numbers))
     assert got.tolist() == expected.tolist() and got.max() < 700
 
 
