@@ -329,6 +329,14 @@ def test_tools_are_shown_by_the_chat_template_and_their_answers_too():
     assert shown.endswith(f"</tool_call><|im_end|>\n{answer}")
 
 
+def test_a_turn_without_a_call_ends_the_episode_behind_a_chat_template():
+    env, tokenizer = chat_game("qwen2_5", game=Calculator, rows=[{"a": 3, "b": 4}])
+    env.reset(seed=0)
+    for token in [*tokenizer.encode("Twelve.", add_special_tokens=False), tokenizer.eos_token_id]:
+        _, _, terminated, _, info = env.step(token)
+    assert terminated and (info["stop_reason"], info["game_text"], info["turns"]) == ("game", "", 1)
+
+
 def test_without_a_chat_template_answers_are_texts():
     class Words(Calculator):
         def reset(self, **row):

@@ -182,14 +182,15 @@ class ChatTemplate:
 
         Args:
             messages: What the words answer.
-            answer: What follows them.
+            answer: What follows them; no messages if nothing does.
             row: See :meth:`render`.
 
         Raises:
             ValueError: The template does not show the words, or refuses the conversation.
         """
         turn = {"role": "assistant", "content": _PROBE}
-        conversation = [*self._tidy(messages), turn, *self._tidy(answer)]
+        # A game may have nothing to say, as a tool that was not called.
+        conversation = [*self._tidy(messages), turn, *(self._tidy(answer) if answer else [])]
         _, found, after = self._apply(conversation, row, add_generation_prompt=True).rpartition(_PROBE)
         if not found:
             raise ValueError(
