@@ -64,7 +64,7 @@ SEQUENCES = "textrl_env/lm/sequences.py"
 IMPORTANCE = "agents/algorithms/importance.py"
 ANSWERS, KNOBS = (f"textrl_env/generators/{name}.py" for name in ("answers", "sampling"))
 LLAMA, MASKS = "textrl_env/lm/fused_llama.py", "textrl_env/lm/attention_masks.py"
-CHECK = "textrl_env/lm/self_check.py"
+CHECK, DIVERGENCE = "textrl_env/lm/self_check.py", "textrl_env/lm/divergence.py"
 GRPO, PPO, REINFORCE = (f"agents/algorithms/{name}.py" for name in ("grpo", "ppo", "reinforce"))
 PTX, KL_CONTROL = "agents/algorithms/ppo_ptx.py", "agents/callbacks/kl_control.py"
 DPO, SFT, LORA = "agents/offline/preference_losses.py", "agents/offline/sft.py", "agents/policies/lora.py"
@@ -348,6 +348,26 @@ BUGS = [
         ("ratios",)),
     Bug("a mean over prompts counts prompts by their tokens", MATHS,
         "steps.clamp(min=1)[place][:, None] / len(names)", "steps.sum()", ("ratios",)),
+    Bug("ScaleRL keeps the prompts whose answers are all alike", METHOD + "scale_rl.py", "if 0 < share < 1:",
+        "if False:", ("ratios",)),
+    Bug("ScaleRL's mean is over tokens", METHOD + "scale_rl.py", 'self.average = "prompt"', 'self.average = "token"',
+        ("ratios",)),
+    Bug("the worst of n is imitated", METHOD + "raft.py", "scores.view(-1, self.group_size).argmax(1",
+        "scores.view(-1, self.group_size).argmin(1", ("ratios",)),
+    Bug("answers that are too bad are imitated", METHOD + "raft.py", "chosen &= raw >= self.min_score", "pass",
+        ("ratios",)),
+    Bug("the best of n among the tokens of all", METHOD + "raft.py",
+        "return rollout[rows] if 0 < len(rows) < len(rollout) else rollout", "return rollout", ("ratios",)),
+    Bug("student and teacher the other way round", DIVERGENCE, "        return _kl(log_t, log_s)\n",
+        "        return _kl(log_s, log_t)\n", ("distillation",)),
+    Bug("weights of the mixture swapped", DIVERGENCE, "log_s + torch.log1p(-share), log_t + share.log()",
+        "log_s + share.log(), log_t + torch.log1p(-share)", ("distillation",)),
+    Bug("the teacher is read one token off", DIVERGENCE, "target = others(rows)", "target = others(rows).roll(1, 0)",
+        ("distillation",)),
+    Bug("demonstrations teach their prompts too", METHOD + "gkd.py", "written = labels != IGNORE",
+        "written = labels != IGNORE - 1", ("distillation",)),
+    Bug("demonstrations are never drawn", METHOD + "gkd.py", "self.rng.random() >= self.lmbda",
+        "self.rng.random() < -self.lmbda", ("distillation",)),
     Bug("shares of policy and reference swapped", WRITING,
         "mul_(1.0 - alpha).add_(weights[name].detach().to(parameter), alpha=alpha)",
         "mul_(alpha).add_(weights[name].detach().to(parameter), alpha=1.0 - alpha)", ("moving_reference",)),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents import DPPO, GPG, GRPO, VESPO, ClipCov, KLCov
+from agents import DPPO, GPG, GRPO, RAFT, VESPO, ClipCov, KLCov, ScaleRL
 from agents.algorithms import maths
 from agents.policies.base import Evaluation
 from tests.test_variants import (
@@ -142,6 +142,38 @@ def test_kl_cov_holds_the_tokens_of_the_highest_covariance():
     terms = [-r * a + (0.7 * abs(n - o) if i in held else 0.0) for i, (r, a, n, o) in enumerate(steps)]
     assert len(held) == 4
     assert loss == pytest.approx(sum(terms) / TOKENS, rel=1e-4)
+
+
+# -- ScaleRL --------------------------------------------------------------------------------------------------
+
+
+def test_scale_rl_averages_over_the_prompts_whose_answers_differ():
+    rollout, new = make_rollout()
+    rollout.penalties = torch.zeros_like(rollout.penalties)
+    scores = torch.tensor([1.0, 1, 1, 1, 0, 1, 0, 0])
+    rollout.rewards = scores[:, None] * rollout.done
+    agent = make(ScaleRL, clip_range_high=0.3)
+    batch = agent.prepare_batch(agent.prepare_rollout(rollout))
+    assert len(batch) == 4 and agent.logger.name_to_value["group/frac_zero_std"] == 0.5
+    kept = Evaluation(new.log_probs[4:], None, new.entropy[4:])
+    loss = (agent.loss(batch, kept)[0] * agent.loss_weights(batch)).sum()
+    (gradient,) = torch.autograd.grad(loss, new.log_probs)
+    eps = episodes(rollout, new)[4:]
+    std = math.sqrt(sum((e.ret - 0.25) ** 2 for e in eps) / 3)
+    tokens = sum(e.length for e in eps)
+    for i, e in enumerate(eps):
+        expected = [-min(ratio, 1.3) * (e.ret - 0.25) / std / tokens for ratio in e.ratios]
+        np.testing.assert_allclose(gradient[4 + i, : e.length], expected, rtol=2e-3)
+    assert not gradient[:4].any()
+
+
+def test_scale_rl_counts_long_and_short_prompts_alike():
+    rollout, _ = make_rollout()
+    rollout.group = torch.arange(8) // 4
+    agent = make(ScaleRL)
+    batch = agent.prepare_batch(agent.prepare_rollout(rollout))
+    weights = agent.loss_weights(batch)
+    assert [float(half.sum()) for half in weights.split(4)] == pytest.approx([0.5, 0.5])
 
 
 # -- options of GRPO and its children -------------------------------------------------------------------------
@@ -337,3 +369,48 @@ def test_a_mean_over_prompts_counts_groups_alike_and_their_tokens_alike():
     first, second = sum(LENGTHS[:4]), sum(LENGTHS[4:])
     assert weights[0, 0] == pytest.approx(1 / first / 2) and weights[4, 3] == pytest.approx(1 / second / 2)
     assert float(weights.sum()) == pytest.approx(1.0)
+
+
+# -- the best of n --------------------------------------------------------------------------------------------
+
+
+def with_scores(scores):
+    rollout, new = make_rollout()
+    rollout.penalties = torch.zeros_like(rollout.penalties)
+    rollout.rewards = torch.tensor(scores, dtype=torch.float64)[:, None] * rollout.done
+    return rollout, new
+
+
+@pytest.mark.parametrize(
+    ("scores", "least", "imitated"),
+    [
+        ([0, 2, 1, 2, 0.5, 0.1, 0.2, 0.9], None, [1, 7]),
+        ([0, 2, 1, 2, 0.5, 0.1, 0.2, 0.9], 1.0, [1]),
+        ([0, 0, 0, 0, 0, 0, 1, 0], 1.0, [6]),
+        ([0, 0, 0, 0, 0, 0, 1, 0], None, [0, 6]),
+    ],
+)
+def test_the_best_answer_of_each_group_is_imitated_and_no_other(scores, least, imitated):
+    rollout, new = with_scores(scores)
+    agent = make(RAFT, min_score=least)
+    batch = agent.prepare_batch(agent.prepare_rollout(rollout))
+    assert len(batch) == len(imitated)
+    kept = Evaluation(new.log_probs[imitated], None, new.entropy[imitated])
+    loss = float((agent.loss(batch, kept)[0] * agent.loss_weights(batch)).sum().detach())
+    eps = [episodes(with_scores(scores)[0], new)[i] for i in imitated]
+    assert loss == pytest.approx(-sum(sum(e.new) for e in eps) / sum(e.length for e in eps), rel=1e-4)
+
+
+def test_where_no_answer_is_good_enough_nothing_is_imitated():
+    rollout, new = with_scores([0] * 8)
+    loss, gradient = loss_and_gradient(make(RAFT, min_score=1.0), rollout, new)
+    assert loss == 0.0 and not gradient.any()
+
+
+def test_an_answer_without_a_score_is_not_imitated():
+    rollout, _ = with_scores([0, -1, -1, -1, 0, 0, 1, 0])
+    rollout.scored = rollout.mask.clone()
+    rollout.scored[0] = False
+    agent = make(RAFT)
+    assert agent.prepare_rollout(rollout).advantages.any(1).sum() == 2
+    assert int(rollout.advantages.any(1).nonzero()[0]) == 1

@@ -40,6 +40,8 @@ def episode_kl(rollout: Rollout) -> tuple[float, int]:
         the number of episodes.
     """
     episodes = int(rollout.done.sum())
+    if rollout.ref_log_probs is None:  # demonstrations, which nobody has written here
+        return math.nan, 0
     total = float(((rollout.log_probs - rollout.ref_log_probs) * rollout.mask).double().sum())
     return (total / episodes if episodes else math.nan), episodes
 

@@ -29,11 +29,15 @@ _METADATA = "policy"
 
 
 class Evaluation(NamedTuple):
-    """What a policy says of a rollout: log_probs, values (None without a critic), entropy, each ``[B, T]``."""
+    """What a policy says of a rollout, each ``[B, T]``.
+
+    ``values`` are None without a critic, ``divergence`` is None without a teacher.
+    """
 
     log_probs: Tensor
     values: Tensor | None
     entropy: Tensor
+    divergence: Tensor | None = None
 
 
 class DiscreteAction(np.ndarray):

@@ -36,6 +36,9 @@ from textrl_env.lm.slot_decoder import SlotDecoder
 from textrl_env.lm.stop_strings import StopStrings
 from textrl_env.lm.streams import Streams
 
+#: ``compare(student, rollout)``: log-probabilities, entropies and, with gradient, a divergence, each ``[m]``.
+Compare = Callable[[CausalLM, Rollout], tuple[Tensor, Tensor, Tensor]]
+
 
 class CausalLMPolicy(Policy):
     """A causal language model that acts by its next-token distribution.
@@ -144,6 +147,8 @@ class CausalLMPolicy(Policy):
         self.value_head = None if critic is None else head
         self.to(self.lm.device)
         self.autocast = self.lm.autocast
+        #: Says how far the student's distributions are from a teacher's; None where there is none.
+        self.compare: Compare | None = None
         self._decoder: SlotDecoder | None = None
         self.engine, self.engine_name = make_generator(generator, generator_kwargs)
         if self.engine is None:
@@ -315,6 +320,10 @@ class CausalLMPolicy(Policy):
 
     def _evaluate(self, rollout: Rollout) -> Evaluation:
         sequences = rollout.inputs["sequences"].to(self.device)
+        if self.compare is not None and torch.is_grad_enabled():
+            steps = rollout.mask.shape[1]
+            found = [sequences.padded(x, steps) for x in self.compare(self.trained, rollout)]
+            return Evaluation(found[0], None, found[1], found[2])
         shares_trunk = self.value_head is not None and self.body is None
         log_probs, entropy, states = self.trained.evaluate(sequences, with_states=shares_trunk)
         values = self._values(sequences, states)

@@ -346,6 +346,24 @@ class CausalLM:
                 use_cache=False,
             )
 
+    def policy_logits(self, sequences: Sequences) -> Callable[[slice], Tensor]:
+        """One pass, and what makes action logits ``[r, V]`` of some of the policy's tokens from it, with gradient."""
+        layout = self.layout(sequences)
+        if isinstance(layout, PackedLayout):
+            states = self.policy_states(sequences)
+
+            def some(rows: slice) -> Tensor:
+                with self.precision():
+                    return self.action_logits(self.head(states[rows]))
+
+            return some
+        if layout is None:
+            whole = slice(None)
+            logits = self._by_length(sequences, lambda alike: (self.policy_logits(alike)(whole),))[0]
+        else:
+            logits = self.action_logits(layout.take(self._padded_pass(layout).logits))
+        return lambda rows: logits[rows]
+
     @torch.no_grad()
     def squared_probabilities(self, sequences: Sequences) -> Tensor:
         """The sum of the squared probabilities of all tokens, where the policy wrote one, float32 ``[m]``."""

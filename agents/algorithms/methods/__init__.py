@@ -248,6 +248,14 @@ METHODS: tuple[Method, ...] = (
         "no ratio; scaled up for groups that are all alike",
         "rescaled",
     ),
+    Method(
+        "scale-rl",
+        f"{_HERE}.scale_rl:ScaleRL",
+        "ratio",
+        "2510.13786",
+        "CISPO with a mean over prompts, over the batch's standard deviation",
+        "biased",
+    ),
     # -- critic ----------------------------------------------------------------------------------------------
     Method(
         "vc-ppo",
@@ -285,6 +293,23 @@ METHODS: tuple[Method, ...] = (
         "biased",
     ),
     # -- teacher ---------------------------------------------------------------------------------------------
+    Method(
+        "raft",
+        f"{_HERE}.raft:RAFT",
+        "teacher",
+        "2304.06767",
+        "imitates the best of a group's answers",
+        "biased",
+    ),
+    Method(
+        "gkd",
+        f"{_HERE}.gkd:GKD",
+        "teacher",
+        "2306.13649",
+        "distillation from a teacher on the student's own answers",
+        "biased",
+        text_only=True,
+    ),
     Method(
         "ppo-ptx",
         f"{_ROOM}.ppo_ptx:PPOptx",
