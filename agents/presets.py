@@ -57,6 +57,8 @@ DEFAULTS: dict[str, dict[str, ByModel]] = {
     "critic_gae_lambda": {"PPO": ByModel(None, 1.0, 1.0, 1.0)},
     "critic_warmup": {"PPO": ByModel(0, 0, 0, 0)},
 }
+#: What the preset's learning rate goes by, and one that was given does not.
+SCHEDULE = ("lr_scheduler_type", "warmup_ratio")
 #: Trainer on files -> argument -> default. Rates of supervised fine-tuning and DPO as in TRL 1.16.
 ON_FILES: dict[str, dict[str, ByModel]] = {
     "sft": {"learning_rate": ByModel(network=None, embedded=2e-3, full=2e-5, lora=2e-4)},

@@ -156,6 +156,28 @@ def test_the_command_line_has_pythons_defaults_prints_them_and_writes_them_down(
     assert "GRPO trains every weight of a language model" in shown
 
 
+@pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
+@pytest.mark.parametrize("prompt", ["a b", [{"role": "user", "content": "a b"}]], ids=["text", "messages"])
+def test_texts_for_a_model_with_a_chat_template_are_hinted_at(chat, prompt, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_model("llama").save_pretrained("model")
+    tokenizer = make_tokenizer()
+    if chat or not isinstance(prompt, str):
+        tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    tokenizer.save_pretrained("model")
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": prompt}))
+    (tmp_path / "own_reward.py").write_text("def r(prompts, completions): return [0.0] * len(completions)\n")
+    line = ["train", "--no-progress", "--agent", "grpo", "--model", "model", "--reward", "own_reward.py:r"]
+    line += ["--prompts", "prompts.jsonl", "--max-new-tokens", "4", "--total-timesteps", "1"]
+    line += ["--n-episodes", "2", "--group-size", "2", "--learning-rate", "0.001", "--run-dir", "run"]
+    assert main(line) == 0
+    shown = capsys.readouterr().out
+    assert ("write them as messages" in " ".join(shown.split())) == (chat and isinstance(prompt, str))
+    rows = [line.replace("│", " ").split() for line in shown.splitlines()]
+    assert ["learning_rate", "0.001", "given"] in rows
+    assert ["lr_scheduler_type", "constant", "given", "rate"] in rows
+
+
 def rate_of_the_first_step(train, model, rows, **settings):
     found = []
 

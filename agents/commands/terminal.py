@@ -85,6 +85,20 @@ def settings_table(agent: Any, run: dict[str, Any]) -> Table:
     return table
 
 
+def unused_template(agent: Any) -> str | None:
+    """A hint where prompts that are plain texts go to a model whose chat template would lay out messages."""
+    dynamics = getattr(getattr(agent.envs, "unwrapped", None), "dynamics", None)
+    prompts, lm = getattr(dynamics, "prompts", None), getattr(dynamics, "lm", None)
+    plain = prompts is not None and not prompts.messages
+    if not plain or lm is None or not lm.tokenizer.chat_template or agent.preset == "embedded":
+        return None
+    return (
+        "The prompts are plain texts and are given to the model as they stand, although it has a chat template. If it "
+        "is to answer as in a chat, write them as messages: "
+        '{"prompt": [{"role": "user", "content": "..."}]}'
+    )
+
+
 def _short(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "on", False: "off", None: "none"}[value]

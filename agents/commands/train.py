@@ -534,6 +534,8 @@ def _show_settings(agent: Any, config: dict[str, Any]) -> dict[str, Any]:
     run = {name: config[name] for name in names} | {"device": str(agent.device)}
     console = Console()
     console.print(terminal.settings_table(agent, run))
+    if (hint := terminal.unused_template(agent)) is not None:
+        console.print(hint, style="yellow", highlight=False)
     return in_force(agent)
 
 

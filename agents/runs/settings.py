@@ -120,7 +120,13 @@ def _env_settings(agent: Agent) -> dict[str, Any]:
 
 
 def origin(agent: Agent, name: str) -> str:
-    """Where the value of a hyper-parameter comes from: "given", "preset" (by what is trained) or "default"."""
+    """Where the value of a hyper-parameter comes from.
+
+    "given", "preset" (by what is trained), "default", or "given rate": a learning rate that was given is kept constant,
+    where a preset's has a schedule.
+    """
     if name in agent.init_kwargs:
         return "given"
+    if name in presets.SCHEDULE and "learning_rate" in agent.init_kwargs:
+        return "given rate"
     return "preset" if name in presets.DEFAULTS else "default"
