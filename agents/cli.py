@@ -149,7 +149,11 @@ def _with_others(args: Sequence[str]) -> Iterator[None]:
         except BaseException as error:
             if not processes.tell(error):
                 raise _LeftError from error
-            if processes.is_main or not isinstance(error, Exception):
+            if (
+                processes.is_main
+                or isinstance(error, parallel.SharedError)
+                or not isinstance(error, Exception)
+            ):
                 raise
             raise parallel.SharedError(f"{processes.name()}: {_one_line(error)}") from error
 

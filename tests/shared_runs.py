@@ -275,21 +275,21 @@ def several(rank: int, count: int, port: int, folder: Path) -> None:
         (folder / f"rank-{rank}.json").write_text(json.dumps(found))
 
 
-def dying(rank: int, count: int, port: int, folder: Path) -> None:
-    """A run in which the last of several processes is killed in its third update; the first writes what it said."""
+def dying(victim: int, rank: int, count: int, port: int, folder: Path) -> None:
+    """A run in which one of several processes is killed in its third update; the others write what they said."""
     be(rank, count, port)
     update, updates = GRPO.update, 0
 
     def watched(self: Any, *args: Any) -> Any:
         nonlocal updates
         updates += 1
-        if updates == 3 and rank == count - 1:
+        if updates == 3 and rank == victim:
             os.kill(os.getpid(), signal.SIGKILL)
         return update(self, *args)
 
     GRPO.update = watched
-    said = command_line(folder, "dying", *new_run(folder))
-    (folder / f"dying-{rank}.json").write_text(json.dumps(said))
+    said = command_line(folder, f"dying-{victim}", *new_run(folder))
+    (folder / f"survivor-of-{victim}.json").write_text(json.dumps(said))
 
 
 def be(rank: int, count: int, port: int) -> None:

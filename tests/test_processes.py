@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import multiprocessing
 import re
@@ -190,17 +191,20 @@ def test_split_adapters_are_saved_whole_and_go_on_to_the_bit(folder, seen):
     assert all(torch.equal(through[name], again[name]) for name in through)
 
 
-def test_a_process_that_is_killed_ends_the_run_by_name_and_the_last_checkpoint_is_whole(folder):
-    ended = start(shared_runs.dying, folder)
-    assert ended == [0, -signal.SIGKILL]
-    code, said = json.loads((folder / "dying-0.json").read_text())
-    assert code == 2 and re.search(r"rank 1 of 2 \(process \d+ on \S+\) is gone, killed or crashed", said)
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_killed_ends_the_run_by_name_and_the_last_checkpoint_is_whole(victim, folder):
+    ended = start(functools.partial(shared_runs.dying, victim), folder)
+    assert ended[victim] == -signal.SIGKILL and ended[1 - victim] == 0
+    code, said = json.loads((folder / f"survivor-of-{victim}.json").read_text())
+    gone = rf"rank {victim} of 2 \(process \d+ on \S+\) is gone, killed or crashed"
+    assert code == 2 and re.search(gone, said)
     stands = re.search(r"the last checkpoint is (\S+); go on with: textrl train --resume", said)
     check_whole(Path(stands[1]))
-    assert not (folder / "dying" / "final").exists()
-    code, said = shared_runs.command_line(folder, "", *shared_runs.resuming(folder / "dying"))
+    run = folder / f"dying-{victim}"
+    assert not (run / "final").exists()
+    code, said = shared_runs.command_line(folder, "", *shared_runs.resuming(run))
     assert code == 0, said
-    one, resumed = final_weights(folder / "one"), final_weights(folder / "dying")
+    one, resumed = final_weights(folder / "one"), final_weights(run)
     assert all(torch.allclose(one[name], resumed[name], atol=1e-5) for name in one)
 
 

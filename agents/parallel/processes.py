@@ -46,7 +46,7 @@ _Item = TypeVar("_Item")
 
 
 class SharedError(RuntimeError):
-    """An error that every process knows of; the main one says it, the others leave."""
+    """An error that every process knows of; the main one says it, or the first that is left, the others leave."""
 
 
 class Processes:
@@ -239,8 +239,12 @@ class Processes:
 
         What went wrong in the main process, too, is no news in another.
         """
-        if not self.are_several or self._store is None or isinstance(error, SharedError):
+        if not self.are_several or self._store is None:
             return self.is_main
+        if isinstance(error, SharedError):
+            return self.rank == next(r for r in range(self.count) if r == self.rank or not self._is_gone(r))
+        if self._store_is_gone():
+            return True
         words = _in_words(error)
         with contextlib.suppress(RuntimeError):
             self._store.set(f"failed/{self.rank}", words)
@@ -262,13 +266,15 @@ class Processes:
         others = [rank for rank in range(self.count) if rank != self.rank]
         until = time.monotonic() + _LAST_WORDS
         while time.monotonic() < until:
+            time.sleep(0.1)  # a process that was killed is seen to be gone a little after its messages end
+            if self._store_is_gone():
+                return f"{self.name(0)} is gone, killed or crashed, or ended by an error that it has told of"
             for rank in others:
                 words = self._last_words(rank, wait=0.0)
                 if words is not None:
                     return f"{self.name(rank)} failed: {words}"
                 if self._is_gone(rank):
                     return f"{self.name(rank)} is gone, killed or crashed"
-            time.sleep(0.1)
         return f"a process was lost ({_in_words(error)})"
 
     def _last_words(self, rank: int, wait: float = _LAST_WORDS) -> str | None:
@@ -282,6 +288,11 @@ class Processes:
                 time.sleep(0.05)
             return self._store.get(key).decode()
         return None
+
+    def _store_is_gone(self) -> bool:
+        """Whether words cannot be left or read any more, since the process that keeps them has ended."""
+        kept_by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        return not self.is_main and not kept_by_launcher and self._is_gone(0)
 
     def _is_gone(self, rank: int) -> bool:
         """Whether a process of this machine has ended."""

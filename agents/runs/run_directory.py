@@ -44,6 +44,7 @@ from agents.callbacks.toy_policy import KeepToyPolicy
 from agents.callbacks.tracking import TrackSamples
 from agents.evaluation.evaluation import evaluation_env
 from agents.evaluation.records import FOLDER as EVALUATIONS
+from agents.parallel.processes import SharedError
 from agents.runs import best
 from agents.runs.best import BEST
 from agents.runs.checkpoint import DOCUMENT, Position, read_document, take_position
@@ -528,6 +529,8 @@ def train(
     except Exception as error:
         if main and not isinstance(error, TrainingInterrupted):
             error.add_note(_what_stands(saver, folder, config))
+        elif isinstance(error, SharedError):  # said here if the main process is gone
+            error.add_note(_last_checkpoint(folder, config))
         raise
     finally:
         logger.close()
@@ -565,6 +568,10 @@ def _what_stands(saver: SaveRunCallback, folder: Path, config: dict[str, Any]) -
         return f"and no checkpoint could be written: {error}"
     if rescued is not None:
         return f"saved as it was before this rollout: {rescued}; go on with: {resume_command(folder, config)}"
+    return _last_checkpoint(folder, config)
+
+
+def _last_checkpoint(folder: Path, config: dict[str, Any]) -> str:
     found = checkpoints(folder)
     if not found:
         return "there was no checkpoint yet"
