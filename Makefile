@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-SOURCES := textrl_env agents reward_models examples tests benchmarks docs/hooks.py
+SOURCES := textrl_env agents reward_models examples tests benchmarks docs/hooks.py docs/explainer
 
 .PHONY: demo demo-real test docs soak lint format benchmark learning engines setup clean
 
