@@ -7,8 +7,10 @@ they are. Left out: replay buffers (every agent here is on-policy).
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -45,6 +47,7 @@ from agents.rollouts.rollout import Rollout
 from agents.rollouts.vector_envs import (
     bind_policy,
     check_time_limits,
+    frozen_models,
     fused_env,
     has_fused_way,
     kl_envs,
@@ -53,6 +56,7 @@ from agents.rollouts.vector_envs import (
 )
 from textrl_env.errors import check_choice, did_you_mean
 from textrl_env.lm.causal_lm import choose_device
+from textrl_env.lm.offloading import Offloading
 
 #: Quantities of a loss that are charted under a name of their own, not as ``train/<name>``.
 _LOG_NAMES = {"ratio": "val/ratio", "value_clip_fraction": "val/clipfrac"}
@@ -95,7 +99,8 @@ class Agent(LearningLoop):
             text the gradient of these weights is clipped apart.
         n_envs: Slots to make when ``env`` is an id; None is 1 for segments, all episodes for whole episodes.
         env_kwargs: Passed to ``gym.make_vec`` when ``env`` is an id.
-        policy_kwargs: Passed to the policy (``optimizer_class`` and ``optimizer_kwargs`` excepted, which replace Adam).
+        policy_kwargs: Passed to the policy (``optimizer_class`` and ``optimizer_kwargs`` excepted, which replace Adam:
+            a class, or "adamw_8bit" or "paged_adamw_8bit" for moments in eight bits, with bitsandbytes).
         stats_window_size: Episodes that ``rollout/ep_rew_mean`` averages over.
         tensorboard_log: Folder of TensorBoard events.
         verbose: 1 prints the log.
@@ -113,6 +118,8 @@ class Agent(LearningLoop):
         importance_sampling_clip_max: No ratio counts for more; None is no bound.
         importance_sampling_clip_min: No ratio counts for less; None is no bound, where it is masked one over the upper.
         gamma_turn: Discount from turn to turn, beside that from step to step, in ``TextGame-v0``.
+        offload: While the policy learns, frozen models (a reference with weights of its own, reward models) lie in the
+            host's memory, and the copy that responses are decoded with is given up: memory for time.
     """
 
     #: Whether the method needs whole episodes on every environment.
@@ -175,6 +182,7 @@ class Agent(LearningLoop):
         importance_sampling_clip_max: float | None = 3.0,
         importance_sampling_clip_min: float | None = None,
         gamma_turn: float = 1.0,
+        offload: bool = False,
     ) -> None:
         _check_positive(max_skipped_updates=max_skipped_updates)
         _check_positive(n_steps=n_steps, n_episodes=n_episodes, batch_size=batch_size, n_epochs=n_epochs)
@@ -209,6 +217,7 @@ class Agent(LearningLoop):
                 f"ratio of what is sampled from the policy itself, got {high} and {low}"
             )
         self.gamma_turn = gamma_turn
+        self.offload, self._offloading = offload, Offloading()
         self.generate_ahead = generate_ahead
         self.importance_sampling_mode = importance_sampling_mode
         self.importance_sampling_clip_max = importance_sampling_clip_max
@@ -333,6 +342,8 @@ class Agent(LearningLoop):
         if not self.policy.whole_episodes:
             self.text_env = None
         self._check_generator()
+        if self.offload and not Offloading.may_leave(self.device):
+            logger.warn("offload=True spares nothing here: the models are in the host's memory anyway")
         self.ahead = None
         if self.generate_ahead and self.envs is not None:
             if self.processes.are_several:
@@ -473,6 +484,19 @@ class Agent(LearningLoop):
         self.episodes.add_text(episodes)
 
     # -- learning --------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def others_away(self) -> Iterator[None]:
+        """Within it, what only scores and what only writes is out of the device's memory, with ``offload``."""
+        if not self.offload:
+            yield
+            return
+        language_model = getattr(self.policy, "lm", None)
+        if language_model is not None:
+            language_model.give_up_copies()
+        with self._offloading.away(frozen_models(self.envs, self.text_env), [self.policy]) as moved:
+            self.logger.record("memory/offloaded_gb", moved / 1e9)
+            yield
 
     def advantages(self, rollout: Rollout) -> Tensor:
         """Advantages ``[B, T]``; override for another estimator.

@@ -102,7 +102,8 @@ class LearningLoop(StableBaselines3Surface):
             if not self.stopped and len(learned_from):
                 started = time.perf_counter()
                 self._forget_written()
-                self.train(learned_from)
+                with self.others_away():
+                    self.train(learned_from)
                 self.logger.record("time/update_seconds", time.perf_counter() - started)
             self.iterations += 1
             self._on_main(lambda: self._end_update(callback))

@@ -50,7 +50,10 @@ def table(steps: list[Step]) -> str:
     bounds = [max(each, key=each.get) for each in (step.token_seconds() for step in steps)]
     rows.append(("decoding is bound by", [b if f else "" for b, f in zip(bounds, fits, strict=True)]))
     add("sent by each GPU, GB", [sum(step.network_bytes().values()) / 1e9 for step in steps])
-    head = ["", *(f"{step.gpus} GPU{'s' if step.gpus > 1 else ''}" for step in steps)]
+    sizes = [f"{costs.parameter_count(step.policy) / 1e9:.1f}B" for step in steps]
+    several = len(set(sizes)) > 1
+    head = [f"{step.gpus} GPU{'s' if step.gpus > 1 else ''}" for step in steps]
+    head = ["", *(f"{size}, {gpus}" if several else gpus for size, gpus in zip(sizes, head, strict=True))]
     lines = [head, ["---", *("--:" for _ in steps)], *([name, *cells] for name, cells in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -59,30 +62,40 @@ def parse_arguments(words: list[str] | None = None) -> tuple[list[Step], str]:
     """Steps, one for each number of GPUs, and a line that says what they are."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     defaults = {field.name: field.default for field in dataclasses.fields(Step)}
-    parser.add_argument("--params", type=float, default=7e9, help="of the policy")
+    parser.add_argument(
+        "--params", type=float, nargs="+", default=[7e9], help="of the policy; a column for each"
+    )
     parser.add_argument("--reward-params", type=float, default=0, help="of the reward model; 0 is a function")
     parser.add_argument("--vocab", type=int, default=128_256)
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--device", choices=DEVICES, default="H100")
-    parser.add_argument("--sharding", choices=("full", "none"), default="full")
+    parser.add_argument("--sharding", choices=("full", "learned", "none"), default="full")
     parser.add_argument("--critic", choices=("none", "head", "separate"), default="none")
     parser.add_argument("--precision", choices=costs.PRECISIONS, default=defaults["precision"])
     for name in ("episodes", "prompt", "response", "group", "micro", "epochs", "lora_rank"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=defaults[name])
     for name in ("logits_at_once", "mfu", "mbu", "layer_seconds", "node_bandwidth", "reserve"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=defaults[name])
-    for name in ("eight_bit", "checkpointing"):
+    for name in ("eight_bit", "four_bit", "offload", "checkpointing", "recorded"):
         parser.add_argument(f"--{name.replace('_', '-')}", action="store_true")
     given = vars(parser.parse_args(words))
-    policy = costs.shape_for(given.pop("params"), given["vocab"])
+    policies = [costs.shape_for(count, given["vocab"]) for count in given.pop("params")]
     reward = given.pop("reward_params")
     reward = costs.shape_for(reward, given["vocab"]) if reward else None
     del given["vocab"]
     name, gpus = given.pop("device"), given.pop("gpus")
-    steps = [Step(policy, reward, device=DEVICES[name], gpus=count, **given) for count in gpus]
+    steps = [
+        Step(policy, reward, device=DEVICES[name], gpus=count, **given)
+        for policy in policies
+        for count in gpus
+    ]
+    sizes = ", ".join(
+        f"{costs.parameter_count(policy) / 1e9:.2f}B policy ({policy.layers} layers of {policy.hidden})"
+        for policy in policies
+    )
     what = (
-        f"{costs.parameter_count(policy) / 1e9:.2f}B policy ({policy.layers} layers of {policy.hidden}), {name}, "
-        f"{given['precision']}, {given['episodes']} episodes of {given['prompt']} + {given['response']} tokens"
+        f"{sizes}, {name}, {given['precision']}, {given['episodes']} episodes of {given['prompt']} + "
+        f"{given['response']} tokens"
     )
     return steps, what
 

@@ -1,8 +1,8 @@
 """One step of reinforcement learning from human feedback as arithmetic: memory, time and network of one GPU.
 
 :class:`Step` puts the formulas of ``benchmarks/llama_costs.py`` together for policy, reference, reward model and
-critic. Left out: tensor and pipeline parallelism, offloading, overlap of network and arithmetic (times are sums),
-what an allocator wastes.
+critic. Left out: tensor and pipeline parallelism, overlap of network and arithmetic (times are sums), what an
+allocator wastes.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ DEVICES = {
     "H200": Device(989e12, 4.8e12, 141e9, 450e9),
     "L40S": Device(362e12, 0.864e12, 48e9, 32e9),
     "L4": Device(121e12, 0.3e12, 24e9, 32e9),
-    "RTX 4090": Device(165e12, 1.008e12, 24e9, 32e9),
+    "RTX-4090": Device(165e12, 1.008e12, 24e9, 32e9),
 }
 GPUS_IN_A_NODE = 8
+#: Bytes/s between a GPU and the host's memory, one way: nominally 32e9 of PCIe 4.
+HOST_LINK = 25e9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,9 @@ class Step:
         reward: Shape of the reward model; None for a function that costs nothing.
         device: The GPU.
         gpus: How many.
-        sharding: "full" splits every state over the GPUs, "none" repeats it on each.
+        sharding: "full" splits every state over the GPUs, "none" repeats it on each, "learned" is what ``shard=True``
+            does: weights, gradients and moments of what learns are split, and every GPU holds the weights whole once
+            more, in float32, beside whole frozen models.
         critic: "none", "head" (on the policy's hidden states) or "separate" (a body of its own).
         episodes, prompt, response: Sequences in a step, and their tokens.
         group: Sequences that share a prompt; it is read once, when decoding and in every micro-batch.
@@ -54,10 +58,13 @@ class Step:
         precision: One of ``llama_costs.PRECISIONS``.
         lora_rank: 0 learns every weight; with LoRA the reference is the policy without its adapter.
         eight_bit: 8-bit optimiser.
+        four_bit: Weights under an adapter in four bits, those of the layers' matrices.
+        offload: Frozen models and the copy to decode with are in the host's memory during the update.
         checkpointing: Layers computed again when going backward.
         logits_at_once: Logits held at a time in the update; None for those of the whole micro-batch.
         mfu, mbu: Share of the device's FLOP/s and memory bandwidth that is reached.
         layer_seconds: What the host needs to launch one layer's forward pass.
+        recorded: Token steps are one launch (CUDA graphs), so that the host bounds passes only.
         host_waits: Whether that time is spent beside the device's (a CPU) or at the same time (a GPU).
         node_bandwidth: Bytes/s that leave a node of eight GPUs.
         reserve: Bytes that are not ours: context, kernels, fragments.
@@ -78,11 +85,14 @@ class Step:
     precision: str = "autocast"
     lora_rank: int = 0
     eight_bit: bool = False
+    four_bit: bool = False
+    offload: bool = False
     checkpointing: bool = False
     logits_at_once: float | None = 8e6
     mfu: float = 0.4
     mbu: float = 0.6
     layer_seconds: float = 0.0
+    recorded: bool = False
     host_waits: bool = False
     node_bandwidth: float = 400e9
     reserve: float = 2e9
@@ -116,8 +126,13 @@ class Step:
 
     @property
     def shards(self) -> int:
-        """How many ways the states are split."""
+        """How many ways every state is split."""
         return self.gpus if self.sharding == "full" else 1
+
+    @property
+    def learned_shards(self) -> int:
+        """How many ways the states of what learns are split."""
+        return 1 if self.sharding == "none" else self.gpus
 
     @property
     def trainable(self) -> int:
@@ -134,18 +149,46 @@ class Step:
 
     def resident_bytes(self) -> dict[str, float]:
         """What lies on a GPU all the time."""
-        states = costs.state_bytes(self.total, self.trainable, self.precision, self.eight_bit)
+        states = costs.state_bytes(
+            self.total, self.trainable, self.precision, self.eight_bit, self._four_bit_weights()
+        )
         frozen = costs.frozen_bytes(self.precision)
         # Under autocast the weights come with a copy to decode with, which a critic does not.
         spare = 2 * self.trainable * (self.bodies - 1) if self.precision == "autocast" else 0
-        models = {
-            "policy and critic": self.bodies * states["weights"] - spare,
-            "gradients": self.bodies * states["gradients"],
-            "optimiser": self.bodies * states["optimizer"],
-            "reference": 0.0 if self.lora_rank else frozen * self.total,
-            "reward model": 0.0 if self.reward is None else frozen * costs.parameter_count(self.reward),
+        weights = (self.bodies * states["weights"] - spare) / self.shards
+        if self.sharding == "learned":
+            weights = self.bodies * 4 * self.trainable / self.gpus + (4 + self._copy_element) * self.total
+        return {
+            "policy and critic": weights,
+            "gradients": self.bodies * states["gradients"] / self.learned_shards,
+            "optimiser": self.bodies * states["optimizer"] / self.learned_shards,
+            "reference": 0.0 if self.lora_rank else frozen * self.total / self.shards,
+            "reward model": self.reward_bytes() / self.shards,
         }
-        return {name: value / self.shards for name, value in models.items()}
+
+    @property
+    def _copy_element(self) -> int:
+        """Bytes of a weight in the copy to decode with."""
+        return 2 if self.precision == "autocast" else 0
+
+    def _four_bit_weights(self) -> int:
+        return (
+            self.policy.layers * costs.layer_matrices(self.policy) if self.four_bit and self.lora_rank else 0
+        )
+
+    def reward_bytes(self) -> float:
+        """Of the whole reward model."""
+        count = 0 if self.reward is None else costs.parameter_count(self.reward)
+        return costs.frozen_bytes(self.precision) * count
+
+    def offloaded_bytes(self) -> float:
+        """What is in the host's memory during the update: frozen models; the copy to decode with is given up too."""
+        resident = self.resident_bytes()
+        return resident["reference"] + resident["reward model"] if self.offload else 0.0
+
+    def _absent_in_update(self) -> float:
+        copy = self._copy_element * (0 if self.lora_rank else self.total) / self.shards
+        return self.offloaded_bytes() + (copy if self.offload else 0.0)
 
     def gathered_bytes(self) -> float:
         """Whole weights beside the shards while decoding; none where nothing is split."""
@@ -168,7 +211,9 @@ class Step:
             self.policy, min(self.micro, self.rows) * self.response, self.logits_at_once
         )
         prompts, responses = self._activations()
-        if self.shards > 1:  # two layers are gathered at a time, and each pass sends its own gradients away
+        if (
+            self.learned_shards > 1
+        ):  # two layers are gathered at a time, and each pass sends its own gradients away
             layers = 2 * costs.layer_matrices(self.policy) + self.policy.vocab * self.policy.hidden
             return self.bodies * (prompts + responses) + logits + costs.frozen_bytes(self.precision) * layers
         # Both passes use the same weights, so the gradients of the first to go back wait for the second's.
@@ -189,7 +234,8 @@ class Step:
     def peak_bytes(self) -> float:
         """The larger of decoding and updating, on top of what lies there all the time."""
         decoding = self.gathered_bytes() + max(self.decode_rows(), 1) * self.row_bytes()
-        return self.reserve + sum(self.resident_bytes().values()) + max(decoding, self.update_bytes())
+        updating = self.update_bytes() - self._absent_in_update()
+        return self.reserve + sum(self.resident_bytes().values()) + max(decoding, updating)
 
     def fits(self) -> bool:
         """Whether at least one row can be decoded and a micro-batch updated."""
@@ -224,7 +270,7 @@ class Step:
         return {
             "memory bandwidth": read / (self.mbu * self.device.bandwidth),
             "arithmetic": flops / (self.mfu * self.device.flops),
-            "host": self.layer_seconds * self.policy.layers,
+            "host": 0.0 if self.recorded else self.layer_seconds * self.policy.layers,
         }
 
     def _together(self, device_seconds: float, host_seconds: float) -> float:
@@ -271,7 +317,9 @@ class Step:
         update = passes * (self.pass_seconds(self.policy, again) + values)
         update += self._logit_seconds("forward", "backward")
         # Adam reads four tensors and writes three; clipping reads one, then reads and writes it.
-        adam = 10 * 4 * self.bodies * self.trainable / self.shards / (self.mbu * self.device.bandwidth)
+        adam = (
+            10 * 4 * self.bodies * self.trainable / self.learned_shards / (self.mbu * self.device.bandwidth)
+        )
         link = min(self.device.link, self.node_bandwidth) if self.gpus > GPUS_IN_A_NODE else self.device.link
         return {
             "decode": self.decode_seconds(),
@@ -280,6 +328,7 @@ class Step:
             "update": self.epochs * update,
             "optimiser": self.epochs * adam,
             "network": sum(self.network_bytes().values()) / link,
+            "offloading": 2 * self.offloaded_bytes() / HOST_LINK,
         }
 
     # -- network --------------------------------------------------------------------------------------------
@@ -291,6 +340,15 @@ class Step:
         if self.sharding == "none":  # an all-reduce of the gradients, once in an epoch
             return {"gradients": 2 * self.epochs * ring * gradient}
         weights = self.bodies * frozen * self.total
+        if (
+            self.sharding == "learned"
+        ):  # prompts are not shared in the update there; weights travel in float32
+            passes, learned = self.micro_batches, self.bodies * 4 * self.trainable
+            return {
+                "weights to decode with": ring * 4 * self.trainable,
+                "weights to update with": ring * self.epochs * passes * 2 * learned,
+                "gradients": ring * self.epochs * passes * gradient,
+            }
         passes = self.passes * self.micro_batches
         scoring = 0.0 if self.lora_rank else frozen * self.total
         scoring += 0.0 if self.reward is None else frozen * costs.parameter_count(self.reward)

@@ -17,6 +17,9 @@ PRECISIONS = {
 }
 #: What an 8-bit optimiser keeps instead of two moments: two bytes, and two float32 scales for 256 parameters.
 EIGHT_BIT_MOMENTS = 2 + 2 * 4 / 256
+#: Bytes of a weight in four bits: NF4 with a scale for 64 weights, itself in eight bits (Dettmers et al. 2023,
+#: arXiv:2305.14314, section 3).
+FOUR_BIT_WEIGHT = 0.5 + 1 / 64 + 4 / (64 * 256)
 #: Tensors ``[tokens, V]`` of float32 that live at once when the log-probabilities go backward.
 LOGIT_COPIES = 4
 #: How often a float32 logit is read or written beside the matrix products: for a log-probability and an entropy, when
@@ -98,7 +101,7 @@ def kv_bytes(shape: Shape, tokens: float, element: int = 2) -> float:
 
 
 def state_bytes(
-    total: float, trainable: float, precision: str = "mixed", eight_bit: bool = False
+    total: float, trainable: float, precision: str = "mixed", eight_bit: bool = False, four_bit: float = 0
 ) -> dict[str, float]:
     """Bytes of a model that learns: weights, gradients, optimiser, and while it is updated two more.
 
@@ -110,10 +113,11 @@ def state_bytes(
         trainable: Those that learn; the others lie frozen, in bfloat16 unless the precision is "float32".
         precision: One of ``PRECISIONS``.
         eight_bit: Two bytes instead of Adam's two moments.
+        four_bit: How many of those that lie frozen are in four bits.
     """
     weight, gradient, optimizer, cast = PRECISIONS[precision]
     optimizer += EIGHT_BIT_MOMENTS - 8 if eight_bit else 0
-    frozen = (total - trainable) * frozen_bytes(precision)
+    frozen = (total - trainable - four_bit) * frozen_bytes(precision) + four_bit * FOUR_BIT_WEIGHT
     return {
         "weights": frozen + trainable * weight,
         "gradients": trainable * gradient,

@@ -52,6 +52,31 @@ def test_parameters_are_those_of_a_real_model(shape):
     assert costs.shape_of(model.config) == shape
 
 
+def test_what_split_learned_weights_save_is_the_states_and_what_they_cost_is_a_whole_copy():
+    none, split = (Step(SHAPES[0], gpus=8, sharding=x).resident_bytes() for x in ("none", "learned"))
+    count = costs.parameter_count(SHAPES[0])
+    assert none["gradients"] == 4 * count == 8 * split["gradients"]
+    assert none["optimiser"] == 8 * count == 8 * split["optimiser"]
+    assert split["policy and critic"] == 4 * count / 8 + (4 + 2) * count
+    assert split["reference"] == none["reference"]
+
+
+def test_offloading_spares_frozen_models_and_the_copy_in_the_update_and_takes_two_ways(monkeypatch):
+    step = {"policy": SHAPES[0], "reward": SHAPES[1], "micro": 64, "response": 200, "reserve": 0}
+    stays, leaves = Step(**step), Step(**step, offload=True)
+    reward, policy = (costs.parameter_count(shape) for shape in (SHAPES[1], SHAPES[0]))
+    assert stays.peak_bytes() - leaves.peak_bytes() == 2 * (policy + reward) + 2 * policy
+    assert leaves.seconds()["offloading"] * 25e9 == pytest.approx(2 * 2 * (policy + reward))
+
+
+def test_four_bits_are_those_of_the_matrices_under_an_adapter():
+    whole, packed = (Step(SHAPES[0], lora_rank=2, four_bit=x).resident_bytes() for x in (False, True))
+    matrices = SHAPES[0].layers * costs.layer_matrices(SHAPES[0])
+    spared = whole["policy and critic"] - packed["policy and critic"]
+    assert spared == pytest.approx(matrices * (2 - 0.5 - 1 / 64 - 4 / (64 * 256)))
+    assert Step(SHAPES[0], four_bit=True).resident_bytes() == Step(SHAPES[0]).resident_bytes()
+
+
 def test_a_shape_is_found_for_a_number_of_parameters():
     for params in (5e8, 7e9, 70e9):
         found = costs.parameter_count(costs.shape_for(params))
@@ -190,6 +215,6 @@ def test_what_does_not_fit_gets_no_time():
 def test_the_page_on_scaling_shows_what_its_commands_print():
     page = (Path(__file__).parent.parent / "docs" / "scaling.md").read_text()
     commands = re.findall(r"benchmarks/capacity.py (--layer-seconds .*)", page)
-    assert len(commands) == 2
+    assert len(commands) == 6
     for words in commands:
         assert table(parse_arguments(words.split())[0]) in page, words

@@ -101,11 +101,16 @@ def engine(request):
     return make_generator(found)[0] if isinstance(found, str) else found
 
 
+def sampling(lm: CausalLM, seed: int = 5, **knobs) -> Sampling:
+    """Six tokens of the model's, none of the outputs that belong to no token."""
+    return Sampling(6, (EOS,), lm.vocab_size, seed=seed, num_logits=lm.model.config.vocab_size, **knobs)
+
+
 def test_log_probs_are_those_of_the_weights_that_were_pushed_last(engine):
     for seed in (0, 1, 0):
         lm = make_lm(seed)
         engine.update_weights(lm.model)
-        made = ask(engine, PROMPTS, Sampling(6, (EOS,), lm.vocab_size, seed=5), "vllm")
+        made = ask(engine, PROMPTS, sampling(lm), "vllm")
         assert np.abs(made.log_probs[made.policy] - lm.log_probs(made)).max() < 1e-4
         assert made.tokens.max() < len(WORDS)
         assert len({tuple(made.responses[i]) for i in range(0, 30, 3)}) > 1
@@ -114,9 +119,7 @@ def test_log_probs_are_those_of_the_weights_that_were_pushed_last(engine):
 def test_one_seed_gives_the_same_responses(engine):
     lm = make_lm()
     engine.update_weights(lm.model)
-    first, again, other = (
-        ask(engine, PROMPTS, Sampling(6, (EOS,), lm.vocab_size, seed=seed), "vllm") for seed in (5, 5, 6)
-    )
+    first, again, other = (ask(engine, PROMPTS, sampling(lm, seed=seed), "vllm") for seed in (5, 5, 6))
     assert np.array_equal(first.tokens, again.tokens)
     assert not np.array_equal(first.tokens, other.tokens)
 
@@ -125,7 +128,7 @@ def test_one_seed_gives_the_same_responses(engine):
 def test_what_is_cut_is_reported_renormalised(engine, knobs):
     lm = make_lm(1)
     engine.update_weights(lm.model)
-    made = ask(engine, PROMPTS, Sampling(6, (EOS,), lm.vocab_size, seed=5, **knobs), "vllm")
+    made = ask(engine, PROMPTS, sampling(lm, **knobs), "vllm")
     above = made.log_probs[made.policy] - lm.log_probs(made)
     assert above.min() > -1e-4 and above.max() > 0.02
 
@@ -133,7 +136,7 @@ def test_what_is_cut_is_reported_renormalised(engine, knobs):
 def test_a_temperature_divides_the_logits(engine):
     lm = make_lm()
     engine.update_weights(lm.model)
-    made = ask(engine, PROMPTS, Sampling(6, (EOS,), lm.vocab_size, 0.5, seed=5), "vllm")
+    made = ask(engine, PROMPTS, sampling(lm, temperature=0.5), "vllm")
     sharper = CausalLM(lm.model, lm.tokenizer, temperature=0.5)
     assert np.abs(made.log_probs[made.policy] - sharper.log_probs(made)).max() < 1e-4
 

@@ -1,7 +1,9 @@
-"""Adam for a policy: groups of weights by rate and decay."""
+"""Adam for a policy: groups of weights by rate and decay, with moments in 32 bits or in eight."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from typing import Any
 
 import torch
@@ -9,13 +11,42 @@ from torch import nn
 
 from agents.algorithms.flat_adam import FlatAdam
 from agents.policies.base import Policy
+from textrl_env.errors import did_you_mean
+
+#: By transformers' names: where an optimiser is and the package that it comes with. Both are AdamW with moments in
+#: blocks of eight bits (Dettmers et al. 2022, arXiv:2110.02861); a paged one moves them to the host where memory is
+#: short.
+OPTIMIZERS = {
+    "adamw_8bit": ("bitsandbytes.optim", "AdamW8bit", "bitsandbytes"),
+    "paged_adamw_8bit": ("bitsandbytes.optim", "PagedAdamW8bit", "bitsandbytes"),
+}
+
+
+def named_optimizer(name: str) -> type[torch.optim.Optimizer]:
+    """The class of one of :data:`OPTIMIZERS`.
+
+    Raises:
+        ImportError: Its package is not installed.
+        ValueError: There is none of that name.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(
+            f"optimizer_class={name!r} is not known; expected a class or one of {list(OPTIMIZERS)}. "
+            f"{did_you_mean(name, OPTIMIZERS)}"
+        )
+    module, attribute, package = OPTIMIZERS[name]
+    if importlib.util.find_spec(package) is None:
+        raise ImportError(
+            f"optimizer_class={name!r} needs {package}, which is not installed: pip install {package}"
+        )
+    return getattr(importlib.import_module(module), attribute)
 
 
 def make_optimizer(
     policy: Policy,
     weight_decay: float = 0.0,
     critic_apart: bool = False,
-    optimizer_class: type[torch.optim.Optimizer] | None = None,
+    optimizer_class: type[torch.optim.Optimizer] | str | None = None,
     optimizer_kwargs: dict[str, Any] | None = None,
 ) -> torch.optim.Optimizer:
     """Adam over what a policy trains, its learning rates still to be set.
@@ -26,7 +57,7 @@ def make_optimizer(
             transformers does. 0 is plain Adam.
         critic_apart: Whether the weights that only the critic has are in groups of their own, ``group["critic"]``,
             after those of the policy.
-        optimizer_class: Another than Adam, with its own defaults.
+        optimizer_class: Another than Adam, with its own defaults; or one of :data:`OPTIMIZERS` by name, with Adam's.
         optimizer_kwargs: Its arguments (or Adam's), the learning rate excluded.
     """
     owned = {id(p) for p in policy.critic_parameters()} if critic_apart else set()
@@ -36,7 +67,10 @@ def make_optimizer(
             decays = weight_decay > 0 and parameter.ndim >= 2
             groups.setdefault((id(parameter) in owned, decays), []).append(parameter)
     # Epsilon 1e-5 as in the reference implementations of PPO.
-    settings: dict[str, Any] = {"lr": 0.0} | ({"eps": 1e-5} if optimizer_class is None else {})
+    of_ours = optimizer_class is None or isinstance(optimizer_class, str)
+    settings: dict[str, Any] = {"lr": 0.0} | ({"eps": 1e-5} if of_ours else {})
+    if isinstance(optimizer_class, str):
+        optimizer_class = named_optimizer(optimizer_class)
     settings |= optimizer_kwargs or {}
     plain = optimizer_class is None and not optimizer_kwargs
     if plain and policy.flat and len(groups) == 1 and not weight_decay:

@@ -10,6 +10,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics as VectorEpisodeStatistics
 from stable_baselines3.common.vec_env import VecEnv
@@ -170,6 +171,23 @@ def movable_references(*envs: Any) -> list[MovesReference]:
     found = [getattr(each, "dynamics", None) for env in envs for each in kl_envs(env)]
     found += [getattr(getattr(env, "unwrapped", None), "dynamics", None) for env in envs]
     return list({id(each): each for each in found if isinstance(each, MovesReference)}.values())
+
+
+def frozen_models(*envs: Any) -> list[torch.nn.Module]:
+    """The models in these environments that nobody trains, each once: references and reward models."""
+    charging = [each for env in envs for each in kl_envs(env)]
+    charging += [getattr(env, "unwrapped", None) for env in envs]
+    found = []
+    for dynamics in (getattr(each, "dynamics", each) for each in charging):
+        found += [getattr(getattr(dynamics, name, None), "model", None) for name in ("lm", "moved")]
+        for reward in (getattr(dynamics, name, None) for name in ("reward", "gold")):
+            found += (
+                [getattr(leaf, "model", None) for leaf in reward.leaves()]
+                if hasattr(reward, "leaves")
+                else []
+            )
+    models = [model for model in found if isinstance(model, torch.nn.Module)]
+    return list({id(model): model for model in models}.values())
 
 
 def longest_episode(env: gym.vector.VectorEnv | None) -> int | None:

@@ -607,19 +607,35 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {
         f"optimizer.{index}.{name}": torch.as_tensor(value)
         for index, entries in state.items()
-        for name, value in entries.items()
+        for name, value in _flat(entries)
     }
 
 
+def _flat(entries: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """What is in nested dictionaries, by names with dots: some optimisers keep quantised moments in one more."""
+    for name, value in entries.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
+
+
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = tensor
+            _, index, *path, key = name.split(".")
+            entries = state.setdefault(int(index), {})
+            for part in path:
+                entries = entries.setdefault(part, {})
+            # Adam counts steps in a float; an integer alone was a number and no tensor.
+            is_count = tensor.ndim == 0 and not tensor.is_floating_point()
+            entries[key] = tensor.item() if is_count else tensor
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, entries in state.items():
-        state[index] = {name: like(tensor, parameters[index]) for name, tensor in entries.items()}
+        state[index] = {
+            name: like(x, parameters[index]) if isinstance(x, Tensor) else x for name, x in entries.items()
+        }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -227,6 +227,10 @@ class CausalLM:
                 mine.copy_(theirs)
         return self._bfloat16
 
+    def give_up_copies(self) -> None:
+        """Drop what is held to write responses with beside the weights; it is made again when it is needed."""
+        self._bfloat16 = None
+
     def plain_model(self) -> PreTrainedModel:
         """A transformers model with the present weights and no adapter in it, to read and not to keep."""
         return self.model
