@@ -99,6 +99,30 @@ def test_a_score_that_falls_while_the_policy_runs_away_is_another_trouble():
     assert "distinct-2 of the answers has fallen from 0.80 to 0.10" in guards._gibberish(guards._last[-1])
 
 
+class Backwards(GRPO):
+    """Learns the worst of each group."""
+
+    def advantages(self, rollout):
+        return -super().advantages(rollout)
+
+
+def test_a_score_that_falls_is_said():
+    env = make_env(1, max_new_tokens=20, reward=count_a)
+    tripped = trained(steps=2_500, env=env, cls=Backwards, learning_rate=3e-3)
+    assert (
+        "the score has fallen from" in tripped["score_falls"]
+        and "--n-epochs (now 1)" in tripped["score_falls"]
+    )
+    assert "score_falls" not in trained(steps=2_500, env=env, learning_rate=3e-3)
+
+
+def test_a_kl_in_the_loss_that_outweighs_everything_is_said():
+    env = make_env(1, max_new_tokens=20, reward=count_a, kl_coef=0.01)
+    tripped = trained(steps=600, env=env, learning_rate=0.1, n_epochs=4, kl_in="loss")
+    assert "nats a token in the last update" in tripped["kl_loss"] and "--kl-in reward" in tripped["kl_loss"]
+    assert "kl_loss" not in trained(steps=600, env=env, learning_rate=1e-3, kl_in="loss")
+
+
 def test_a_guard_speaks_once_until_it_has_been_quiet():
     guards, lines = Guards(), []
     guards.emit = lines.append

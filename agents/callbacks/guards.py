@@ -38,18 +38,22 @@ class Reading:
         length: Tokens of a response.
         entropy: Nats of a token, from the sampled tokens.
         score: Raw reward.
+        score_error: Its standard error, over the starts of the rollout.
         clipped_ratio: Share of responses that the budget cut off.
         distinct_2: Distinct pairs of words over all pairs.
         equal_groups: Share of groups whose answers all score alike.
+        kl_loss: The KL that the loss of the last update had, nats in a token.
     """
 
     kl: float = math.nan
     length: float = math.nan
     entropy: float = math.nan
     score: float = math.nan
+    score_error: float = math.nan
     clipped_ratio: float = math.nan
     distinct_2: float = math.nan
     equal_groups: float = math.nan
+    kl_loss: float = math.nan
 
     @property
     def kl_of_a_token(self) -> float:
@@ -67,10 +71,14 @@ def read_rollout(agent: Any, rollout: Rollout) -> Reading:
     if text.get("score"):  # everything since the last line of the log; this rollout is at its end
         score, reasons, responses = (text[n][-len(rollout) :] for n in ("score", "stop_reason", "response"))
         values["score"] = float(np.mean(score))
+        starts = np.reshape(score, (-1, agent.group_size)).mean(1)
+        if len(starts) > 1:
+            values["score_error"] = float(starts.std(ddof=1) / math.sqrt(len(starts)))
         values["clipped_ratio"] = float(np.mean([reason == "length" for reason in reasons]))
         values["distinct_2"] = distinct_n(responses, 2)
     if agent.group_size > 1 and hasattr(agent, "equal_groups"):
         values["equal_groups"] = float(agent.equal_groups(rollout).float().mean())
+    values["kl_loss"] = agent.latest.get("train/kl_loss", math.nan)
     return Reading(**values)
 
 
@@ -106,7 +114,7 @@ class GuardCallback(BaseCallback):
 
 
 class Guards(GuardCallback):
-    """Prints a line when learning a language model goes wrong in one of five known ways.
+    """Prints a line when learning a language model goes wrong in one of seven known ways.
 
     Args:
         max_early_kl: Nats of KL in a response within the first ``early_updates`` rollouts that were learned from. A run
@@ -121,6 +129,9 @@ class Guards(GuardCallback):
             a score that has risen is no longer believed; no improvement of an answer is so unlikely under the model
             that it started from.
         runaway_kl_of_response: See ``runaway_kl``.
+        min_score_fall: Standard errors by which the score of three rollouts has to lie below that of the first.
+        max_kl_loss: Nats in a token of a KL that is part of the loss. Its estimator k3 grows with the exponential of
+            how much rarer a token has become than the reference has it, so one token can outweigh the reward of all.
         min_distinct_share: Share of the start's distinct-2 below which a score that has risen is not believed either:
             the answers repeat one thing.
         emit: What is called with each line; None prints it to standard error.
@@ -130,7 +141,7 @@ class Guards(GuardCallback):
         messages: Every line so far, with its timestep.
     """
 
-    NAMES = ("early_kl", "cut_off", "entropy", "equal_groups", "gibberish")
+    NAMES = ("early_kl", "cut_off", "entropy", "equal_groups", "score_falls", "kl_loss", "gibberish")
 
     def __init__(
         self,
@@ -142,6 +153,8 @@ class Guards(GuardCallback):
         runaway_kl: float = 0.25,
         runaway_kl_of_response: float = 10.0,
         min_distinct_share: float = 0.2,
+        min_score_fall: float = 4.0,
+        max_kl_loss: float = 3.0,
         emit: Callable[[str], None] | None = None,
         verbose: int = 0,
     ) -> None:
@@ -151,6 +164,7 @@ class Guards(GuardCallback):
         self.max_equal_groups = max_equal_groups
         self.runaway_kl, self.runaway_kl_of_response = runaway_kl, runaway_kl_of_response
         self.min_distinct_share = min_distinct_share
+        self.min_score_fall, self.max_kl_loss = min_score_fall, max_kl_loss
         self._first: list[Reading] = []
         self._last: deque[Reading] = deque(maxlen=_MEAN_OF)
         self._tripped: set[str] = set()
@@ -235,6 +249,30 @@ class Guards(GuardCallback):
             f"in {reading.equal_groups:.0%} of the groups all answers score alike, so they teach nothing. Choose "
             "prompts that are neither too easy nor too hard, grade the --reward, raise --group-size (now "
             f"{self.model.group_size}) or --temperature, or use --agent dapo, which samples anew"
+        )
+
+    def _score_falls(self, reading: Reading) -> str | None:
+        start, now = self._first[0], _mean(self._last, "score")
+        if self._rollouts <= _MEAN_OF:
+            return None
+        error = math.hypot(start.score_error, _mean(self._last, "score_error") / math.sqrt(len(self._last)))
+        if not start.score - now > self.min_score_fall * error:
+            return None
+        return (
+            f"the score has fallen from {start.score:.3g} to {now:.3g} since the run began: the steps are too "
+            "large, or the KL pulls harder than the reward. Lower --learning-rate (now "
+            f"{self.model.learning_rate}), --n-epochs (now {self.model.n_epochs}) or --kl-coef (now "
+            f"{self.model.kl_coef:g})"
+        )
+
+    def _kl_loss(self, reading: Reading) -> str | None:
+        if not reading.kl_loss > self.max_kl_loss:
+            return None
+        return (
+            f"the KL in the loss was {reading.kl_loss:.1f} nats a token in the last update: a few tokens that the "
+            "reference finds likely have become rare, and outweigh the reward. Charge the KL in the reward (--kl-in "
+            f"reward), or lower --learning-rate (now {self.model.learning_rate}) or --n-epochs (now "
+            f"{self.model.n_epochs})"
         )
 
     def _gibberish(self, reading: Reading) -> str | None:
