@@ -15,11 +15,14 @@ from textrl_env.embedded.rubric import gold_score
 
 #: Log-odds per unit of gold.
 SCALE = 6.0
+#: Log-odds whose exponential would overflow.
+_CERTAIN = 700.0
 
 
 def prefer_probability(gold_a: float, gold_b: float, scale: float = SCALE) -> float:
     """The probability that a rater prefers a to b: ``sigmoid(scale * (gold_a - gold_b))``."""
-    return 1.0 / (1.0 + math.exp(-scale * (gold_a - gold_b)))
+    against = scale * (gold_b - gold_a)
+    return 0.0 if against > _CERTAIN else 1.0 / (1.0 + math.exp(against))
 
 
 def prefer(
