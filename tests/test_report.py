@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from agents.cli import main
 from agents.evaluation.best_of_n import best_of_n, kl_bound
 from agents.evaluation.plots import smoothed
-from agents.evaluation.records import write_evaluation
+from agents.evaluation.records import read_ends, write_evaluation
 from agents.report import read_run, write_report
 from agents.report.findings import examine
 from agents.report.metrics import write_number
@@ -376,6 +376,27 @@ def test_what_is_decided_by_comparisons_is_not_cleared_where_there_are_none(tmp_
         clear = re.search(r"Looked for and not found: ([^.]*)\.", seen)[1]
         assert "over-optimisation" not in clear and "fooled" not in clear and "falling" not in clear
         assert "no gold judge" not in clear
+
+
+@pytest.mark.parametrize(
+    ("name", "points", "style", "opening", "also"),
+    [
+        ("good", IMPROVES, "good", "It improved the model.", "No policy on its way was better."),
+        ("hacked", HACKED, "bad", "It fooled the reward.", "Nothing was gained over the first policy: use that one."),
+        ("past its best", PEAKS, "bad", "It improved the model and then fooled the reward.", "The policy to use is"),
+        ("collapsed", IMPROVES, "unknown", "It improved the model.", "Of ten answers to one prompt 2.0 differ".lower()),
+        ("blind", BLIND, "unknown", "This page cannot tell: there is no gold judge", "30.0 nats from the reference"),
+    ],
+)  # fmt: skip
+def test_a_stranger_reads_in_one_sentence_what_became_of_a_run(name, points, style, opening, also, tmp_path):
+    folder = make_run(tmp_path / "run", points=points)
+    if name == "collapsed":
+        last = read_ends(folder)["final"]
+        write_evaluation(folder, dataclasses.replace(last, distinct_of_10=2.0), "final")
+    page = page_of(folder)
+    found = re.search(r'<p class="verdict (\w+)">(.*?)</p>', page, re.DOTALL)
+    assert found[1] == style and found[2].startswith(opening) and also in found[2], found[0]
+    assert page.index(found[0]) < page.index("<svg"), "before any curve"
 
 
 def test_a_fall_that_may_be_chance_is_said_to_be_one_of_the_two(tmp_path):

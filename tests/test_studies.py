@@ -173,7 +173,7 @@ def test_a_table_that_learns_from_every_pair_of_answers_finds_the_optimum(monkey
 
     env = gym.make_vec("textrl_env:TokenTree-v0", num_envs=2, **exploration.TREE)
     monkeypatch.setattr(exploration, "STEPS", 300)
-    exploration.shape(env.unwrapped.dynamics, 0)
+    exploration.shape(env.unwrapped.dynamics, 2.0, 0)
     mdp = solver.from_token_tree(env)
     table = exploration.dpo(mdp, 500, 1, 0)
     best = np.concatenate(solver.solve(mdp).policy)

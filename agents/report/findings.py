@@ -254,7 +254,8 @@ def _changed(name: str) -> Callable[[Run], str | None]:
 _SAME_ANSWERS = 0.5
 
 
-def _mode_collapse(run: Run) -> str | None:
+def mode_collapse(run: Run) -> str | None:
+    """That answers to one prompt have become the same, with the figures; None where they have not."""
     if run.verdict is None:
         return None
     first, last = (run.ends[end].distinct_of_10 for end in ("start", "final"))
@@ -433,7 +434,7 @@ CHECKS = (
     ),
     Check(
         "mode collapse",
-        _mode_collapse,
+        mode_collapse,
         advice="The policy says the same thing again and again. A larger KL coefficient, an entropy bonus or an "
         "earlier end helps.",
         applies=lambda run: run.verdict is not None,

@@ -16,7 +16,7 @@ from agents.evaluation.kinds import by_kind
 from agents.evaluation.records import BEST, FINAL, REFERENCE, START, EvaluationRecord
 from agents.evaluation.verdict import Verdict
 from agents.report import pictures
-from agents.report.findings import GIBBERISH, interval, last_kl, rate
+from agents.report.findings import GIBBERISH, interval, last_kl, mode_collapse, rate
 from agents.report.metrics import decimals, write_number
 from agents.report.reading import Run, run_label
 from agents.report.tables import num, table
@@ -55,8 +55,17 @@ def answer(run: Run) -> Answer | None:
         )
         return Answer("not decided", f"Not decided: {why}.", None)
     if not verdict.can_tell:
-        return Answer("cannot tell", _without_gold(run, verdict), None)
-    return _with_gold(run, verdict)
+        return _with_collapse(run, Answer("cannot tell", _without_gold(run, verdict), None))
+    return _with_collapse(run, _with_gold(run, verdict))
+
+
+def _with_collapse(run: Run, found: Answer) -> Answer:
+    """The answer, and that the policy has come to say one thing only: no judge of single answers sees that."""
+    collapse = mode_collapse(run)
+    if collapse is None:
+        return found
+    text = f"{found.text} And it has come to say the same thing again and again: {collapse[0].lower()}{collapse[1:]}"
+    return Answer(f"{found.word}, collapsed", text, False if found.is_good is False else None)
 
 
 def _with_gold(run: Run, verdict: Verdict) -> Answer:
@@ -100,7 +109,12 @@ def _since_best(run: Run, verdict: Verdict) -> str:
     """How the last policy compares with the best one, and how sure that is."""
     since = verdict.since_best
     if since is None:
-        return "No policy on its way was better."
+        # The last policy is the best that was seen while it learned; the first one is not among those.
+        return (
+            "No policy on its way was better."
+            if verdict.is_better
+            else "Nothing was gained over the first policy: use that one."
+        )
     moment = f"its own best moment, at {verdict.best_timesteps:,} {run.unit},"
     change = f"gold {interval(since.gold)}, score {interval(since.score)}"
     if not since.signs_of_loss:

@@ -53,7 +53,7 @@ def main() -> None:
     print(text)
     frame.FIGURES.mkdir(exist_ok=True)
     study.figure(results, frame.FIGURES / f"{options.study}.png")
-    frame.put_into(study.PAGE, options.study, text)
+    frame.put_into(getattr(study, "PAGE", frame.PAGE), options.study, text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""PPO explores where DPO cannot: what becomes of answers that no comparison has shown?
+"""Does PPO explore where DPO cannot? What becomes of answers that no comparison has shown.
 
 A ``TokenTree-v0`` of 1,024 answers, whose optimum under the KL penalty is known exactly. The score of an answer is the
 sum of what its tokens are worth, so better answers lie near good ones, and the reference seldom writes the best. DPO
@@ -24,8 +24,8 @@ from textrl_env.exact.solver import log_softmax
 
 SEEDS = 5
 TREE = {"vocab_size": 4, "horizon": 5, "num_prompts": 1, "eos": False, "kl_coef": 0.2}
-#: The reference's logits are those of the tree times this, so that it is sure of what it writes.
-SURE = 2.0
+#: The reference's logits are those of the tree times this: how sure it is of what it writes.
+SURE = (2.0, 4.0)
 #: Pairs, each of two answers.
 PAIRS = (64, 256, 1024, 4096)
 #: Rounds of online DPO, gradient steps in all, and learning rate of the table.
@@ -34,17 +34,23 @@ METHODS = ("DPO", "online DPO", "PPO")
 
 
 def jobs(seeds: int) -> list[Job]:
-    """One for each method, number of pairs and tree."""
+    """One for each reference, method, number of pairs and tree."""
     found = []
     for seed in range(seeds):
-        for pairs in PAIRS:
-            for method in METHODS:
-                slug = method.lower().replace(" ", "-")
-                found.append(Job(f"explore-{slug}-{pairs}-{seed}", partial(_run, method, pairs, seed), seed))
+        for sure in SURE:
+            for pairs in PAIRS:
+                found += [
+                    Job(_name(sure, m, pairs, seed), partial(_run, sure, m, pairs, seed), seed)
+                    for m in METHODS
+                ]
     return found
 
 
-def _run(method: str, pairs: int, seed: int, arrays: Path) -> dict[str, Any]:
+def _name(sure: float, method: str, pairs: int, seed: int) -> str:
+    return f"explore-{sure:g}-{method.lower().replace(' ', '-')}-{pairs}-{seed}"
+
+
+def _run(sure: float, method: str, pairs: int, seed: int, arrays: Path) -> dict[str, Any]:
     import gymnasium as gym
     import torch
 
@@ -53,7 +59,7 @@ def _run(method: str, pairs: int, seed: int, arrays: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     tree = TREE | {"ref_seed": seed, "reward_seed": seed}
     env = gym.make_vec("textrl_env:TokenTree-v0", num_envs=32, **tree)
-    shape(env.unwrapped.dynamics, seed)
+    shape(env.unwrapped.dynamics, sure, seed)
     mdp = solver.from_token_tree(env)
     if method == "PPO":
         table = ppo(env, 2 * pairs, seed)
@@ -68,9 +74,9 @@ def _run(method: str, pairs: int, seed: int, arrays: Path) -> dict[str, Any]:
     return {"share": share, "score": found.score, "kl": found.kl}
 
 
-def shape(tree: Any, seed: int) -> None:
+def shape(tree: Any, sure: float, seed: int) -> None:
     """Make the reference sure, and the score the sum of what tokens are worth at their places."""
-    tree.ref_table = log_softmax(SURE * tree.ref_table)
+    tree.ref_table = log_softmax(sure * tree.ref_table)
     size, horizon = tree.vocab_size, tree.horizon
     worth = np.random.default_rng([seed, 4]).standard_normal((horizon, size))
     total = np.zeros(1)
@@ -142,48 +148,50 @@ def _scores(mdp: Any) -> np.ndarray:
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """The share of the optimum by method and number of pairs."""
+    """The share of the optimum by reference, method and number of pairs."""
     rows = []
-    for method in METHODS:
-        cells = [mean_and_error([r["share"] for r in _of(results, method, pairs)]) for pairs in PAIRS]
-        rows.append([method, len(_of(results, method, PAIRS[0])), *cells])
-    return markdown(["method", "#trees", *(f"#{2 * pairs:,} answers" for pairs in PAIRS)], rows)
+    for sure in SURE:
+        for method in METHODS:
+            found = [_of(results, sure, method, pairs) for pairs in PAIRS]
+            if any(found):
+                cells = [mean_and_error([r["share"] for r in each]) for each in found]
+                rows.append([f"{sure:g}", method, len(found[0]), *cells])
+    return markdown(
+        ["reference, times", "method", "#trees", *(f"#{2 * pairs:,} answers" for pairs in PAIRS)], rows
+    )
 
 
-def _of(results: dict[str, dict[str, Any]], method: str, pairs: int) -> list[dict[str, Any]]:
-    prefix = f"explore-{method.lower().replace(' ', '-')}-{pairs}-"
+def _of(results: dict[str, dict[str, Any]], sure: float, method: str, pairs: int) -> list[dict[str, Any]]:
+    prefix = _name(sure, method, pairs, 0).removesuffix("0")
     return [r for name, r in results.items() if name.startswith(prefix)]
 
 
 def figure(results: dict[str, dict[str, Any]], file: Path) -> None:
-    """The share of the optimum over the answers that were judged."""
+    """The share of the optimum over the answers that were judged, one picture for each reference."""
     from matplotlib.figure import Figure
 
     from agents.evaluation.plots import style_axes
 
-    canvas = Figure(figsize=(6.4, 3.4), dpi=130, layout="constrained")
-    axes = canvas.subplots()
-    for method, colour in zip(METHODS, ("#b8860b", "#2e7d4f", "#1f6fb4"), strict=True):
-        shown = [(2 * n, [r["share"] for r in _of(results, method, n)]) for n in PAIRS]
-        shown = [(n, values) for n, values in shown if values]
-        if not shown:
-            continue
-        axes.plot(
-            [n for n, _ in shown],
-            [np.mean(v) for _, v in shown],
-            "-",
-            color=colour,
-            linewidth=2,
-            label=method,
-        )
-        for n, values in shown:
-            axes.plot([n] * len(values), values, "o", color=colour, markersize=4, alpha=0.5)
-    style_axes(axes)
-    axes.axhline(1, color="#888888", linewidth=1, linestyle=":")
-    axes.axhline(0, color="#cccccc", linewidth=1)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks([2 * n for n in PAIRS], [f"{2 * n:,}" for n in PAIRS])
-    axes.set_xlabel("answers that were judged", fontsize=9)
-    axes.set_ylabel("share of the optimum", fontsize=9)
-    axes.legend(frameon=False, fontsize=9)
+    canvas = Figure(figsize=(9.6, 3.6), dpi=130, layout="constrained")
+    for axes, sure in zip(canvas.subplots(1, 2, sharey=True), SURE, strict=True):
+        for method, colour in zip(METHODS, ("#b8860b", "#2e7d4f", "#1f6fb4"), strict=True):
+            shown = [(2 * n, [r["share"] for r in _of(results, sure, method, n)]) for n in PAIRS]
+            shown = [(n, values) for n, values in shown if values]
+            if not shown:
+                continue
+            axes.plot(
+                [n for n, _ in shown], [np.mean(v) for _, v in shown], color=colour, linewidth=2, label=method
+            )
+            for n, values in shown:
+                axes.plot([n] * len(values), values, "o", color=colour, markersize=4, alpha=0.5)
+        style_axes(axes)
+        axes.axhline(1, color="#888888", linewidth=1, linestyle=":")
+        axes.axhline(0, color="#cccccc", linewidth=1)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([2 * n for n in PAIRS], [f"{2 * n:,}" for n in PAIRS])
+        axes.set_xlabel("answers that were judged", fontsize=9)
+        axes.set_title(f"logits of the reference times {sure:g}", fontsize=10, loc="left")
+        if axes.lines[2:]:
+            axes.legend(frameon=False, fontsize=9)
+    canvas.axes[0].set_ylabel("share of the optimum", fontsize=9)
     canvas.savefig(file)

@@ -41,7 +41,7 @@ _DRAWS, _ANSWERS = 200, 4
 #: True falls of gold that count as one, and as none.
 FALL, LEVEL = 0.04, 0.01
 #: Rungs of the ladder: the n of the "best" policy, and of the "last" ones that it is compared with.
-TOP, RUNGS = 64, (64, 48, 36, 28, 22, 17, 13, 10, 8, 6, 4)
+TOP, RUNGS = 8, (8, 7, 6, 5, 4, 3, 2)
 
 
 def jobs(seeds: int) -> list[Job]:
@@ -174,7 +174,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     parts = []
     if "verdict-ladder" in results:
         rows = [
-            [f"{max(-rung['change'], 0):.3f}", *_per_cent(rung["drawn"])]
+            [f"{abs(rung['change']):.3f}", *_per_cent(rung["drawn"])]
             for rung in results["verdict-ladder"]["rungs"]
         ]
         heads = ["true fall of gold", *_HEADS]
