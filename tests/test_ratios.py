@@ -59,6 +59,18 @@ def test_dppo_stops_tokens_whose_probability_has_moved_away_by_more_than_delta(k
     assert 0 < stopped < TOKENS
 
 
+def test_dppos_kl_is_that_of_the_old_policy_from_the_new():
+    agent = make(DPPO, divergence="kl", clip_range=0.44)
+    # KL(0.5 || 0.9) = 0.51 and KL(0.9 || 0.5) = 0.37 nats.
+    old = torch.tensor([[0.5, 0.9]]).log()
+    now = torch.tensor([[0.9, 0.5]]).log()
+    rollout, _ = make_rollout()
+    batch = rollout[[1]]
+    batch.log_probs, batch.advantages = old, torch.tensor([[1.0, -1.0]])
+    stopped = agent.clipped(batch, Evaluation(now, None, now), (now - old).exp())
+    assert stopped.tolist() == [[True, False]]
+
+
 def test_dppo_counts_no_ratio_for_more_than_its_bound():
     rollout, new = make_rollout()
     _, gradient = loss_and_gradient(make(DPPO, clip_range=1.0, max_ratio=1.1), rollout, new)
