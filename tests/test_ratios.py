@@ -121,6 +121,15 @@ def covariances(eps) -> np.ndarray:
     return np.array([(lp - lm) * (a - am) for lp, a in zip(log_probs, advantages, strict=True)])
 
 
+def test_covariances_are_of_the_tokens_that_are_there():
+    rollout, new = make_rollout()
+    advantages = make(GRPO).advantages(rollout).float()
+    advantages[~rollout.mask] = 7.0
+    log_probs = torch.where(rollout.mask, rollout.log_probs, -9.0)
+    found = maths.token_covariances(log_probs, advantages, rollout.mask)[rollout.mask]
+    np.testing.assert_allclose(found.numpy(), covariances(episodes(rollout, new)), rtol=1e-3, atol=1e-6)
+
+
 def test_clip_cov_leaves_out_tokens_of_high_covariance_at_random():
     rollout, new = make_rollout()
     agent = make(ClipCov, cov_share=0.2, cov_low=0.02, cov_high=0.3)
