@@ -8,11 +8,26 @@ import numpy as np
 import pytest
 import torch
 
-from agents import DPPO, GPG, GRPO, RAFT, VESPO, ClipCov, KLCov, ScaleRL
+from agents import (
+    DPPO,
+    GMPO,
+    GPG,
+    GRPO,
+    OTB,
+    RAFT,
+    VESPO,
+    ClipCov,
+    GiGPO,
+    KLCov,
+    MaxRL,
+    REINFORCEPlusPlus,
+    ScaleRL,
+)
 from agents.algorithms import maths
 from agents.policies.base import Evaluation
 from tests.test_variants import (
     BETA,
+    GROUP,
     LENGTHS,
     TREE,
     clipped,
@@ -270,6 +285,21 @@ def test_top_entropy_tokens_alone_have_a_surrogate_and_a_bonus_as_in_trl(share, 
     assert 0 < int(metrics["kept"].sum()) < TOKENS
 
 
+def test_gmpos_mean_is_over_the_uncertain_tokens_as_in_trl(tmp_path):
+    rollout, new = make_rollout()
+    new = Evaluation(new.log_probs, None, entropies_like(rollout))
+    agent = make(GMPO, clip_range=0.3, top_entropy_quantile=0.6)
+    agent.policy.evaluate = lambda _: new
+    batch = agent.prepare_batch(agent.prepare_rollout(rollout))
+    agent.before_update(batch, fresh=True)
+    loss = (agent.loss(batch, new)[0] * agent.step_weights(batch)).sum()
+    (gradient,) = torch.autograd.grad(loss, new.log_probs)
+    trainer = trl_trainer("GMPO", tmp_path, epsilon=0.3, top_entropy_quantile=0.6)
+    _, expected, _ = trl_loss(trainer, rollout, new, rollout.advantages[:, 0], kl=0.0)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-7)
+    assert 0 < int(batch.kept.sum()) < TOKENS
+
+
 def test_the_quantile_is_torchs():
     torch.manual_seed(0)
     for count in (1, 2, 7, 30):
@@ -317,6 +347,22 @@ def test_an_entropy_target_is_met_and_a_resumed_run_goes_on_with_its_coefficient
     assert torch.equal(agent.policy.logits, resumed.policy.logits)
     assert -plain.latest["train/entropy_loss"] < 0.4
     assert -agent.latest["train/entropy_loss"] == pytest.approx(0.9, abs=0.2)
+
+
+def test_methods_that_divide_scores_add_the_divergence_at_its_own_size():
+    rollout, _ = make_rollout()
+    agent = make(MaxRL, f_divergence_type="js_divergence")
+    ratio = (rollout.log_probs - rollout.ref_log_probs).mul(rollout.mask).sum(1).exp().double()
+    charged = BETA * (2 * ratio / (1 + ratio)).log()
+    groups = charged.view(2, GROUP)
+    expected = (groups.mean(1, keepdim=True) - groups).view(-1)
+    assert agent.kl_advantages(rollout).tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("cls", [REINFORCEPlusPlus, OTB, GiGPO])
+def test_methods_that_credit_tokens_take_no_divergence_of_responses(cls):
+    with pytest.raises(TypeError, match="takes no f_divergence_type"):
+        make(cls, f_divergence_type="js_divergence")
 
 
 def f_of(kind: str, alpha: float, w: torch.Tensor) -> torch.Tensor:
@@ -370,7 +416,7 @@ def test_a_response_is_charged_what_gives_the_exact_gradient_of_an_f_divergence(
         ({"ent_coef_min": 0.5, "ent_coef_max": 0.1}, "ent_coef_min"),
         ({"average": "prompt", "entropy_average": "token"}, "entropy_average"),
         ({"f_divergence_type": "js_divergence", "kl_in": "loss"}, "kl_in"),
-        ({"f_divergence_type": "hellinger"}, "f_divergence_type"),
+        ({"f_divergence_type": "kl"}, "f_divergence_type"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(options, told):

@@ -96,6 +96,11 @@ class GRPO(Agent):
     _told = False
 
     @staticmethod
+    def of_divergences(why: str) -> dict[str, str]:
+        """Entries of :attr:`takes_no` for a method that credits tokens or turns by what the environment charges."""
+        return dict.fromkeys(("f_divergence_type", "f_alpha_divergence_coef"), why)
+
+    @staticmethod
     def of_the_clip(why: str) -> dict[str, str]:
         """Entries of :attr:`takes_no` for a method that does not clip."""
         return dict.fromkeys(("clip_range", "clip_range_high", "delta"), why)
@@ -206,9 +211,15 @@ class GRPO(Agent):
             return self.scores_before_kl(rollout)
         if self.f_divergence_type == "reverse_kl" or rollout.ref_log_probs is None:
             return self._sum(rollout.rewards, rollout)
+        return self.scores_before_kl(rollout) - self._charged(rollout)
+
+    def _charged(self, rollout: Rollout) -> Tensor:
+        """What its distance from the reference takes off each episode's score, ``[B]``."""
+        if self.f_divergence_type == "reverse_kl":
+            return self._sum(rollout.penalties, rollout)
         log_ratio = ((rollout.log_probs - rollout.ref_log_probs).double() * rollout.mask).sum(1)
         slope = maths.f_divergence_slope(log_ratio, self.f_divergence_type, self.f_alpha_divergence_coef)
-        return self.scores_before_kl(rollout) - self.kl_coef * slope
+        return self.kl_coef * slope
 
     def scores_before_kl(self, rollout: Rollout) -> Tensor:
         """What the reward alone gave to each episode, ``[B]``."""
@@ -277,7 +288,7 @@ class GRPO(Agent):
         """
         if self.kl_in == "loss" or rollout.penalties is None:
             return rollout.rewards.new_zeros(len(rollout))
-        charged = -self._sum(rollout.penalties, rollout)
+        charged = -self._charged(rollout)
         scale = "leave-one-out" if self.scale == "leave-one-out" else "none"
         return maths.group_advantages(charged, self.group_size, scale, self.scored_episodes(rollout))
 

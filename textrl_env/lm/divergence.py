@@ -67,7 +67,8 @@ def compare(
     own = student.policy_logits(sequences)
     with torch.no_grad():
         others = teacher.policy_logits(sequences if shown is None else shown)
-    actions = torch.from_numpy(sequences.actions).to(student.device)
+    layout = student.layout(sequences)
+    actions = torch.from_numpy(sequences.actions).to(student.device) if layout is None else layout.actions
 
     def look(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         logits = own(rows)

@@ -10,7 +10,7 @@ was answered once teaches nothing of its turn. Left out: states that are merely 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -37,6 +37,10 @@ class GiGPO(GRPO):
         gamma_turn: Discount of a turn's return, from turn to turn.
         **kwargs: See :class:`~agents.algorithms.grpo.GRPO`.
     """
+
+    takes_no: ClassVar[dict[str, str]] = GRPO.takes_no | GRPO.of_divergences(
+        "each turn is credited with the KL that the environment charges after it"
+    )
 
     def __init__(
         self,

@@ -67,4 +67,8 @@ class GMPO(GRPO):
         return torch.where(batch.advantages > 0, log_ratio > high, log_ratio < -low)
 
     def policy_loss(self, batch: Rollout, new: Evaluation, ratio: Tensor) -> Tensor:
-        return -ratio * batch.advantages
+        if batch.kept is None:
+            return -ratio * batch.advantages
+        # One term for a response, shared by the steps that count.
+        counted = self.counted(batch).sum(1, keepdim=True).clamp(min=1)
+        return -ratio * batch.advantages * (batch.lengths[:, None] / counted)

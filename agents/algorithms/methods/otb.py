@@ -10,7 +10,7 @@ its group reaches has itself as its baseline and learns nothing. Left out: weigh
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -32,6 +32,10 @@ class OTB(GRPO):
         group_size: ``G``, episodes for each start state.
         **kwargs: See :class:`~agents.algorithms.grpo.GRPO`; the KL is in the reward.
     """
+
+    takes_no: ClassVar[dict[str, str]] = GRPO.takes_no | GRPO.of_divergences(
+        "each token is credited with the KL that the environment charges after it"
+    )
 
     def __init__(
         self,

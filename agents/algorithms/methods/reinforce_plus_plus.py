@@ -7,7 +7,7 @@ Left out: the paper's second variant, which takes the mean of a group first.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -33,6 +33,10 @@ class REINFORCEPlusPlus(GRPO):
         clip_range: ``eps``; a number, "linear:0.2", or a function of the remaining progress.
         **kwargs: See :class:`~agents.algorithms.grpo.GRPO`; groups and a KL in the loss are no part of the method.
     """
+
+    takes_no: ClassVar[dict[str, str]] = GRPO.takes_no | GRPO.of_divergences(
+        "each token is credited with the KL that the environment charges after it"
+    )
 
     def __init__(
         self,

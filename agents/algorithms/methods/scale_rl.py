@@ -11,7 +11,7 @@ prompts that are passed nine times in ten, interrupting answers that are too lon
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -35,6 +35,10 @@ class ScaleRL(CISPO):
         group_size: ``G``, episodes for each start state.
         **kwargs: See :class:`~agents.algorithms.methods.cispo.CISPO`.
     """
+
+    takes_no: ClassVar[dict[str, str]] = CISPO.takes_no | {
+        "entropy_average": "its bonus is averaged over prompts, as the rest is"
+    }
 
     def __init__(
         self,
