@@ -416,7 +416,7 @@ BUGS = [
         ("estimators",)),
     Bug("scores of the batch divided by the deviation of their group", MATHS, "centred / (own.std() + 1e-4)",
         "centred / (deviation + 1e-4)", ("estimators",)),
-    Bug("the KL beside divided scores raises them", GRPO, "charged = -self._sum(", "charged = self._sum(",
+    Bug("the KL beside divided scores raises them", GRPO, "charged = -self._charged(", "charged = self._charged(",
         ("estimators",)),
     Bug("VAPO's lambda is that of the longest answer", METHOD + "vapo.py", "rollout.lengths.double().clamp(min=1)",
         "rollout.lengths.max().double().expand(len(rollout))", ("estimators",)),
