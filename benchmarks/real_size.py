@@ -1,12 +1,13 @@
 """A model of a real size, with random weights: one step of GRPO and of PPO here, one of GRPO in TRL.
 
-    python benchmarks/real_size.py [--only "GRPO, here" "GRPO, TRL" "PPO, here"] [--bf16] [--again]
+    python benchmarks/real_size.py [--only "GRPO, here" "GRPO, TRL" "PPO, here"] [--prompts 8] [--bf16] [--again]
 
 The shape of Qwen3-0.6B (596 million weights, 151,936 tokens), LoRA 16 on every linear layer, 8 prompts of 64 tokens,
 4 answers of 64 tokens to each; no answer ends early. The reward is a function that costs nothing. Everybody evaluates 8
 rows at once in the update, which is TRL's default, with no gradient checkpointing. Each side is a process of its own;
 what it took is added to benchmarks/real_size.json, and what is there is not run again without ``--again``, so that the
-whole can be done in pieces. A side that would leave less than 1.5 GB of the machine's memory is stopped and says so.
+whole can be done in pieces. ``--prompts 2`` is a quarter of the step: one micro-batch, and so about the same peak. A
+side that would leave less than 1.5 GB of the machine's memory is stopped and says so.
 
 Prints seconds by the clock and of the processor (which a busy machine disturbs less), and the peak memory of the
 process with all that it imports. ``--bf16`` is autocast, which pays only where the processor multiplies bfloat16. Left
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +92,7 @@ class Clock:
         return {"seconds": time.perf_counter() - self.wall, "cpu_seconds": time.process_time() - self.cpu}
 
 
-def ours(method: str, bf16: bool) -> dict[str, Any]:
+def ours(method: str, prompts: int, bf16: bool) -> dict[str, Any]:
     """One step of an agent of this project: a rollout and the update after it."""
     import gymnasium as gym
 
@@ -104,7 +106,7 @@ def ours(method: str, bf16: bool) -> dict[str, Any]:
         model=str(model_folder()),
         dtype="float32",
         reward=reward,
-        prompts=texts(PROMPTS * (1 if method == "GRPO" else GROUP)),
+        prompts=texts(prompts * (1 if method == "GRPO" else GROUP)),
         kl_coef=KL_COEF,
         max_new_tokens=BUDGET,
         autocast=bf16,
@@ -115,7 +117,7 @@ def ours(method: str, bf16: bool) -> dict[str, Any]:
         "auto",
         env,
         learning_rate=LEARNING_RATE,
-        n_episodes=PROMPTS * GROUP,
+        n_episodes=prompts * GROUP,
         batch_size=None,
         micro_batch_size=ROWS,
         policy_kwargs={"lora_rank": RANK},
@@ -129,7 +131,7 @@ def ours(method: str, bf16: bool) -> dict[str, Any]:
     return clock.read() | {"tokens": tokens}
 
 
-def trl_grpo(bf16: bool) -> dict[str, Any]:
+def trl_grpo(prompts: int, bf16: bool) -> dict[str, Any]:
     """One step of TRL's GRPO."""
     import datasets
     import trl
@@ -149,7 +151,7 @@ def trl_grpo(bf16: bool) -> dict[str, Any]:
 
         def on_log(self, *args: object, logs: dict | None = None, **kwargs: object) -> None:
             if logs and "completions/mean_length" in logs:
-                found["tokens"] = logs["completions/mean_length"] * PROMPTS * GROUP
+                found["tokens"] = logs["completions/mean_length"] * prompts * GROUP
 
     folder = str(model_folder())
     with tempfile.TemporaryDirectory() as out:
@@ -159,7 +161,7 @@ def trl_grpo(bf16: bool) -> dict[str, Any]:
             bf16=bf16,
             gradient_checkpointing=False,
             per_device_train_batch_size=ROWS,
-            gradient_accumulation_steps=PROMPTS * GROUP // ROWS,
+            gradient_accumulation_steps=prompts * GROUP // ROWS,
             num_generations=GROUP,
             max_completion_length=BUDGET,
             max_steps=1,
@@ -178,7 +180,7 @@ def trl_grpo(bf16: bool) -> dict[str, Any]:
             peft_config=LoraConfig(
                 r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"
             ),
-            train_dataset=datasets.Dataset.from_dict({"prompt": texts(PROMPTS)}),
+            train_dataset=datasets.Dataset.from_dict({"prompt": texts(prompts)}),
             callbacks=[Step()],
         )
         trainer.train()
@@ -186,9 +188,9 @@ def trl_grpo(bf16: bool) -> dict[str, Any]:
 
 
 SIDES = {
-    "GRPO, here": lambda bf16: ours("GRPO", bf16),
+    "GRPO, here": partial(ours, "GRPO"),
     "GRPO, TRL": trl_grpo,
-    "PPO, here": lambda bf16: ours("PPO", bf16),
+    "PPO, here": partial(ours, "PPO"),
 }
 
 
@@ -200,9 +202,10 @@ def available() -> float:
     return float("inf")
 
 
-def measure(name: str, bf16: bool) -> dict[str, Any]:
+def measure(name: str, prompts: int, bf16: bool) -> dict[str, Any]:
     """One side in a process of its own, stopped where it takes too much memory."""
-    command = [sys.executable, __file__, "--side", name, *(["--bf16"] if bf16 else [])]
+    command = [sys.executable, __file__, "--side", name, "--prompts", str(prompts)]
+    command += ["--bf16"] if bf16 else []
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, stdout=out, stderr=errors, cwd=ROOT)
         while process.poll() is None:
@@ -220,22 +223,19 @@ def measure(name: str, bf16: bool) -> dict[str, Any]:
 
 def table(results: dict[str, Any]) -> str:
     """Everything that has been measured."""
-    lines = [
-        "| step | precision | seconds | of the processor | peak, GB |",
-        "| --- | --- | --: | --: | --: |",
-    ]
+    lines = ["| step | seconds | of the processor | peak, GB |", "| --- | --: | --: | --: |"]
     for name, row in results.items():
-        step, precision = name.rsplit(" in ", 1)
-        if "error" in row:
-            lines.append(f"| {step} | {precision} | {row['error']} | | |")
-        else:
-            numbers = f"{row['seconds']:.0f} | {row['cpu_seconds']:.0f} | {row['peak_gb']:.1f}"
-            lines.append(f"| {step} | {precision} | {numbers} |")
-    for precision in ("float32", "bfloat16"):
-        one, other = (results.get(f"GRPO, {side} in {precision}", {}) for side in ("here", "TRL"))
-        if "seconds" in one and "seconds" in other:
+        numbers = (
+            f"{row[x]:.{digits}f}" for x, digits in (("seconds", 0), ("cpu_seconds", 0), ("peak_gb", 1))
+        )
+        lines.append(
+            f"| {name} | " + (row["error"] + " | | |" if "error" in row else " | ".join(numbers) + " |")
+        )
+    for name, one in results.items():
+        other = results.get(name.replace("here", "TRL"), {})
+        if "here" in name and "seconds" in one and "seconds" in other:
             lines.append(
-                f"\nGRPO in {precision}: {other['seconds'] / one['seconds']:.2f} times as fast as TRL by the clock, "
+                f"\n{name}: {other['seconds'] / one['seconds']:.2f} times as fast as TRL by the clock, "
                 f"{other['cpu_seconds'] / one['cpu_seconds']:.2f} by processor time, with "
                 f"{one['peak_gb'] / other['peak_gb']:.2f} of its memory."
             )
@@ -245,21 +245,23 @@ def table(results: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--prompts", type=int, default=PROMPTS)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--again", action="store_true", help="measure again what has been measured")
     parser.add_argument("--side", choices=SIDES, default=None, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side is not None:
-        result = SIDES[arguments.side](arguments.bf16)
+        result = SIDES[arguments.side](arguments.prompts, arguments.bf16)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(json.dumps(result | {"peak_gb": peak}))
         return
     model_folder()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for side in arguments.only:
-        name = f"{side} in {'bfloat16' if arguments.bf16 else 'float32'}"
+        precision = "bfloat16" if arguments.bf16 else "float32"
+        name = f"{side}, {arguments.prompts} prompts, {precision}"
         if arguments.again or "seconds" not in results.get(name, {}):
-            results[name] = measure(side, arguments.bf16)
+            results[name] = measure(side, arguments.prompts, arguments.bf16)
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))
 

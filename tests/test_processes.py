@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from agents.parallel.processes import ALONE, Processes, deal
+from agents.parallel.processes import ALONE, Processes, SharedError, deal
 from agents.runs.whole import check_whole
 from tests import shared_runs
 from tests.tiny import make_lm
@@ -123,6 +123,16 @@ def test_a_run_that_cannot_be_shared_is_refused_everywhere_with_the_reason(seen)
         assert "has weights" in said["weights"]
     assert main["reward"].startswith("OSError: the judge does not answer")
     assert other["reward"].startswith("SharedError: the judge does not answer")
+
+
+def test_a_process_with_other_versions_is_named_with_both(monkeypatch):
+    processes = Processes()
+    processes.count, processes._places = 2, [("here", 11), ("there", 12)]
+    monkeypatch.setattr(processes, "gather", lambda mine: [mine, mine | {"transformers": "5.1.0"}])
+    with pytest.raises(
+        SharedError, match=r"rank 1 of 2 \(process 12 on there\) has transformers '5\.1\.0' and rank 0"
+    ):
+        processes.check_alike({"seed": 1})
 
 
 # -- the command line ---------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ import workloads  # noqa: E402
 
 SCRATCH = ROOT / "build" / "speed"
 RESULTS = ROOT / "benchmarks" / "speed.json"
+PRECISIONS = {"float32": (), "bfloat16": ("--bf16",)}
 
 
 def run(
@@ -53,7 +54,12 @@ def run(
 
 
 def grpo(
-    steps: int, with_peers: bool, before: dict[str, Any], names: Sequence[str] = tuple(workloads.WORKLOADS)
+    steps: int,
+    with_peers: bool,
+    before: dict[str, Any],
+    names: Sequence[str] = tuple(workloads.WORKLOADS),
+    precisions: Sequence[str] = tuple(PRECISIONS),
+    by_processor: bool = False,
 ) -> dict[str, Any]:
     """Workloads: ours, the floor of its parts and TRL, in float32 and bfloat16."""
     results = dict(before)
@@ -63,12 +69,19 @@ def grpo(
         # Where lengths vary from step to step, more of them.
         count = 2 * steps if work.mean_length else steps
         row: dict[str, Any] = {}
-        for label, flags in (("float32", ()), ("bfloat16", ("--bf16",))):
+        for label in precisions:
+            flags = PRECISIONS[label]
             row[f"ours {label}"] = run(sys.executable, "ours.py", name, folder, "--steps", count, *flags)
-            row[f"floor {label}"] = run(sys.executable, "floor.py", name, folder, "--repeats", 3, *flags)
+            if not by_processor:
+                row[f"floor {label}"] = run(sys.executable, "floor.py", name, folder, "--repeats", 3, *flags)
             if with_peers:
                 python = peers.python_of("trl-1.16", ROOT / ".peers")
                 row[f"TRL {label}"] = run(python, "trl_grpo.py", name, folder, "--steps", count, *flags)
+        if by_processor:  # on a busy machine the clock counts what others did
+            row["by"] = "processor"
+            for side in row.values():
+                if "cpu_seconds" in side:
+                    side["median"] = statistics.median(side["cpu_seconds"])
         results[name] = row
     return results
 
@@ -133,6 +146,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=6, help="steps of each side, the first not counted")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--workloads", nargs="+", choices=workloads.WORKLOADS, default=None, help="of grpo")
+    parser.add_argument(
+        "--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="of grpo"
+    )
+    parser.add_argument(
+        "--by-processor", action="store_true", help="grpo by processor time, on a busy machine"
+    )
     parser.add_argument("--no-peers", action="store_true", help="make and time no peers")
     arguments = parser.parse_args()
     SCRATCH.mkdir(parents=True, exist_ok=True)
@@ -141,7 +160,8 @@ def main() -> None:
     results["machine"] = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"
     for name in arguments.only:
         print(name, flush=True)
-        extra = (arguments.workloads,) if name == "grpo" and arguments.workloads else ()
+        names = arguments.workloads or list(workloads.WORKLOADS)
+        extra = (names, arguments.precisions, arguments.by_processor) if name == "grpo" else ()
         before = results.get(name, {})
         results[name] = PARTS[name](arguments.repeats, not arguments.no_peers, before, *extra)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")

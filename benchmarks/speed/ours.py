@@ -6,6 +6,7 @@ python benchmarks/speed/ours.py WORKLOAD FOLDER [--agent grpo] [--critic head] [
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import resource
 import time
@@ -28,10 +29,12 @@ class Clock(BaseCallback):
         self.steps = steps
         self.starts: list[float] = []
         self.rollouts: list[float] = []
+        self.processor: list[float] = []
         self.lengths: list[float] = []
 
     def _on_rollout_start(self) -> None:
         self.starts.append(time.perf_counter())
+        self.processor.append(time.process_time())
 
     def _on_rollout_end(self) -> None:
         self.rollouts.append(time.perf_counter() - self.starts[-1])
@@ -80,6 +83,7 @@ def main() -> None:
         json.dumps(
             {
                 "seconds": steps[1:],
+                "cpu_seconds": [b - a for a, b in itertools.pairwise(clock.processor)][1:],
                 "rollout_seconds": clock.rollouts[1 : len(steps)],
                 "mean_length": sum(clock.lengths) / len(clock.lengths),
                 "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 #: TRL 0.23.1 is the last with a PPO trainer, and needs the transformers and numpy of its time.
@@ -15,8 +16,21 @@ REQUIREMENTS = {
 
 
 def python_of(name: str, under: Path) -> Path:
-    """The interpreter of a peer's environment, which is made and filled if it is not there."""
+    """The interpreter of a peer's environment, which is made and filled if it is not there.
+
+    This interpreter, where it has exactly these versions.
+    """
+    if all(_is_here(requirement) for requirement in REQUIREMENTS[name]):
+        return Path(sys.executable)
     return environment(under / name, REQUIREMENTS[name])
+
+
+def _is_here(requirement: str) -> bool:
+    package, _, version = requirement.partition("==")
+    try:
+        return metadata.version(package).partition("+")[0] == version
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def environment(folder: Path, requirements: Sequence[str]) -> Path:

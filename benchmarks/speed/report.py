@@ -62,11 +62,20 @@ def _times(ours: float, theirs: float, note: str = "") -> str:
     return f"{ours:.2f} s, {theirs:.2f} s{note}"
 
 
-GRPO_TARGETS = {"uniform": 1.8, "ragged": 3.0, "long-prompt": 6.0, "big-vocab": 2.0}
+GRPO_TARGETS = {
+    "uniform": 1.8,
+    "ragged": 3.0,
+    "real-lengths": 3.0,
+    "long-prompt": 6.0,
+    "few-shot": 3.0,
+    "big-vocab": 2.0,
+}
 WORDS = {
     "uniform": "prompt 16, response 64",
     "ragged": "prompt 16, budget 128, mean length 15",
+    "real-lengths": "prompt 64, budget 512, mean length 150",
     "long-prompt": "prompt 256, response 64",
+    "few-shot": "32 x 2, prompts of 272 of which 256 alike, response 32",
     "big-vocab": "8 x 256 tokens, vocabulary 151,936",
 }
 
@@ -79,7 +88,7 @@ def grpo_ratios(results: dict[str, Any]) -> list[Ratio]:
         kind, ours = _best(row, "ours")
         if any(side.startswith("TRL") for side in row):
             other, theirs = _best(row, "TRL")
-            note = f" ({kind}, {other})"
+            note = f" ({kind}, {other}{', of the processor' if row.get('by') == 'processor' else ''})"
             detail = _times(ours["median"], theirs["median"], note)
             value = theirs["median"] / ours["median"]
             lines.append(
@@ -251,7 +260,7 @@ took 2.09, 2.08 and 1.92 s with it, 2.09, 1.93 and 2.19 s without (2.55 s before
 def _parts(results: dict[str, Any]) -> str:
     rows = []
     for name, row in results.items():
-        for label in ("float32", "bfloat16"):
+        for label in [label for label in ("float32", "bfloat16") if f"floor {label}" in row]:
             ours, floor = row[f"ours {label}"], row[f"floor {label}"]["parts"]
             rollout = sorted(ours["rollout_seconds"])[len(ours["rollout_seconds"]) // 2]
             mine = f"{rollout:.2f} s, {ours['median'] - rollout:.2f} s"

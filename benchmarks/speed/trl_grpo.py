@@ -22,14 +22,16 @@ class Clock(TrainerCallback):
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
+        self.processor: list[float] = []
         self.lengths: list[float] = []
-        self.started = 0.0
+        self.started = self.began = 0.0
 
     def on_step_begin(self, *args: object, **kwargs: object) -> None:
-        self.started = time.perf_counter()
+        self.started, self.began = time.perf_counter(), time.process_time()
 
     def on_step_end(self, *args: object, **kwargs: object) -> None:
         self.seconds.append(time.perf_counter() - self.started)
+        self.processor.append(time.process_time() - self.began)
 
     def on_log(self, *args: object, logs: dict | None = None, **kwargs: object) -> None:
         if logs and "completions/mean_length" in logs:
@@ -82,6 +84,7 @@ def main() -> None:
             {
                 "peer": f"TRL {trl.__version__} GRPO",
                 "seconds": clock.seconds[1:],
+                "cpu_seconds": clock.processor[1:],
                 "mean_length": sum(clock.lengths) / len(clock.lengths),
                 "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             }

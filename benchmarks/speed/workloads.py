@@ -27,6 +27,7 @@ class Workload:
     Attributes:
         name: What it is called in the tables.
         prompt_length: Tokens of every prompt.
+        common: With how many tokens all prompts begin alike, as behind one system message or the same worked examples.
         max_new_tokens: The response budget.
         mean_length: Responses end by themselves after about so many tokens; None never ends them early.
         prompts: Distinct prompts in a step.
@@ -45,6 +46,7 @@ class Workload:
     vocab_size: int = 1024
     hidden_size: int = 256
     layers: int = 4
+    common: int = 0
 
     @property
     def episodes(self) -> int:
@@ -57,7 +59,9 @@ WORKLOADS = {
     for work in (
         Workload("uniform", 16, 64),
         Workload("ragged", 16, 128, mean_length=15),
+        Workload("real-lengths", 64, 512, mean_length=150),
         Workload("long-prompt", 256, 64),
+        Workload("few-shot", 272, 32, prompts=32, group_size=2, common=256),
         Workload("big-vocab", 16, 256, prompts=1, group_size=8, vocab_size=151_936, hidden_size=64, layers=2),
     )
 }
@@ -146,6 +150,7 @@ def prompts(work: Workload, count: int | None = None) -> list[str]:
     generator = torch.Generator().manual_seed(1)
     shape = (count or work.prompts, work.prompt_length)
     ids = torch.randint(0, work.vocab_size - 2, shape, generator=generator)
+    ids[:, : work.common] = ids[0, : work.common]
     return [" ".join(f"w{i}" for i in row.tolist()) for row in ids]
 
 
