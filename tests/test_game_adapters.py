@@ -337,6 +337,16 @@ def test_a_turn_without_a_call_ends_the_episode_behind_a_chat_template():
     assert terminated and (info["stop_reason"], info["game_text"], info["turns"]) == ("game", "", 1)
 
 
+def test_a_reset_that_wants_columns_which_no_row_has_says_where_rows_come_from():
+    game = load_game(Calculator)()
+    with pytest.raises(
+        TypeError, match=r"Calculator\.reset\(\): missing .* 'a'; the row has no columns.*--rows FILE"
+    ):
+        game.reset(seed=0)
+    with pytest.raises(TypeError, match=r"missing .* 'b'; the row has the columns \['a'\]"):
+        game.reset(seed=0, a=3)
+
+
 def test_without_a_chat_template_answers_are_texts():
     class Words(Calculator):
         def reset(self, **row):

@@ -3,7 +3,7 @@
 PPO trains the embedded world's assistant against its reward model. On the way, and more thoroughly at the end,
 answers to questions that were never trained on are judged by the gold rubric, which the reward model only knows
 through simulated raters; the best policy is kept, and the demo ends on it. The hyper-parameters are the constants
-below.
+below. ``--game grid`` shows another story, :mod:`agents.commands.demo_grid`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,20 @@ _ROWS = 8
 
 def demo(
     run_dir: Annotated[
-        str, typer.Option(help="Where everything goes; an earlier run there is replaced.")
-    ] = "runs/demo",
-    total_timesteps: Annotated[int, typer.Option(min=1, help="Tokens to learn for.")] = TOTAL_TIMESTEPS,
+        str | None,
+        typer.Option(
+            help="Where everything goes; an earlier run there is replaced.",
+            show_default="runs/demo, with a game runs/GAME",
+        ),
+    ] = None,
+    game: Annotated[
+        str | None,
+        typer.Option(help='"grid": a language model learns to walk over a board that it reads as text.'),
+    ] = None,
+    total_timesteps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens to learn for.", show_default=f"{TOTAL_TIMESTEPS}, of a game fewer"),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything.")] = 0,
 ) -> None:
     """Train a tiny assistant with PPO and compare its answers with those from before (2 minutes, 2 CPU cores)."""
@@ -42,7 +53,16 @@ def demo(
     from rich.console import Console
 
     from agents.commands.terminal import quiet_transformers
+    from textrl_env.errors import check_choice
 
+    if game is not None:
+        from agents.commands import demo_grid
+
+        check_choice("--game", game, ("grid",))
+        folder = Path(run_dir or f"runs/{game}")
+        demo_grid.run(folder, total_timesteps or demo_grid.TOTAL_TIMESTEPS, seed)
+        return
+    run_dir, total_timesteps = run_dir or "runs/demo", total_timesteps or TOTAL_TIMESTEPS
     # A model this small gains nothing from a second thread, and one thread sums alike on every machine.
     torch.set_num_threads(1)
     started = time.perf_counter()

@@ -90,6 +90,14 @@ class ToolGame:
     def reset(self, seed: int | None = None, **row: Any) -> tuple[Any, dict[str, Any]]:
         """Begin anew: the row's prompt, and behind it what the environment's ``reset`` returns."""
         handed = row | ({"seed": seed} if self._takes_seed else {})
+        try:
+            inspect.signature(self.environment.reset).bind(**handed)
+        except TypeError as error:
+            has = f"has the columns {sorted(row)}" if row else "has no columns, since there are no rows"
+            raise TypeError(
+                f"{type(self.environment).__name__}.reset(): {error}; the row {has}. Give rows= (--rows FILE) with "
+                "what reset() takes"
+            ) from None
         shown = _waited(self.environment.reset(**handed))
         self.worth = 0.0
         return _opening(row.get("prompt"), shown), {"tools": self.schemas}
