@@ -66,6 +66,7 @@ ANSWERS, KNOBS = (f"textrl_env/generators/{name}.py" for name in ("answers", "sa
 LLAMA, MASKS = "textrl_env/lm/fused_llama.py", "textrl_env/lm/attention_masks.py"
 CHECK, DIVERGENCE = "textrl_env/lm/self_check.py", "textrl_env/lm/divergence.py"
 GRPO, PPO, REINFORCE = (f"agents/algorithms/{name}.py" for name in ("grpo", "ppo", "reinforce"))
+OPTIONS = "agents/algorithms/grpo_options.py"
 PTX, KL_CONTROL = "agents/algorithms/ppo_ptx.py", "agents/callbacks/kl_control.py"
 DPO, SFT, LORA = "agents/offline/preference_losses.py", "agents/offline/sft.py", "agents/policies/lora.py"
 
@@ -342,8 +343,8 @@ BUGS = [
         "place = share * (count - 1)", ("ratios",)),
     Bug("tokens that are left out have a bonus", GRPO, "self._bonus * entropy * self.counted(batch)",
         "self._bonus * entropy", ("ratios",)),
-    Bug("the entropy bonus rises above its target", GRPO, "low = self._entropy <= self.entropy_target",
-        "low = self._entropy > self.entropy_target", ("ratios",)),
+    Bug("the entropy bonus rises above its target", OPTIONS, "if self.entropy <= self.target else -self.step",
+        "if self.entropy > self.target else -self.step", ("ratios",)),
     Bug("the coefficient of the entropy bonus not restored", GRPO, 'self.ent_coef = state["ent_coef"]', "pass",
         ("ratios",)),
     Bug("a mean over prompts counts prompts by their tokens", MATHS,

@@ -19,12 +19,19 @@ from gymnasium import logger
 from torch import Tensor
 
 from agents.algorithms import maths
-from agents.algorithms.schedules import Schedule, check_numbers, check_schedule, schedule_value
+from agents.algorithms.grpo_options import (
+    EntropyTarget,
+    check_delta,
+    check_options,
+    check_reference,
+    move_reference,
+)
+from agents.algorithms.schedules import Schedule, check_schedule, schedule_value
 from agents.base import Agent
 from agents.policies.base import Evaluation, Policy
 from agents.rollouts.rollout import Rollout
-from agents.rollouts.vector_envs import longest_episode, movable_references
-from textrl_env.errors import ArgumentError, check_choice
+from agents.rollouts.vector_envs import longest_episode
+from textrl_env.errors import check_choice
 
 
 class GRPO(Agent):
@@ -144,37 +151,24 @@ class GRPO(Agent):
         check_choice("kl_in", kl_in, ("reward", "loss"))
         check_choice("kl_loss_estimator", kl_loss_estimator, ("k2", "k3", "k3-corrected"))
         check_choice("entropy_average", entropy_average, ("loss", "token"))
-        if (average, entropy_average) == ("prompt", "token"):
-            raise ArgumentError(
-                'entropy_average="token" does not go with average="prompt"; leave it at "loss"'
-            )
         check_schedule("clip_range", clip_range, positive=True)
         check_schedule("clip_range_high", clip_range_high, positive=True)
-        _check_delta(delta, clip_range if clip_range_high is None else clip_range_high)
-        if off_policy_mask_threshold is not None:
-            check_numbers(off_policy_mask_threshold=off_policy_mask_threshold)
-        if not 0 <= top_entropy_quantile <= 1:
-            raise ArgumentError(
-                f"top_entropy_quantile is a share of tokens, in [0, 1], got {top_entropy_quantile!r}"
-            )
-        if entropy_target is not None:
-            check_numbers(entropy_target=entropy_target)
-        check_numbers(ent_coef_delta=ent_coef_delta, ent_coef_min=ent_coef_min, ent_coef_max=ent_coef_max)
-        if not ent_coef_min <= ent_coef_max:
-            raise ArgumentError(
-                f"ent_coef_min must not be above ent_coef_max, got {ent_coef_min} and {ent_coef_max}"
-            )
-        if ref_model_sync_steps < 1:
-            raise ArgumentError(f"ref_model_sync_steps must be at least 1, got {ref_model_sync_steps}")
-        if not 0 < ref_model_mixup_alpha <= 1:
-            raise ArgumentError(f"ref_model_mixup_alpha must be in (0, 1], got {ref_model_mixup_alpha}")
-        check_choice("f_divergence_type", f_divergence_type, maths.F_DIVERGENCES)
-        check_numbers(f_alpha_divergence_coef=f_alpha_divergence_coef)
-        if f_divergence_type != "reverse_kl" and kl_in == "loss":
-            raise ArgumentError(
-                f"f_divergence_type={f_divergence_type!r} is of whole responses, in their score; leave kl_in "
-                'at "reward"'
-            )
+        check_delta(delta, clip_range if clip_range_high is None else clip_range_high)
+        check_options(
+            average,
+            entropy_average,
+            kl_in,
+            off_policy_mask_threshold,
+            top_entropy_quantile,
+            entropy_target,
+            ent_coef_delta,
+            ent_coef_min,
+            ent_coef_max,
+            ref_model_sync_steps,
+            ref_model_mixup_alpha,
+            f_divergence_type,
+            f_alpha_divergence_coef,
+        )
         self.sync_ref_model, self.ref_model_sync_steps = sync_ref_model, ref_model_sync_steps
         self.ref_model_mixup_alpha = ref_model_mixup_alpha
         self.f_divergence_type, self.f_alpha_divergence_coef = f_divergence_type, f_alpha_divergence_coef
@@ -183,7 +177,8 @@ class GRPO(Agent):
         self.top_entropy_quantile = top_entropy_quantile
         self.entropy_target, self.ent_coef_delta = entropy_target, ent_coef_delta
         self.ent_coef_min, self.ent_coef_max = ent_coef_min, ent_coef_max
-        self._entropy = math.inf  # of a token, as the last gradient step found it
+        bounds = ent_coef_delta, ent_coef_min, ent_coef_max
+        self._steered = None if entropy_target is None else EntropyTarget(entropy_target, *bounds)
         self.clip_range, self.clip_range_high = clip_range, clip_range_high
         self.scale, self.average = scale, average
         self.kl_in, self.kl_loss_estimator = kl_in, kl_loss_estimator
@@ -324,53 +319,27 @@ class GRPO(Agent):
     def set_up_policy(self, spaces: Any = None) -> None:
         super().set_up_policy(spaces)
         if self.sync_ref_model and self.envs is not None:
-            self._check_reference()
-
-    def _check_reference(self) -> None:
-        """Raise an ArgumentError where there is no reference that could follow the policy."""
-        if not movable_references(self.envs, self.text_env):
-            why = f"{self.envs} charges no KL against a language model in this process"
-        elif getattr(self.policy, "lora_rank", None) is not None:
-            why = "with lora_rank the reference is the model under the adapters, and both hold its weights"
-        elif not self.kl_coef:
-            why = "kl_coef is 0, so nothing depends on the reference"
-        else:
-            return
-        raise ArgumentError(
-            f"sync_ref_model=True moves the reference towards the policy, but {why}; leave it out"
-        )
-
-    def _move_reference(self) -> None:
-        if self.policy.is_split:
-            self.policy.weights_changed()  # which puts them together
-        weights = dict(self.policy.lm.model.named_parameters())
-        first, *others = movable_references(self.envs, self.text_env)
-        first.move_reference(weights, self.ref_model_mixup_alpha)
-        for each in others:
-            each.share_reference(first)
+            check_reference(self.envs, self.text_env, self.policy, self.kl_coef)
 
     def after_update(self, record: dict[str, float]) -> None:
         if self.sync_ref_model and self.n_gradient_steps % self.ref_model_sync_steps == 0:
-            self._move_reference()
-        if self.entropy_target is None:
-            return
-        share = record.get("kept", 1.0)
-        self._entropy = record["kept_entropy"] / share if 0 < share < 1 else record["entropy"]
-        low = self._entropy <= self.entropy_target
-        step = self.ent_coef_delta if low else -self.ent_coef_delta
-        self.ent_coef = min(max(self.ent_coef + step, self.ent_coef_min), self.ent_coef_max)
+            move_reference(self.envs, self.text_env, self.policy, self.ref_model_mixup_alpha)
+        if self._steered is not None:
+            self.ent_coef = self._steered.updated(self.ent_coef, record)
 
     def get_method_state(self) -> dict[str, Any]:
-        if self.entropy_target is None:
+        if self._steered is None:
             return super().get_method_state()
-        entropy = self._entropy if math.isfinite(self._entropy) else None
+        entropy = (
+            self._steered.entropy if math.isfinite(self._steered.entropy) else None
+        )  # JSON has no infinity
         return super().get_method_state() | {"ent_coef": self.ent_coef, "entropy": entropy}
 
     def set_method_state(self, state: dict[str, Any]) -> None:
         super().set_method_state(state)
-        if self.entropy_target is not None and "ent_coef" in state:
+        if self._steered is not None and "ent_coef" in state:
             self.ent_coef = state["ent_coef"]
-            self._entropy = math.inf if state["entropy"] is None else state["entropy"]
+            self._steered.entropy = math.inf if state["entropy"] is None else state["entropy"]
 
     def _constant_length(self, batch: Rollout) -> int | None:
         """What Dr. GRPO divides by, the most steps that an episode can have; None where it is not asked for."""
@@ -389,8 +358,7 @@ class GRPO(Agent):
     @property
     def _bonus(self) -> float:
         """The weight of the entropy bonus in this step."""
-        above = self.entropy_target is not None and self._entropy > self.entropy_target
-        return 0.0 if above else self.ent_coef
+        return self.ent_coef if self._steered is None else self._steered.bonus(self.ent_coef)
 
     def _entropy_bonus(self, batch: Rollout, entropy: Tensor) -> Tensor:
         """The bonus of each step, ``[b, T]``, scaled so that :meth:`loss_weights` average it as was asked."""
@@ -462,18 +430,5 @@ class GRPO(Agent):
         if "clip_range" not in self.takes_no:
             low = schedule_value(self.clip_range, self._progress_remaining)
             self.logger.record("train/clip_range", low)
-        if self.entropy_target is not None:
+        if self._steered is not None:
             self.logger.record("train/ent_coef", self.ent_coef)
-
-
-def _check_delta(delta: float | None, high: Schedule) -> None:
-    """Raise an ArgumentError for a bound of ratios that PPO's own clip would hide."""
-    if delta is None:
-        return
-    check_numbers(delta=delta)
-    bound = 1 + high if isinstance(high, (int, float)) else 1.0
-    if delta <= bound:
-        raise ArgumentError(
-            "delta bounds the ratios that the clip leaves unbounded, so it must be above 1 + clip_range_high = "
-            f"{bound:g}, got {delta}"
-        )
