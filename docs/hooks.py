@@ -6,6 +6,7 @@ around it, so every such file becomes a page of its own under ``source/``.
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -55,5 +56,8 @@ def on_page_markdown(markdown, page, config, files):
 
 def _show(path: str) -> str:
     text = (ROOT / path).read_text(encoding="utf-8")
+    if path.endswith(".ipynb"):
+        cells = [("".join(cell["source"]), cell["cell_type"] == "code") for cell in json.loads(text)["cells"]]
+        return "\n\n".join(f"````python\n{source}\n````" if is_code else source for source, is_code in cells)
     language = _LANGUAGES.get(Path(path).suffix, "text")
     return f"# {path}\n\n````{language}\n{text}\n````\n"

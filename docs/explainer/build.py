@@ -99,9 +99,15 @@ def run_directory(name: str) -> Path:
     return folder
 
 
+def demo_policy() -> Path:
+    """The policy that the demo ends on: the best that was seen on the way, unless that is the last one."""
+    folder = run_directory("ppo")
+    return folder / "best" if (folder / "best").exists() else folder / "final"
+
+
 def embedded_model(name: str) -> CausalLM:
     """A model of the embedded world, "base" or "sft", or the demo's policy, "ppo"."""
-    folder = run_directory("ppo") / "final" if name == "ppo" else embedded.path(name)
+    folder = demo_policy() if name == "ppo" else embedded.path(name)
     return CausalLM.load(folder, device="cpu")
 
 
@@ -498,7 +504,7 @@ class _Snapshot(BaseCallback):
 def iteration() -> dict[str, Any]:
     """One iteration of PPO on four answers, with every tensor on the way; the policy is the demo's."""
     env = gym.make_vec("TextRLHF-v0", num_envs=4, kl_coef=0.1)
-    agent = PPO.load(run_directory("ppo") / "final", env=env)
+    agent = PPO.load(demo_policy(), env=env)
     agent.n_episodes, agent.batch_size, agent.n_epochs = 4, 4, 1
     agent.learning_rate = 4e-4  # the demo's at its beginning; at its end it is 0
     agent.set_random_seed(3)
