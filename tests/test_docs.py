@@ -23,6 +23,7 @@ import pytest
 import stable_baselines3
 import yaml
 
+from agents.cli import VERBS, main
 from agents.loop import LearningLoop
 from tests.tiny import make_model, make_tokenizer
 from textrl_env import embedded
@@ -221,3 +222,31 @@ def resolve(path: str):
             found = getattr(found, part)
         return found
     raise ModuleNotFoundError(path)
+
+
+COMMAND = re.compile(r"textrl (?P<verb>[a-z]+)(?P<rest>(?:[^`\n|;)\\]|\\\n)*)")
+
+
+def commands() -> dict[tuple[str, str], dict[str, str]]:
+    """By verb and agent, the flags that commands on the pages give, and a page of each."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for page in [*PAGES, *sorted((ROOT / "docs" / "explainer").glob("*.html"))]:
+        for match in COMMAND.finditer(page.read_text(encoding="utf-8")):
+            verb, rest = match["verb"], match["rest"].partition(" #")[0]
+            agent = re.search(r"--agent[ =]([\w.]+)(?![\w:/])", rest)
+            flags = found.setdefault((verb, agent[1] if agent and verb == "train" else ""), {})
+            flags |= dict.fromkeys(
+                re.findall(r"(?<![\w-])--[a-z][\w-]*", rest), f"{name(page)}: {match[0][:100]}"
+            )
+    return {key: flags for key, flags in found.items() if key[0] in VERBS}
+
+
+def test_every_flag_of_every_command_on_the_pages_exists(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")  # names are written out, not cut to fit
+    given = commands()
+    assert len(given) > 10
+    for (verb, agent), flags in given.items():
+        main([verb, *(["--agent", agent] if agent else []), "--help"])
+        known = set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out)) | {"--help", "--resume", "--agent"}
+        for flag, where in flags.items():
+            assert flag in known, f"{where}: {verb} {agent} has no {flag}"

@@ -74,7 +74,7 @@ def rounded(value: Any, digits: int = 5) -> Any:
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     if isinstance(value, (float, np.floating)):
-        short = float(f"{float(value):.{digits}g}") if abs(value) > 1e-9 else 0.0  # what is less is rounding
+        short = float(f"{float(value):.{digits}g}") if abs(value) > 1e-7 else 0.0  # what is less is rounding
         return int(short) if short == int(short) else short
     return int(value) if isinstance(value, np.integer) else value
 
