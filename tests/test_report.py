@@ -411,6 +411,23 @@ def test_a_fall_that_may_be_chance_is_said_to_be_one_of_the_two(tmp_path):
     )
     assert "interval holds 50 %" in seen and "fooled the reward." not in seen
     assert "perhaps past its best" in names_of(folder) and "over-optimisation" not in names_of(folder)
+    cleared = re.search(r"Looked for and not found: ([^.]*)\.", seen)[1]
+    assert "over-optimisation" not in cleared and "falling gold score" not in cleared, (
+        "what is in doubt is not cleared"
+    )
+
+
+def test_many_small_losses_and_a_few_large_gains_are_told_apart_from_a_fall(tmp_path):
+    folder = make_run(tmp_path / "run", points=PEAKS)
+    ends = read_ends(folder)
+    golds = {"best": np.full((64, 4), 0.7), "final": np.full((64, 4), 0.69)}
+    golds["final"][:24] = 1.0  # 40 of 64 prompts a little worse, the others much better
+    for end, gold in golds.items():
+        sampled = dataclasses.replace(ends[end].sampled, gold=gold)
+        write_evaluation(folder, dataclasses.replace(ends[end], sampled=sampled), end)
+    seen = text_of(page_of(folder))
+    assert "it wins 37.5 %" in seen and "But the gold score has risen, so it may be chance" in seen
+    assert "of what it had gained" not in seen and "fooled the reward." not in seen
 
 
 def blind_run(folder, score, kl):

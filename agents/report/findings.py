@@ -163,6 +163,11 @@ def _can_compare(run: Run) -> bool:
     return verdict is not None and verdict.can_tell
 
 
+def _can_tell_a_fall(run: Run) -> bool:
+    """The same, and the comparison with the best policy leaves no doubt: what is in doubt is not cleared of."""
+    return _can_compare(run) and not run.verdict.may_have_fallen
+
+
 def _since_best(run: Run) -> str:
     since, at = run.verdict.since_best, run.verdict.best_timesteps
     return (
@@ -387,14 +392,14 @@ CHECKS = (
         _over_optimisation,
         advice="The reward is better pleased since then, and the gold judge less. The better policy is in best/; a "
         "larger KL coefficient, --kl-budget or an earlier end keeps a run there.",
-        applies=_can_compare,
+        applies=_can_tell_a_fall,
     ),
     Check(
         "falling gold score",
         _falling_gold,
         advice="It was not the price of more reward. The better policy is in best/; a smaller learning rate or an "
         "earlier end usually helps.",
-        applies=_can_compare,
+        applies=_can_tell_a_fall,
     ),
     Check(
         "perhaps past its best",

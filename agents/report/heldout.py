@@ -14,7 +14,7 @@ from agents.evaluation.diversity import self_similarity
 from agents.evaluation.evaluation import mean_of_known
 from agents.evaluation.kinds import by_kind
 from agents.evaluation.records import BEST, FINAL, REFERENCE, START, EvaluationRecord
-from agents.evaluation.verdict import Verdict
+from agents.evaluation.verdict import Comparison, Verdict
 from agents.report import pictures
 from agents.report.findings import GIBBERISH, interval, last_kl, mode_collapse, rate
 from agents.report.metrics import decimals, write_number
@@ -118,23 +118,26 @@ def _since_best(run: Run, verdict: Verdict) -> str:
     moment = f"its own best moment, at {verdict.best_timesteps:,} {run.unit},"
     change = f"gold {interval(since.gold)}, score {interval(since.score)}"
     if not since.signs_of_loss:
-        missed = f"; a fall of more than {write_number(-since.gold.low, 2)} would have shown" * (
+        missed = f"; a fall of more than {write_number(-since.gold.low, 2)} is ruled out (95 %)" * (
             since.gold.low < 0
         )
         return f"It is not below {moment} beyond noise: {change}{missed}."
     wins = f"Against {moment} it wins {rate(since.win_rate)} of comparisons: {change}."
-    share = "" if verdict.lost is None else f" That is {100 * verdict.lost:.0f} % of what it had gained."
+    has_share = verdict.lost is not None and verdict.lost > 0
+    share = f" That is {100 * verdict.lost:.0f} % of what it had gained." if has_share else ""
     if since.signs_of_loss == 1:
-        unsure = (
-            "the win rate's interval holds 50 %"
-            if since.gold.is_below
-            else "the interval of the gold score holds 0"
-        )
-        return f"{wins}{share} But {unsure}, so it may be chance; best/ holds that policy."
+        return f"{wins}{share} But {_against_a_fall(since)}, so it may be chance; best/ holds that policy."
     score = since.score
     if not (score.is_above or score.is_below):
         share += " The score does not show it, up or down."
     return f"{wins}{share} The policy to use is the one in best/."
+
+
+def _against_a_fall(since: Comparison) -> str:
+    """What speaks against a fall of gold where only one of the two ways to count shows it."""
+    if since.gold.is_below:
+        return "the win rate's interval holds 50 %"
+    return "the gold score has risen" if since.gold.is_above else "the interval of the gold score holds 0"
 
 
 def _without_gold(run: Run, verdict: Verdict) -> str:

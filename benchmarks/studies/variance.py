@@ -261,7 +261,8 @@ def figure(results: dict[str, dict[str, Any]], file: Path) -> None:
         middle.plot(bias, std, "o-", color=colour, label="GAE" if word == "lambda" else "n-step")
         for x, y, name in zip(bias, std, shown, strict=True):
             text = name.split()[-1]
-            middle.annotate(text, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8, color=colour)
+            where = {"xytext": (-6, -3), "ha": "right"} if word == "lambda" else {"xytext": (6, 3)}
+            middle.annotate(text, (x, y), **where, textcoords="offset points", fontsize=8, color=colour)
     middle.set_xlabel("bias", fontsize=9)
     middle.set_ylabel("standard deviation", fontsize=9)
     middle.set_title("advantages by a critic that errs", fontsize=10, loc="left")
@@ -272,11 +273,13 @@ def figure(results: dict[str, dict[str, Any]], file: Path) -> None:
                 label = f"{epochs} epoch{'s' * (epochs > 1)}, {'clip 0.2' if clip < 1 else 'no clip'}"
                 right.plot(np.mean(runs, 0), line, color=colour, linewidth=1.8, label=label)
     right.set_xlabel("updates", fontsize=9)
-    right.set_title("share of the optimum that PPO has reached", fontsize=10, loc="left")
+    right.set_title("PPO's share of the optimum", fontsize=10, loc="left")
     for axes in (left, middle, right):
         style_axes(axes)
         axes.xaxis.set_major_formatter("{x:g}")
         if axes is not left and axes.lines:
             axes.legend(frameon=False, fontsize=8)
     left.tick_params(labelsize=8)
+    left.grid(False)
+    middle.margins(x=0.12)
     canvas.savefig(file)
