@@ -2,12 +2,12 @@
 
     python benchmarks/real_model.py [--minutes 10] [--seeds 0] [--bf16] [--model build/smollm2]
 
-Each side is a process of its own, one after another, for so many minutes of training: the task of
-``examples/two_digit_sums.py``, LoRA 16 on every linear layer, 8 prompts times 8 answers of at most 12 tokens in a step,
-temperature 0.7, KL coefficient 0.01. ``--bf16`` gives both sides bfloat16 autocast, which only pays where the processor
-has it. Prints the seconds of a step, by the clock and of all cores together (which a busy machine disturbs less), the
-peak memory, the share of right answers, and how long each side took until five steps in a row averaged ``TARGET``;
-writes benchmarks/real_model.json.
+Each side is a process of its own, one after another, for so many minutes of training: the task and the settings of
+``examples/two_digit_sums.py``, LoRA 16 on every linear layer, 8 prompts times 8 answers of at most 12 tokens in a step
+(a rollout and all its passes), temperature 0.7, KL coefficient 0.01. ``--bf16`` gives both sides bfloat16 autocast,
+which only pays where the processor has it. Prints the seconds of a step, by the clock and of all cores together (which
+a busy machine disturbs less), the peak memory, the share of right answers, and how long each side took until five steps
+in a row averaged ``TARGET``; writes benchmarks/real_model.json.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ TARGET = 0.4
 #: The example's own, for both sides.
 GRPO_SETTINGS, RANK = two_digit_sums.AGENTS["grpo"], two_digit_sums.POLICY["lora_rank"]
 EPISODES, GROUP = GRPO_SETTINGS["n_episodes"], GRPO_SETTINGS["group_size"]
+MINIBATCH, PASSES = GRPO_SETTINGS["batch_size"], GRPO_SETTINGS["n_epochs"]
+#: Optimiser steps, which TRL calls steps, for each rollout.
+UPDATES = EPISODES // MINIBATCH * PASSES
 
 
 def ours(model: str, minutes: float, seed: int, bf16: bool) -> dict[str, Any]:
@@ -105,12 +108,14 @@ def trl(model: str, minutes: float, seed: int, bf16: bool) -> dict[str, Any]:
             self.began = time.perf_counter()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step % UPDATES:
+                return
             ends.append(time.perf_counter() - self.began)
             cpu.append(time.process_time())
             control.should_training_stop = ends[-1] > 60 * minutes
 
         def on_log(self, *args: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-            if logs and "reward" in logs:
+            if logs and "reward" in logs:  # in the first step after each generation
                 scores.append(logs["reward"])
 
     with tempfile.TemporaryDirectory() as out:
@@ -119,7 +124,9 @@ def trl(model: str, minutes: float, seed: int, bf16: bool) -> dict[str, Any]:
             use_cpu=True,
             bf16=bf16,
             gradient_checkpointing=False,
-            per_device_train_batch_size=EPISODES,
+            per_device_train_batch_size=MINIBATCH,
+            steps_per_generation=EPISODES // MINIBATCH,
+            num_iterations=PASSES,
             num_generations=GROUP,
             max_completion_length=two_digit_sums.ENV["max_new_tokens"],
             temperature=two_digit_sums.ENV["temperature"],

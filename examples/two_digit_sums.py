@@ -43,7 +43,13 @@ from textrl_env.lm.decoding import generate
 REWARD = "reward_models:numeric_answer(column='answer')"
 #: For each agent what differs from the defaults; the rest is the same for all.
 AGENTS: dict[str, dict[str, Any]] = {
-    "grpo": {"learning_rate": 3e-4, "group_size": 8, "n_episodes": 64, "kl_in": "loss"},
+    "grpo": {
+        "learning_rate": 3e-4,
+        "group_size": 8,
+        "n_episodes": 64,
+        "batch_size": 32,
+        "n_epochs": 2,
+    },
     "reinforce": {"learning_rate": 3e-4, "n_episodes": 64},
     "ppo": {"learning_rate": 3e-4, "n_episodes": 64, "batch_size": 32, "n_epochs": 2},
 }
