@@ -78,6 +78,12 @@ def test_ppo_is_drawn_where_the_exact_optimum_is_and_dpo_is_not(build):
         assert row["dpo"]["objective"] < row["optimum"]["objective"] - 0.2
 
 
+def test_the_proxy_goes_on_rising_where_gold_has_fallen(build):
+    run = build.read_numbers()["goodhart"]["runs"]["grpo"]
+    best, last = run["points"][run["best"]], run["points"][-1]
+    assert last["proxy"] > best["proxy"] + 0.2 and last["gold"] < best["gold"] - 0.03
+
+
 def test_every_page_has_its_numbers_and_every_number_a_page(build):
     sections = set(build.read_numbers())
     assert sections == set(build.SECTIONS)
