@@ -271,7 +271,14 @@ def figure(results: dict[str, dict[str, Any]], file: Path) -> None:
             runs = [r["shares"] for r in _clipped(results, epochs, clip)]
             if runs:
                 label = f"{epochs} epoch{'s' * (epochs > 1)}, {'clip 0.2' if clip < 1 else 'no clip'}"
-                right.plot(np.mean(runs, 0), line, color=colour, linewidth=1.8, label=label)
+                updates = min(map(len, runs))  # trees with shorter answers take more of them
+                right.plot(
+                    np.mean([shares[:updates] for shares in runs], 0),
+                    line,
+                    color=colour,
+                    linewidth=1.8,
+                    label=label,
+                )
     right.set_xlabel("updates", fontsize=9)
     right.set_title("PPO's share of the optimum", fontsize=10, loc="left")
     for axes in (left, middle, right):
