@@ -158,7 +158,7 @@ def draw(results: Sequence[dict[str, Any]], file: Path) -> None:
             curves = [np.interp(at, r[axis], smoothed(np.array(r["success"]), 0.06)) for r in runs]
             low, middle, high = np.quantile(curves, [0, 0.5, 1], axis=0)
             axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
-            axes.plot(at, middle, color=colour, linewidth=2, label=label)
+            axes.plot(at, middle, color=colour, linewidth=2, label=f"{label} ({len(runs)} seeds)")
         axes.axhline(GOAL, color="#bbbbbb", linewidth=0.8, linestyle=":")
         axes.set_title(heading, fontsize=10.5, loc="left")
         axes.set_xlabel({"episodes": "episodes seen", "moves": "moves seen"}[axis], fontsize=9.5)
@@ -166,9 +166,8 @@ def draw(results: Sequence[dict[str, Any]], file: Path) -> None:
         axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
         style_axes(axes)
     figure.axes[0].legend(loc="lower right", fontsize=9, frameon=False)
-    seeds = {len([r for r in results if r["learner"] == learner]) for learner in LEARNERS}
     figure.supxlabel(
-        f"median of {min(seeds)} seeds, band from the lowest to the highest", fontsize=8.5, color="#888888"
+        "medians over seeds, bands from the lowest to the highest", fontsize=8.5, color="#888888"
     )
     figure.savefig(file)
 
