@@ -201,4 +201,6 @@ def figure(results: dict[str, dict[str, Any]], file: Path) -> None:
     right.set_title("refused, per cent", fontsize=10.5, loc="left")
     if right.lines:
         right.legend(frameon=False, fontsize=8.5)
+    else:
+        right.set_visible(False)  # nothing of it has been run
     canvas.savefig(file)

@@ -263,6 +263,8 @@ def figure(results: dict[str, dict[str, Any]], file: Path) -> None:
         axes.set_xlabel("square root of the KL (nats)", fontsize=9)
         if axes.lines[1:]:
             axes.legend(frameon=False, fontsize=8)
+        else:
+            axes.set_visible(False)  # nothing of it has been run
     left.set_ylabel("gain of gold over the SFT model", fontsize=9)
     canvas.savefig(file)
 
