@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from agents import DAPO, GRPO, REINFORCE, RLOO, DrGRPO
+from agents.evaluation.estimators import compare
 from benchmarks.gradients import (
     TREE,
     averages,
-    compare,
     gae_error,
     make_agent,
     make_ppo,

@@ -22,6 +22,7 @@ VERBS: tuple[str, ...] = (
     "dpo",
     "evaluate",
     "report",
+    "gradients",
     "envs",
 )
 

@@ -28,6 +28,7 @@ FAMILIES: dict[str, str] = {
 EXPECTATIONS: dict[str, str] = {
     "unbiased": "the gradient of the objective",
     "rescaled": "its direction, another length",
+    "nearly": "its direction, but for a bias that fades as groups grow, or as a critic learns",
     "biased": "another direction",
 }
 
@@ -89,7 +90,7 @@ METHODS: tuple[Method, ...] = (
         "base",
         "1707.06347",
         "a critic's generalised advantage estimate, a clipped ratio",
-        "biased",
+        "nearly",
         settings={"gamma": 1.0, "batch_size": None},
     ),
     Method(
@@ -157,7 +158,7 @@ METHODS: tuple[Method, ...] = (
         "advantage",
         "2505.23585",
         "a baseline weighted by length, for the least variance",
-        "biased",
+        "nearly",
     ),
     Method(
         "otb",
@@ -165,7 +166,7 @@ METHODS: tuple[Method, ...] = (
         "advantage",
         "2602.07078",
         "a baseline of each token's own, for the least variance",
-        "biased",
+        "nearly",
     ),
     Method(
         "gdpo",
@@ -263,7 +264,7 @@ METHODS: tuple[Method, ...] = (
         "critic",
         "2503.01491",
         "PPO whose critic learns whole returns, and alone at first",
-        "biased",
+        "nearly",
         settings={"gamma": 1.0, "batch_size": None, "critic_warmup": 0},
     ),
     Method(
@@ -273,7 +274,7 @@ METHODS: tuple[Method, ...] = (
         "2504.05118",
         "a lambda for each length, clip-higher, the likelihood of right answers",
         "biased",
-        settings={"gamma": 1.0, "batch_size": None, "critic_warmup": 0},
+        settings={"gamma": 1.0, "batch_size": None, "critic_warmup": 0, "group_size": 8},
     ),
     # -- mask ------------------------------------------------------------------------------------------------
     Method(

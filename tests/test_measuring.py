@@ -1,0 +1,208 @@
+"""How estimators are measured: the worlds, their exact gradients, what is stored, and ``textrl gradients``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+import agents
+from agents import GRPO, RLOO, DrGRPO, MaxRL, PassAtK
+from agents.algorithms import methods
+from agents.cli import main
+from agents.evaluation import estimators as est
+
+BATCHES = 60
+
+
+@pytest.mark.parametrize("world", [est.RIGHT_OR_WRONG, est.REAL_SCORES], ids=lambda world: world.name)
+def test_rollouts_are_what_stepping_the_environment_gives(world):
+    env = world.make_env(est.EPISODES)
+    logits = world.logits(env)
+    rollout = est.draw(env, logits, np.random.default_rng(3))
+    agent = est.make_agent(GRPO, world)
+    env.unwrapped.bind_policy(agent.policy.log_prob)
+    starts = rollout.inputs["rows"][:, 0].tolist()
+    observation, _ = env.reset(options=[{"prompt_id": k} for k in starts])
+    for t in range(world.horizon):
+        alive = rollout.mask[:, t].numpy()
+        rows = agent.policy.rows(observation)
+        assert (rows == rollout.inputs["rows"][:, t].numpy())[alive].all()
+        observation, rewards, ended, _, info = env.step(rollout.actions[:, t].numpy())
+        np.testing.assert_allclose(rewards[alive], rollout.rewards[alive, t], atol=1e-6)
+        np.testing.assert_allclose(info["ref_logprob"][alive], rollout.ref_log_probs[alive, t], atol=1e-6)
+        assert (ended[alive] == rollout.done[alive, t].numpy()).all()
+
+
+def test_groups_share_a_prompt_and_prompts_are_as_hard_as_the_world_says():
+    env = est.RIGHT_OR_WRONG.make_env()
+    logits = est.RIGHT_OR_WRONG.logits(env)
+    rollout = est.draw(env, logits, np.random.default_rng(0), episodes=8000)
+    prompts = rollout.inputs["rows"][:, 0].view(-1, est.GROUP)
+    assert (prompts == prompts[:, :1]).all()
+    scores = ((rollout.rewards + rollout.penalties) * rollout.mask).sum(1)
+    assert set(scores.round(decimals=6).tolist()) == {0.0, 1.0}
+    for prompt, rate in enumerate(est.RIGHT_OR_WRONG.pass_rates):
+        assert float(scores[prompts.flatten() == prompt].mean()) == pytest.approx(rate, abs=0.08)
+
+
+FREE = dataclasses.replace(est.RIGHT_OR_WRONG, kl_coef=0.0)
+OWN = {"rloo": RLOO, "dr-grpo": DrGRPO, "maxrl": MaxRL, "pass-at-k": PassAtK}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_method_climbs_what_its_paper_says(name):
+    agent = est.make_agent(OWN[name], FREE)
+    steps, tokens = est.steps_of(agent, est.supply(FREE, BATCHES))
+    found = est.direction(steps, tokens, est.own_gradient(name, FREE))
+    assert found.z < 3 and found.cosine == pytest.approx(1, abs=0.03)
+    if name in ("maxrl", "pass-at-k"):  # and that is another direction than the share of right answers
+        assert est.direction(steps, tokens, est.own_gradient("rloo", FREE)).z > 10
+
+
+def test_grpos_own_objective_is_known_at_a_finite_group_where_lengths_do_not_count():
+    agent = est.make_agent(GRPO, FREE, average="constant")
+    steps = est.steps_of(agent, est.supply(FREE, BATCHES))
+    found = est.direction(*steps, est.own_gradient("grpo", FREE))
+    assert found.z < 3 and found.cosine == pytest.approx(1, abs=0.02)
+
+
+OBJECTIVES = {
+    "maxrl": lambda p: sum((1 - (1 - p) ** k) / k for k in range(1, est.GROUP)),
+    "pass-at-k": lambda p: 1 - (1 - p) ** 4,
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_weight_of_a_prompt_is_the_slope_of_the_objective(name):
+    value = OBJECTIVES[name]
+    for rate in (0.02, 0.3, 0.9):
+        slope = (value(rate + 1e-6) - value(rate - 1e-6)) / 2e-6
+        assert est.own_weight(name, rate) == pytest.approx(slope, rel=1e-6)
+
+
+def test_the_own_gradient_is_that_of_the_mean_over_prompts():
+    env = FREE.make_env()
+    tree, logits = env.unwrapped.dynamics, FREE.logits(env)
+
+    def objective(table):
+        rates = est.truth(env, table).value[0]  # of each prompt: its share of right answers
+        return float(np.mean([OBJECTIVES["pass-at-k"](rate) for rate in rates]))
+
+    gradient = est.own_gradient("pass-at-k", FREE).reshape(logits.shape)
+    for row, token in [(0, 0), (1, 2), (int(tree.level_start[2]), 1)]:
+        up, down = logits.copy(), logits.copy()
+        up[row, token] += 1e-5
+        down[row, token] -= 1e-5
+        assert gradient[row, token] == pytest.approx((objective(up) - objective(down)) / 2e-5, abs=1e-8)
+
+
+def test_noise_is_the_number_of_tokens_after_which_scatter_and_step_are_equally_long():
+    rng = np.random.default_rng(0)
+    target = np.ones(50)
+    steps = target + rng.normal(0, 0.5, (4000, 50))
+    found = est.direction(steps, 10.0, 3 * target)  # its length does not matter
+    assert found.z < 3 and found.cosine == pytest.approx(1, abs=0.01)
+    assert found.noise == pytest.approx(10 * 0.25, rel=0.05)
+
+
+def test_old_samples_keep_their_log_probs_and_fresh_ones_do_not():
+    world, seen = est.RIGHT_OR_WRONG, []
+
+    class Looks(GRPO):
+        def loss(self, batch, new):
+            seen.append(float(((new.log_probs - batch.log_probs) * batch.mask).abs().max()))
+            return super().loss(batch, new)
+
+    agent = est.make_agent(Looks, world)
+    est.steps_of(agent, est.supply(world, 2, behind=4), fresh=False)
+    est.steps_of(agent, est.supply(world, 2))
+    assert min(seen[:2]) > 1e-3 and max(seen[2:]) < 1e-6
+
+
+def test_the_gap_is_one_at_the_reference_and_small_after_learning():
+    assert est.final_gap(RLOO, 0.1, 0, updates=1, rate=0.0) == pytest.approx(1.0, abs=1e-6)
+    assert 0 <= est.final_gap(RLOO, 0.1, 0, updates=60, rate=0.1) < 0.5
+
+
+# -- textrl gradients -----------------------------------------------------------------------------------------
+
+MINE = """
+from agents import Agent
+
+
+class Mine(Agent):
+    whole_episodes = True
+
+    def __init__(self, policy, env, learning_rate=None, sign=1.0, **kwargs):
+        self.sign = sign
+        super().__init__(policy, env, learning_rate, gamma=1.0, **kwargs)
+
+    def loss(self, batch, new):
+        return -self.sign * new.log_probs * batch.advantages, {}
+"""
+
+
+def test_a_strangers_estimator_gets_a_row_beside_ours(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "mine.py").write_text(MINE)
+    spec, out = f"{tmp_path / 'mine.py'}:Mine", tmp_path / "row.json"
+    command = ["gradients", "--agent", spec, "--batches", "8", "--output", str(out)]
+    assert main([*command, "--arg", "sign=-1.0"]) == 0
+    shown = capsys.readouterr().out
+    assert "Mine" in shown and "rloo" in shown and "grpo" in shown
+    row = json.loads(out.read_text())["Mine"]
+    assert row["settings"] == {"sign": -1.0}
+    assert row["plain"]["cosine"] < -0.5  # it goes the wrong way
+    assert set(row) == {"settings", "batches", "plain", "real", "old 4", "old 16", "none", "TIS", "MIS"}
+
+
+@pytest.mark.parametrize(
+    "more, told",
+    [
+        (["--agent", "ppo-ptx"], "PPOptx needs a language model"),
+        (["--beside", "rlo"], "nothing is stored of 'rlo'. Did you mean 'rloo'"),
+        (["--output", "x.json"], "are for an --agent that is measured"),
+    ],
+)
+def test_what_cannot_be_measured_is_an_error(more, told, capsys):
+    assert main(["gradients", *more]) == 2
+    assert told in capsys.readouterr().err
+
+
+# -- what is stored and shown ---------------------------------------------------------------------------------
+
+SHOWN = [method for method in methods.METHODS if not method.text_only]
+
+
+@pytest.mark.parametrize("method", SHOWN, ids=lambda method: method.name)
+def test_every_method_has_been_measured_and_is_what_theory_says(method):
+    row = est.stored().get(method.name)
+    command = f"python benchmarks/gradients.py --only {method.name}"
+    assert row is not None, f"measure it: {command}"
+    assert row["settings"] == json.loads(json.dumps(dict(method.settings))), f"measured otherwise: {command}"
+    agrees = (est.verdict(row) == "right direction") == (method.expects != "biased")
+    assert agrees, f"{method.name} is said to be {method.expects}: {row}"
+    if method.name in est.OWN:
+        assert row["own"]["z"] < 3
+
+
+def test_the_page_shows_every_method_once():
+    from benchmarks.gradients_page import DOCUMENT
+
+    page = DOCUMENT.read_text(encoding="utf-8")
+    table = page[: page.index("## What it climbs instead")]
+    for method in SHOWN:
+        assert table.count(f"| `{method.name}` |") == 1, (
+            "write it again: python benchmarks/gradients.py --pages"
+        )
+
+
+def test_a_method_measured_again_gives_what_is_stored():
+    row = est.stored()["rloo"]
+    found = dict(est.measure(agents.RLOO, {}, row["batches"], "rloo", ("plain",)))["plain"]
+    assert found["noise"] == pytest.approx(row["plain"]["noise"], rel=1e-3)
+    assert math.isclose(found["cosine"], row["plain"]["cosine"], abs_tol=1e-4)
