@@ -334,8 +334,8 @@ def direction(steps: np.ndarray, tokens: float, target: np.ndarray) -> Direction
     """
     mean = steps.mean(0)
     squared = max(_mean_over_pairs(steps @ steps.T), 1e-12)
-    # The length at which the mean step is nearest to the gradient.
-    best = float(target @ mean) / squared
+    # The length at which the mean step, or one that goes the wrong way turned round, is nearest to the gradient.
+    best = abs(float(target @ mean)) / squared
     found = compare(best * steps, target)
     scatter = float(((steps - mean) ** 2).sum() / (len(steps) - 1))
     return Direction(min(found.cosine, 1.0), found.bias, found.z, tokens * scatter / squared)
@@ -470,13 +470,14 @@ def measure(
     """
     settings = dict(settings or {})
 
-    def found(
+    def step(
         world: World, target: np.ndarray, rollouts: tuple[Rollout, ...], fresh: bool = True, **more: Any
     ):
         try:
             with _quiet():
                 agent = make_agent(cls, world, **(settings | more))
-                return direction(*steps_of(agent, rollouts, fresh), target)._asdict()
+                found = direction(*steps_of(agent, rollouts, fresh), target)
+                return dict(zip(found._fields, found, strict=True))
         except ValueError as error:
             return {"refused": str(error)}
 
@@ -486,22 +487,22 @@ def measure(
 
     half = max(batches // 2, 2)
     if "plain" in parts:
-        yield "plain", found(RIGHT_OR_WRONG, exact_gradient(RIGHT_OR_WRONG), supply(RIGHT_OR_WRONG, batches))
+        yield "plain", step(RIGHT_OR_WRONG, exact_gradient(RIGHT_OR_WRONG), supply(RIGHT_OR_WRONG, batches))
     if "real" in parts:
-        yield "real", found(REAL_SCORES, exact_gradient(REAL_SCORES), supply(REAL_SCORES, batches))
+        yield "real", step(REAL_SCORES, exact_gradient(REAL_SCORES), supply(REAL_SCORES, batches))
     if "own" in parts and name in OWN:
         free = dataclasses.replace(RIGHT_OR_WRONG, kl_coef=0.0)
-        yield "own", found(free, own_gradient(name, free), supply(free, batches))
+        yield "own", step(free, own_gradient(name, free), supply(free, batches))
     if "old" in parts:
         target = exact_gradient(RIGHT_OR_WRONG)
         for behind in (4, 16):
             rollouts = supply(RIGHT_OR_WRONG, half, behind)
-            yield f"old {behind}", found(RIGHT_OR_WRONG, target, rollouts, fresh=False)
+            yield f"old {behind}", step(RIGHT_OR_WRONG, target, rollouts, fresh=False)
     if "elsewhere" in parts:
         target = exact_gradient(RIGHT_OR_WRONG)
         rollouts = supply(RIGHT_OR_WRONG, half, generator="32 updates behind")
         for label, mode in CORRECTIONS.items():
-            yield label, found(RIGHT_OR_WRONG, target, rollouts, importance_sampling_mode=mode)
+            yield label, step(RIGHT_OR_WRONG, target, rollouts, importance_sampling_mode=mode)
 
 
 def verdict(row: dict[str, Any]) -> str:
