@@ -123,6 +123,17 @@ def test_a_kl_in_the_loss_that_outweighs_everything_is_said():
     assert "kl_loss" not in trained(steps=600, env=env, learning_rate=1e-3, kl_in="loss")
 
 
+def test_answers_of_one_word_have_no_pairs_that_could_be_too_few():
+    env = make_env(1, max_new_tokens=2, reward=count_a)  # the end takes a token
+    agent, readings = GRPO("auto", env, **HEALTHY), []
+    guards = Guards(emit=lambda line: None)
+    look = guards._gibberish
+    guards._gibberish = lambda reading: readings.append(reading) or look(reading)
+    agent.learn(200, guards)
+    assert all(np.isnan(reading.distinct_2) for reading in readings) and len(readings) > 4
+    assert not any("distinct-2" in line for _, line in guards.messages)
+
+
 def test_a_guard_speaks_once_until_it_has_been_quiet():
     guards, lines = Guards(), []
     guards.emit = lines.append

@@ -75,7 +75,9 @@ def read_rollout(agent: Any, rollout: Rollout) -> Reading:
         if len(starts) > 1:
             values["score_error"] = float(starts.std(ddof=1) / math.sqrt(len(starts)))
         values["clipped_ratio"] = float(np.mean([reason == "length" for reason in reasons]))
-        values["distinct_2"] = distinct_n(responses, 2)
+        # Of answers of a word or two there are hardly any pairs, and their share would mean nothing.
+        if sum(len(response.split()) - 1 for response in responses) >= len(responses):
+            values["distinct_2"] = distinct_n(responses, 2)
     if agent.group_size > 1 and hasattr(agent, "equal_groups"):
         values["equal_groups"] = float(agent.equal_groups(rollout).float().mean())
     values["kl_loss"] = agent.latest.get("train/kl_loss", math.nan)
