@@ -10,18 +10,14 @@ from the paper: a KL that is charged in the reward is relative to the group and 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from agents.algorithms.grpo import GRPO
-from agents.algorithms.schedules import Schedule
-from agents.policies.base import Policy
+from agents.algorithms.methods.dr_grpo import DrGRPO
 from agents.rollouts.rollout import Rollout
 
 
-class MaxRL(GRPO):
+class MaxRL(DrGRPO):
     """Scores relative to a group's mean and divided by it, so that hard prompts weigh more.
 
     Args:
@@ -30,21 +26,11 @@ class MaxRL(GRPO):
         learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress; None goes by what is
             trained (:mod:`agents.presets`).
         group_size: ``G``, episodes for each start state.
-        **kwargs: See :class:`~agents.algorithms.grpo.GRPO`.
+        **kwargs: See :class:`~agents.algorithms.methods.dr_grpo.DrGRPO`, which has the same mean and no deviation.
 
     Raises:
         ValueError: At learning, if a score is negative: a mean of such scores says nothing of how hard a prompt is.
     """
-
-    def __init__(
-        self,
-        policy: str | type[Policy],
-        env: Any,
-        learning_rate: Schedule | None = None,
-        group_size: int = 8,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(policy, env, learning_rate, group_size, scale="none", average="constant", **kwargs)
 
     def advantages(self, rollout: Rollout) -> Tensor:
         self.record_groups(rollout)

@@ -9,17 +9,13 @@ is the default here (``n_epochs=1``, ``batch_size=None``) and not enforced.
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
-from agents.algorithms.grpo import GRPO
-from agents.algorithms.schedules import Schedule
-from agents.policies.base import Policy
+from agents.algorithms.methods.dr_grpo import DrGRPO
 from agents.rollouts.rollout import Rollout
 
 
-class OPO(GRPO):
+class OPO(DrGRPO):
     """Scores less the group's mean weighted by length; no division by a standard deviation.
 
     Args:
@@ -28,18 +24,8 @@ class OPO(GRPO):
         learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress; None goes by what is
             trained (:mod:`agents.presets`).
         group_size: ``G``, episodes for each start state.
-        **kwargs: See :class:`~agents.algorithms.grpo.GRPO`.
+        **kwargs: See :class:`~agents.algorithms.methods.dr_grpo.DrGRPO`, which has the same mean and no deviation.
     """
-
-    def __init__(
-        self,
-        policy: str | type[Policy],
-        env: Any,
-        learning_rate: Schedule | None = None,
-        group_size: int = 8,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(policy, env, learning_rate, group_size, scale="none", average="constant", **kwargs)
 
     def advantages(self, rollout: Rollout) -> Tensor:
         self.record_groups(rollout)
