@@ -85,10 +85,9 @@ def _introduce(console: Any, total_timesteps: int) -> None:
 
 
 def _train(folder: Path, total_timesteps: int, seed: int) -> None:
-    from agents.callbacks.progress import ProgressCallback
+    from agents.commands.learning import learn
     from agents.runs import run_directory as runs
     from agents.runs.lock import locked
-    from agents.runs.saving import TrainingInterrupted
 
     config = runs.new_config(
         agent="ppo",
@@ -103,18 +102,10 @@ def _train(folder: Path, total_timesteps: int, seed: int) -> None:
     )
     runs.check_directory(folder, overwrite=True)
     agent = runs.make_agent(config)
-    bar = ProgressCallback()
-    try:
-        with locked(folder):
-            runs.prepare_directory(folder, overwrite=True)
-            runs.write_config(folder, config)
-            runs.train(agent, folder, config, [bar])
-    except TrainingInterrupted as error:
-        bar.close()
-        print(f"stopped at {agent.num_timesteps:,} timesteps; go on with: textrl train --resume {folder}")
-        raise typer.Exit(error.exit_code) from None
-    finally:
-        bar.close()
+    with locked(folder):
+        runs.prepare_directory(folder, overwrite=True)
+        runs.write_config(folder, config)
+        learn(agent, folder, config)
 
 
 def _report(console: Any, folder: Path) -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import typer
 from rich.columns import Columns
 from rich.console import Console, Group
 from rich.live import Live
@@ -237,12 +236,11 @@ def run(folder: Path, total_timesteps: int, seed: int) -> None:
     import gymnasium as gym
     import torch
 
-    from agents.callbacks.progress import ProgressCallback
+    from agents.commands.learning import learn
     from agents.commands.terminal import print_files, quiet_transformers
     from agents.evaluation.plots import plot_learning_curve
     from agents.runs import run_directory as runs
     from agents.runs.lock import locked
-    from agents.runs.saving import TrainingInterrupted
 
     torch.set_num_threads(1)
     started, console = time.perf_counter(), Console()
@@ -267,18 +265,11 @@ def run(folder: Path, total_timesteps: int, seed: int) -> None:
     env = gym.make("textrl_env:TextGame-v0", **GAME | {"model": agent.text_env.lm})
     env.unwrapped.bind_policy(lambda observation, action: _log_prob(agent, observation, action))
     show(console, agent, env, "before", seed, 0.08)
-    bar, success = ProgressCallback(), Success()
-    try:
-        with locked(folder):
-            runs.prepare_directory(folder, overwrite=True)
-            runs.write_config(folder, config)
-            runs.train(agent, folder, config, [bar, success])
-    except TrainingInterrupted as error:
-        bar.close()
-        print(f"stopped at {agent.num_timesteps:,} timesteps; go on with: textrl train --resume {folder}")
-        raise typer.Exit(error.exit_code) from None
-    finally:
-        bar.close()
+    success = Success()
+    with locked(folder):
+        runs.prepare_directory(folder, overwrite=True)
+        runs.write_config(folder, config)
+        learn(agent, folder, config, [success])
     show(console, agent, env, "after", seed, 0.15)
     before, after = success.points[0][-1], success_rate(agent)
     results = {"success_before": before, "success_after": after, "episodes": success.points[-1][0]}

@@ -570,22 +570,11 @@ def _resume(folder: Path, values: dict[str, Any], given: set[str]) -> tuple[dict
 
 
 def _learn(agent: Any, folder: Path, config: dict[str, Any], progress: bool) -> None:
-    from agents.callbacks.progress import ProgressCallback
-    from agents.runs import run_directory as runs
-    from agents.runs.saving import TrainingInterrupted, what_a_kill_loses
+    from agents.commands.learning import learn
+    from agents.runs.saving import what_a_kill_loses
 
-    bar = ProgressCallback()
     print(f"{folder}: {what_a_kill_loses(config['save_every'], 'timesteps')}")
-    try:
-        runs.train(agent, folder, config, [bar] if progress else [])
-    except TrainingInterrupted as error:
-        bar.close()
-        print(
-            f"stopped at {agent.num_timesteps:,} timesteps; go on with: {runs.resume_command(folder, config)}"
-        )
-        raise typer.Exit(error.exit_code) from None
-    finally:
-        bar.close()
+    learn(agent, folder, config, progress=progress)
     if agent.processes.is_main:
         _summarise(agent, folder, config)
 
