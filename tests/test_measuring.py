@@ -145,6 +145,17 @@ class Mine(Agent):
 """
 
 
+@pytest.mark.parametrize("width, columns", [(80, 5), (200, 10)])
+def test_a_terminal_gets_the_columns_that_it_can_hold_whole(width, columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert main(["gradients"]) == 0
+    shown = capsys.readouterr().out
+    assert "…" not in shown and "right direction" in shown and "E[score] - kl_coef" in " ".join(shown.split())
+    (row,) = (line for line in shown.splitlines() if " rloo " in line)
+    assert row.count("│") == columns + 2
+    assert ("a wider terminal shows" in shown) == (width == 80)
+
+
 def test_a_strangers_estimator_gets_a_row_beside_ours(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     (tmp_path / "mine.py").write_text(MINE)

@@ -43,9 +43,14 @@ def gradients(
         label, row = _measured(agent, arg or [], batches, console)
     elif arg or output:
         raise ValueError("--arg and --output are for an --agent that is measured; name one")
-    console.print(_table(ours, label, row))
-    for line in _notes(row):
-        console.print(line, style="dim", highlight=False)
+    table = _table(ours, label, row)
+    notes = _notes(row)
+    if console.measure(table, options=console.options.update(width=1000)).maximum > console.width:
+        table = _table(ours, label, row, _NARROW)
+        notes.append("a wider terminal shows old samples and other generators too")
+    console.print(table)
+    for line in notes:
+        console.print(line, style="dim", highlight=False, markup=False)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps({label: row}, indent=1) + "\n", encoding="utf-8")
@@ -95,7 +100,23 @@ _PARTS = {
 }
 
 
-def _table(ours: dict[str, Any], label: str, row: dict[str, Any]) -> Any:
+_COLUMNS = (
+    "cosine",
+    "bias",
+    "verdict",
+    "noise",
+    "real scores",
+    "4 old",
+    "16 old",
+    "elsewhere",
+    "TIS",
+    "MIS",
+)
+#: Columns, from the left, that fit on 80 characters.
+_NARROW = 5
+
+
+def _table(ours: dict[str, Any], label: str, row: dict[str, Any], columns: int = len(_COLUMNS)) -> Any:
     from rich.table import Table
 
     from agents.evaluation import estimators
@@ -104,18 +125,7 @@ def _table(ours: dict[str, Any], label: str, row: dict[str, Any]) -> Any:
         title="The first gradient step against the exact gradient", title_justify="left", expand=False
     )
     shown.add_column("method", style="cyan", no_wrap=True)
-    for heading in (
-        "cosine",
-        "bias",
-        "verdict",
-        "noise",
-        "real scores",
-        "4 old",
-        "16 old",
-        "elsewhere",
-        "TIS",
-        "MIS",
-    ):
+    for heading in _COLUMNS[:columns]:
         shown.add_column(heading, justify="right" if heading != "verdict" else "left", no_wrap=True)
     listed = [*ours.items(), *([(label, row)] if row else [])]
 
@@ -128,13 +138,16 @@ def _table(ours: dict[str, Any], label: str, row: dict[str, Any]) -> Any:
         plain = each.get("plain")
         measured = bool(plain) and "refused" not in plain
         others = ("real", "old 4", "old 16", *estimators.CORRECTIONS)
-        shown.add_row(
-            name,
+        cells = (
             cell(plain, "cosine", ".3f"),
             cell(plain, "bias", ".3f"),
             estimators.verdict(each) if measured else "–",
             cell(plain, "noise", ".0f"),
             *(cell(each.get(part), "cosine", ".3f") for part in others),
+        )
+        shown.add_row(
+            name,
+            *cells[:columns],
             style="bold" if name == label else None,
         )
     return shown
