@@ -80,7 +80,7 @@ def soak(options: argparse.Namespace, table: Table) -> None:
             finally:
                 filling.close()
         if "fuzz" in parts:
-            fuzz.fuzz_all(place, table, options.examples, options.seed, options.formats)
+            fuzz.fuzz_all(place, table, options.examples, options.seed, options.formats, options.keep)
         if "leaks" in parts:
             leaks.long_run(place, table, options.updates)
 

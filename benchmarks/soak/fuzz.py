@@ -65,8 +65,18 @@ class Target(NamedTuple):
     errors: tuple[type[Exception], ...] = (ValueError,)
 
 
-def fuzz_all(place: Path, table: Table, examples: int, number: int, only: list[str] | None = None) -> None:
-    """Make up ``examples`` files for every target whose name holds one of the words in ``only``."""
+def fuzz_all(
+    place: Path,
+    table: Table,
+    examples: int,
+    number: int,
+    only: list[str] | None = None,
+    keep: Path | None = None,
+) -> None:
+    """Make up ``examples`` files for every target whose name holds one of the words in ``only``.
+
+    The table is written to ``keep`` after each target.
+    """
     logging.disable(logging.CRITICAL)  # tensorboard's own warnings about its files
     try:
         with warnings.catch_warnings():
@@ -74,6 +84,8 @@ def fuzz_all(place: Path, table: Table, examples: int, number: int, only: list[s
             for target in targets(place):
                 if only is None or any(word in target.name for word in only):
                     _fuzz(target, place / "fuzz", table, examples, number)
+                    if keep:
+                        table.write(keep)
     finally:
         logging.disable(logging.NOTSET)
 
