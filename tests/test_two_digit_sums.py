@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import importlib.util
 import json
 import sys
@@ -34,6 +35,16 @@ def test_no_sum_is_both_learned_from_and_held_out(sums):
     assert all(eval(row["prompt"][-1]["content"][8:-1]) == int(row["answer"]) for row in held_out)
 
 
+def test_sums_of_several_lengths_are_equally_many_to_learn_from_and_to_be_tested_on(sums):
+    train, held_out = sums.problems(digits=(1, 2, 3))
+    for rows, least, most in ((train, 7900, 8100), (held_out, 20, 50)):
+        counts = collections.Counter(row["kind"] for row in rows)
+        assert set(counts) == {"1 digit", "2 digits", "3 digits"}
+        assert least <= min(counts.values()) and max(counts.values()) <= most
+    asked = [{row["prompt"][-1]["content"] for row in rows} for rows in (train, held_out)]
+    assert not asked[0] & asked[1]
+
+
 def test_the_interval_of_a_proportion_is_wilsons(sums):
     # Values of the formula for 10 of 20 and 0 of 20, from R's prop.test without correction.
     assert sums.wilson(10, 20) == pytest.approx((0.2993, 0.7007), abs=1e-4)
@@ -53,6 +64,8 @@ def test_every_agent_trains_and_leaves_figures_a_picture_and_a_model(
     monkeypatch.setattr(
         sys, "argv", ["sums", "--model", "model", "--agent", agent, "--total-timesteps", "700"]
     )
+    if agent == "ppo":
+        sys.argv += ["--digits", "1", "2"]
     sums.main()
     run = tmp_path / "runs" / "real"
     figures = json.loads((run / "evaluation.json").read_text())
@@ -61,4 +74,5 @@ def test_every_agent_trains_and_leaves_figures_a_picture_and_a_model(
     assert (run / "learning_curve.png").stat().st_size > 10_000
     assert (run / "final" / "model.safetensors").is_file() and (run / "final" / "adapter").is_dir()
     printed = capsys.readouterr().out
+    assert ("explained_variance" in figures) == (agent == "ppo") == ("of 2 digits" in printed)
     assert f"textrl train --agent {agent}" in printed and "right (95 % interval)" in printed
