@@ -54,7 +54,10 @@ def soak(options: argparse.Namespace, table: Table) -> None:
             end = time.monotonic() + 60 * options.minutes * _SHARES[part] / share * scale
             tries = 0
             while time.monotonic() < end and (options.tries is None or tries < options.tries):
-                once()
+                try:
+                    once()
+                except processes.FailsAlone as error:
+                    table.row("left alone").add("it fails", str(error))
                 tries += 1
                 if options.keep:
                     table.write(options.keep)

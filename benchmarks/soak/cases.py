@@ -8,14 +8,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents import GRPO, PPO, REINFORCEPlusPlus
+from agents import GRPO, PPO, VAPO, REINFORCEPlusPlus
 from agents.runs.registry import AGENTS, find_agent
 
 _WORDS = 32
 #: Prompts and answers in the words of the tiny model.
 _TEXTS = [f"w{2 + k} w{3 + k % 7} w{5 + k % 5}" for k in range(16)]
 #: Agents that learn from language models only, and what each needs besides.
-_TEXT_ONLY = {"ppo-ptx": ["--ptx-data", "demonstrations.jsonl", "--ptx-coef", "0.5", "--ptx-batch-size", "2"]}
+_TEXT_ONLY = {
+    "ppo-ptx": ["--ptx-data", "demonstrations.jsonl", "--ptx-coef", "0.5", "--ptx-batch-size", "2"],
+    "gkd": ["--teacher", "model"],
+}
+#: Agents that want scores of at least 0, as CartPole gives them and the other toys do not.
+_NOT_BELOW_0 = ("maxrl",)
+#: Settings that a group of two or few steps need.
+_FEW = {"pass-at-k": ["--k", "2"]}
 _WORLDS = {
     "ToyBandit-v0": ["--total-timesteps", "160", "--save-every", "16"],
     "GridWorld-v0": ["--total-timesteps", "4000", "--save-every", "400"],
@@ -72,7 +79,12 @@ def _write(file: Path, rows: list[dict]) -> None:
 
 def all_cases() -> list[Case]:
     """Every case once."""
-    toys = [(agent, world) for agent in AGENTS if agent not in _TEXT_ONLY for world in _WORLDS]
+    toys = [
+        (agent, world)
+        for agent in AGENTS
+        for world in _WORLDS
+        if agent not in _TEXT_ONLY and (agent not in _NOT_BELOW_0 or world == "CartPole-v1")
+    ]
     texts = [(agent, lora) for agent in AGENTS for lora in (False, True)]
     normalised = ["--reward", "reward_models:RunningNormalizer('odd.py:share')"]
     return [
@@ -85,17 +97,19 @@ def all_cases() -> list[Case]:
 
 
 def _toy(agent: str, world: str) -> Case:
-    kind = ["--n-steps", "16"] if issubclass(find_agent(agent), PPO) else ["--n-episodes", "8"]
+    by_steps = issubclass(find_agent(agent), PPO) and not _learns_from_groups(agent)
+    kind = ["--n-steps", "16"] if by_steps else ["--n-episodes", "8"]
+    kind += ["--group-size", "2"] if agent == "vapo" else []
     return _train(agent, world, [*_WORLDS[world], "--env", world, *kind])
 
 
 def _learns_from_groups(agent: str) -> bool:
     cls = find_agent(agent)
-    return issubclass(cls, GRPO) and cls is not REINFORCEPlusPlus
+    return issubclass(cls, (GRPO, VAPO)) and cls is not REINFORCEPlusPlus
 
 
 def _text(agent: str, lora: bool, name: str = "", more: Sequence[str] = ()) -> Case:
-    groups = ["--group-size", "2"] if _learns_from_groups(agent) else []
+    groups = ["--group-size", "2", *_FEW.get(agent, [])] if _learns_from_groups(agent) else []
     reward = [] if "--reward" in more else ["--reward", "odd.py:share"]
     options = ["--model", "model", "--prompts", "prompts.jsonl", *reward, *more, *groups]
     options += ["--n-episodes", "4", "--max-new-tokens", "4", "--learning-rate", "0.01"]

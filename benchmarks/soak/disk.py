@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cases import Case, all_cases, result_of
-from processes import Ended, run
+from processes import Ended, FailsAlone, run
 from table import Table
 
 _PLENTY = 64 * 2**20
@@ -52,7 +52,7 @@ class Disk:
             before = _bytes_in(self.disk)
             ended = run(case.command, self.disk)
             if ended.code:
-                raise RuntimeError(f"{case.name} fails when it is left alone:\n{ended.output}")
+                raise FailsAlone(f"{case.name} fails when it is left alone:\n{ended.output}")
             self.alone[case.name] = result_of(case, self.disk), _bytes_in(self.disk) - before
         self._full(case, *self.alone[case.name])
         self._read_only(case)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cases import Case, all_cases, result_of
-from processes import RAISED, Ended, Hit, finish, run, start
+from processes import RAISED, Ended, FailsAlone, Hit, finish, run, start
 from table import Table
 
 _FAULTS = {
@@ -77,7 +77,7 @@ class Kills:
             _clear(case, self.place)
             ended = run(case.command, self.place, waits_for=self.place / case.output)
             if ended.code:
-                raise RuntimeError(f"{case.name} fails when it is left alone:\n{ended.output}")
+                raise FailsAlone(f"{case.name} fails when it is left alone:\n{ended.output}")
             self.alone[case.name] = result_of(case, self.place), _log(self.place / "out"), ended
         return self.alone[case.name]
 
@@ -115,7 +115,7 @@ def two_at_once(place: Path, table: Table, rng: random.Random) -> None:
     _clear(case, place)
     alone = run([*case.command, "--keep", "99"], place)
     if alone.code or not any((place / "out").glob("checkpoint-*")):
-        raise RuntimeError(f"{case.name} fails or makes no checkpoint when it is left alone:\n{alone.output}")
+        raise FailsAlone(f"{case.name} fails or makes no checkpoint when it is left alone:\n{alone.output}")
     result, log = result_of(case, place), _log(place / "out")
     _, *later = sorted((place / "out").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
     for path in [*later, place / "out" / "final"]:
@@ -165,7 +165,7 @@ class SharedRuns:
         _clear(case, self.place)
         whole = self._together(case.command)
         if any(end.code for end in whole):
-            raise RuntimeError(f"{case.name} fails in two processes:\n{whole[0].output}\n{whole[1].output}")
+            raise FailsAlone(f"{case.name} fails in two processes:\n{whole[0].output}\n{whole[1].output}")
         result, log = result_of(case, self.place), _log(self.place / "out")
         _clear(case, self.place)
         rank = self.rng.randrange(2)

@@ -42,6 +42,10 @@ _MODULES = (
 RAISED = 70
 
 
+class FailsAlone(RuntimeError):
+    """A command fails, or leaves too little, before any fault was inflicted on it."""
+
+
 class Ended(NamedTuple):
     """How a process ended.
 

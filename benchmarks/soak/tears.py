@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from cases import Case, all_cases, result_of
-from processes import run
+from processes import FailsAlone, run
 from table import Table
 
 #: So many tears are looked at through the loader for each that is gone on with by a command.
@@ -40,7 +40,7 @@ class Tears:
             shutil.rmtree(out, ignore_errors=True)
             ended = run(case.command, self.place)
             if ended.code or len(list(out.glob("checkpoint-*"))) < 2:
-                raise RuntimeError(f"{case.name} fails or makes one checkpoint only:\n{ended.output}")
+                raise FailsAlone(f"{case.name} fails or makes one checkpoint only:\n{ended.output}")
             result = result_of(case, self.place)
             for path in [out / "final", *(out.glob("*.*") if case.verb != "train" else [])]:
                 if path.is_dir():
