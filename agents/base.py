@@ -8,7 +8,6 @@ they are. Left out: replay buffers (every agent here is on-policy).
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +35,7 @@ from agents.algorithms.safeguards import (
     find_non_finite,
 )
 from agents.algorithms.schedules import Schedule, check_numbers, check_schedule, lr_multiplier, schedule_value
+from agents.arguments import ClassTables
 from agents.loop import LearningLoop
 from agents.parallel import processes
 from agents.policies.base import Evaluation, Policy
@@ -54,7 +54,7 @@ from agents.rollouts.vector_envs import (
     make_envs,
     seed_action_spaces,
 )
-from textrl_env.errors import check_choice, did_you_mean
+from textrl_env.errors import check_choice
 from textrl_env.lm.causal_lm import choose_device
 from textrl_env.lm.offloading import Offloading
 
@@ -62,7 +62,7 @@ from textrl_env.lm.offloading import Offloading
 _LOG_NAMES = {"ratio": "val/ratio", "value_clip_fraction": "val/clipfrac"}
 
 
-class Agent(LearningLoop):
+class Agent(LearningLoop, ClassTables):
     """Collects rollouts and learns from them; a subclass says how.
 
     Args:
@@ -130,17 +130,6 @@ class Agent(LearningLoop):
     uses_critic: ClassVar[bool] = False
     #: Whether episodes to which no reward applied reach :meth:`train`; they are left out before it otherwise.
     keeps_unscored: ClassVar[bool] = False
-    #: Arguments of a base class that mean nothing to this method, and why; giving one is an error.
-    takes_no: ClassVar[dict[str, str]] = {}
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Agent:
-        # Remember the arguments as they were given, so that save() can write them, also for plug-in agents.
-        agent = super().__new__(cls)
-        _check_agent_keywords(cls, kwargs)
-        bound = inspect.signature(cls.__init__).bind_partial(agent, *args, **kwargs).arguments
-        bound.pop("self", None)
-        agent.init_kwargs = bound | bound.pop("kwargs", {})
-        return agent
 
     def __init__(
         self,
@@ -764,28 +753,6 @@ class Agent(LearningLoop):
         if self.policy.has_critic:
             variance = maths.explained_variance(rollout.values, rollout.returns, rollout.mask)
             record("train/explained_variance", variance)
-
-
-#: Arguments of stable-baselines3's agents that have no counterpart, and why.
-_OF_SB3 = {
-    "rollout_buffer_class": "a rollout is agents.Rollout, whatever collects it",
-    "rollout_buffer_kwargs": "a rollout is agents.Rollout, whatever collects it",
-}
-
-
-def _check_agent_keywords(cls: type, given: dict[str, Any]) -> None:
-    """Raise a TypeError for a keyword that no constructor from ``cls`` up to :class:`Agent` takes."""
-    constructors = [vars(base)["__init__"] for base in cls.__mro__[:-1] if "__init__" in vars(base)]
-    known = {n for c in constructors for n in inspect.signature(c).parameters} - {"self", "kwargs"}
-    for name in given:
-        if name not in known and name in _OF_SB3:
-            raise TypeError(f"{cls.__name__} takes no {name}: {_OF_SB3[name]}; leave it out")
-        if name not in known:
-            raise TypeError(
-                f"{cls.__name__} got an unexpected keyword argument {name!r}. {did_you_mean(name, known)}"
-            )
-        if name in cls.takes_no:
-            raise TypeError(f"{cls.__name__} takes no {name}: {cls.takes_no[name]}")
 
 
 def _check_positive(**values: int | None) -> None:

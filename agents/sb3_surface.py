@@ -16,6 +16,7 @@ from stable_baselines3.common.utils import configure_logger, get_system_info
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeImage, is_vecenv_wrapped
 
 from agents.algorithms.schedules import Schedule, schedule_value
+from agents.arguments import argument_names
 from agents.parallel.processes import Processes
 from agents.policies.base import Policy
 from agents.rollouts.episode_log import EpisodeLog
@@ -313,7 +314,7 @@ class StableBaselines3Surface:
             FileNotFoundError: There is no checkpoint.
             UntrustedNameError: It names code outside this project that ``trust_modules`` does not (an ImportError).
         """
-        known = checkpoint.argument_names(cls)
+        known = argument_names(cls)
         kwargs = {n: v for n, v in (custom_objects or {}).items() if n in known} | kwargs
         if print_system_info:
             get_system_info()

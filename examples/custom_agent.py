@@ -6,7 +6,8 @@ and runs it unchanged on a bandit, a gridworld and a language model.
 How to run: ``python examples/custom_agent.py``, about two minutes on two cores. From the command line:
 ``textrl train --agent examples/custom_agent.py:CrossEntropyMethod --env GridWorld-v0 --run-dir runs/cem``.
 
-Left out: a critic, an entropy bonus, hyper-parameters of its own (add an ``__init__`` with visible defaults).
+Left out: a critic, an entropy bonus, hyper-parameters of its own (add an ``__init__`` with visible defaults; for
+settings of a base class the tables ``fixed`` and ``defaults`` are enough).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Hyper-parameters as command-line flags: names and types from the signature, help from the docstring.
 
 Any agent class, one's own too, gets its flags this way; nothing has to be declared twice. What a subclass
-passes to its base as a fixed value (GRPO's ``gamma=1.0``) is not a flag.
+passes to its base, or says in its table of fixed settings (:mod:`agents.arguments`), is not a flag.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import typer
 from rich.markup import escape
 
 from agents import presets
+from agents.arguments import entry, named_parameters
 from textrl_env.errors import did_you_mean
 
 #: Constructor arguments that have flags of their own or none.
@@ -97,11 +98,14 @@ def hyper_parameters(cls: type) -> list[Flag]:
         if "__init__" not in vars(owner):
             continue
         parameters = inspect.signature(vars(owner)["__init__"]).parameters.values()
-        for parameter in parameters:
-            named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-            if named and parameter.name not in _NOT_HYPER | fixed | flags.keys():
-                types = _types_of(parameter.annotation, parameter.default)
-                flags[parameter.name] = Flag(parameter.name, types, parameter.default, "", owner.__name__)
+        for parameter in named_parameters(vars(owner)["__init__"]):
+            said = entry(cls, parameter.name, owner)
+            if parameter.name in _NOT_HYPER | fixed | flags.keys() or (said is not None and said.fixed):
+                continue
+            default = parameter.default if said is None else said.value
+            types = _types_of(parameter.annotation, default)
+            whose = (owner if said is None else said.owner).__name__
+            flags[parameter.name] = Flag(parameter.name, types, default, "", whose)
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
         fixed |= _passed_to_base(vars(owner)["__init__"])
@@ -164,8 +168,8 @@ def _arguments_of(doc: str) -> dict[str, str]:
         return {}
     entries = re.split(r"^(?=\S)", textwrap.dedent(section[1]), flags=re.MULTILINE)
     found = {}
-    for entry in entries:
-        name, colon, text = entry.partition(":")
+    for each in entries:
+        name, colon, text = each.partition(":")
         if colon and re.fullmatch(r"\w+(?: \(.*\))?", name):
             found[name.split(" ")[0]] = " ".join(text.split()).replace("``", "")
     return found

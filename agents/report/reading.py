@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from agents import presets
+from agents.arguments import entries
 from agents.callbacks.toy_policy import FILE as TOY_POLICY
 from agents.evaluation.kinds import Change, changes, column_of
 from agents.evaluation.records import EvaluationRecord, read_ends, read_evaluations
@@ -225,7 +226,8 @@ def _agent_defaults(config: dict[str, Any]) -> dict[str, Any]:
         return {}
     agent = find_agent(config["agent"])
     column = config.get("in_force", {}).get("trained", {}).get("preset") or _guessed_column(config)
-    return _defaults(agent) | {name: presets.default(name, agent, column) for name in presets.DEFAULTS}
+    by_model = {name: presets.default(name, agent, column) for name in presets.DEFAULTS}
+    return _defaults(agent) | by_model | {name: said.value for name, said in entries(agent).items()}
 
 
 def _guessed_column(config: dict[str, Any]) -> str:

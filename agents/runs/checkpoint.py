@@ -8,7 +8,6 @@ it names is imported only as :mod:`reward_models.trust` allows.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from agents import presets
 from agents.algorithms.safeguards import is_plain
+from agents.arguments import argument_names
 from agents.parallel.sharding import like, load_weights, whole
 from agents.policies.base import Policy, plain
 from agents.policies.lora import LoraLM
@@ -309,12 +309,6 @@ def _arguments(agent: Checkpointed, exclude: Collection[str], include: Collectio
             )
         given[name] = agent.init_kwargs[name] if name in given else getattr(agent, name)
     return given
-
-
-def argument_names(cls: type) -> set[str]:
-    """The arguments of all constructors from ``cls`` up."""
-    constructors = [vars(base)["__init__"] for base in cls.__mro__[:-1] if "__init__" in vars(base)]
-    return {name for each in constructors for name in inspect.signature(each).parameters}
 
 
 def _document(

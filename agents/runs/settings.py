@@ -5,20 +5,18 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from agents import presets
 from agents.algorithms.schedules import ScheduleFunction
+from agents.arguments import argument_names, entries
 from agents.base import Agent
 from textrl_env.lm import checkpointing
 
 #: Constructor arguments that are no hyper-parameters.
 _OTHERS = (
-    "self",
     "policy",
     "env",
-    "kwargs",
     "env_kwargs",
     "policy_kwargs",
     "tensorboard_log",
@@ -67,10 +65,8 @@ def in_force(agent: Agent) -> dict[str, dict[str, Any]]:
 
 
 def _names(cls: type) -> list[str]:
-    """Arguments of a class of agents, its own first, then those of its bases."""
-    constructors = [vars(base)["__init__"] for base in cls.__mro__[:-1] if "__init__" in vars(base)]
-    names = [name for constructor in constructors for name in inspect.signature(constructor).parameters]
-    return [name for name in dict.fromkeys(names) if name not in _OTHERS]
+    """The hyper-parameters of a class of agents, its own first, then those of its bases."""
+    return [name for name in argument_names(cls) if name not in _OTHERS]
 
 
 def _without_meaning(agent: Agent) -> set[str]:
@@ -122,9 +118,12 @@ def _env_settings(agent: Agent) -> dict[str, Any]:
 def origin(agent: Agent, name: str) -> str:
     """Where the value of a hyper-parameter comes from.
 
-    "given", "preset" (by what is trained), "default", or "given rate": a learning rate that was given is kept constant,
-    where a preset's has a schedule.
+    "given", "preset" (by what is trained), "method" (part of it), "default", or "given rate": a learning rate that was
+    given is kept constant, where a preset's has a schedule.
     """
+    said = entries(type(agent)).get(name)
+    if said is not None and said.fixed:
+        return "method"
     if name in agent.init_kwargs:
         return "given"
     if name in presets.SCHEDULE and "learning_rate" in agent.init_kwargs:

@@ -5,49 +5,23 @@
 where ``sg`` stops the gradient.
 """
 
-from __future__ import annotations
-
-from typing import Any, ClassVar
-
 from torch import Tensor
 
 from agents.algorithms.grpo import GRPO
-from agents.algorithms.schedules import Schedule, schedule_value
-from agents.policies.base import Evaluation, Policy
+from agents.algorithms.schedules import schedule_value
+from agents.policies.base import Evaluation
 from agents.rollouts.rollout import Rollout
 
 
 class CISPO(GRPO):
-    """``sg(clip(rho)) A log pi``: the weight is clipped, not the gradient (MiniMax-M1 2025, arXiv 2506.13585).
+    """``sg(clip(rho)) A log pi``, so that every token keeps its gradient, also beyond it (arXiv 2506.13585).
 
-    So every token keeps its gradient, also beyond the clip. There is no lower bound unless ``clip_range`` is
-    below 1.
-
-    Args:
-        policy: "MlpPolicy", "CausalLMPolicy", "auto" or a policy class.
-        env: A Gymnasium id, an env or a vector env.
-        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress; None goes by what is
-            trained (:mod:`agents.presets`).
-        group_size: ``G``, episodes for each start state.
-        clip_range: Weights are at least ``1 - clip_range``.
-        clip_range_high: Weights are at most ``1 + clip_range_high``.
-        **kwargs: See :class:`~agents.algorithms.grpo.GRPO`.
+    There is no lower bound unless ``clip_range`` is below 1.
     """
 
-    takes_no: ClassVar[dict[str, str]] = GRPO.takes_no | {"delta": "clip_range_high bounds its weights"}
-
-    def __init__(
-        self,
-        policy: str | type[Policy],
-        env: Any,
-        learning_rate: Schedule | None = None,
-        group_size: int = 8,
-        clip_range: Schedule = 1.0,
-        clip_range_high: float = 4.0,
-        **kwargs: Any,
-    ) -> None:
-        clip = {"clip_range": clip_range, "clip_range_high": clip_range_high}
-        super().__init__(policy, env, learning_rate, group_size, average="token", **clip, **kwargs)
+    fixed = {"average": "token"}
+    defaults = {"clip_range": 1.0, "clip_range_high": 4.0}
+    takes_no = GRPO.takes_no | {"delta": "clip_range_high bounds its weights"}
 
     def policy_loss(self, batch: Rollout, new: Evaluation, ratio: Tensor) -> Tensor:
         # MiniMax 2025, equation 4: L_t = -sg(clip(rho_t, 1 - eps_low, 1 + eps_high)) A log pi(a_t | s_t).

@@ -8,8 +8,6 @@ likely tokens with a large advantage. ``log pi`` is that of the rollout, as on t
 does not depend on how a minibatch is cut.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -17,43 +15,32 @@ from torch import Tensor
 
 from agents.algorithms import maths
 from agents.algorithms.grpo import GRPO
-from agents.algorithms.schedules import Schedule, check_numbers
-from agents.policies.base import Evaluation, Policy
+from agents.algorithms.schedules import check_numbers
+from agents.policies.base import Evaluation
 from agents.rollouts.rollout import Rollout
 
 
 class ClipCov(GRPO):
-    """GRPO without a few tokens of high covariance, drawn at random (Cui et al. 2025, arXiv 2505.22617).
+    """GRPO without a few tokens of high covariance, drawn at random (arXiv 2505.22617).
 
     Args:
-        policy: "MlpPolicy", "CausalLMPolicy", "auto" or a policy class.
-        env: A Gymnasium id, an env or a vector env.
-        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress; None goes by what is
-            trained (:mod:`agents.presets`).
-        group_size: ``G``, episodes for each start state.
         cov_share: ``r``, the share of a minibatch's tokens that are left out, at least one.
         cov_low: Only tokens with a covariance above it may be.
         cov_high: And below this.
-        **kwargs: See :class:`~agents.algorithms.grpo.GRPO`.
+        *args, **kwargs: See :class:`~agents.algorithms.grpo.GRPO`.
     """
 
+    fixed = {"average": "token"}
+
     def __init__(
-        self,
-        policy: str | type[Policy],
-        env: Any,
-        learning_rate: Schedule | None = None,
-        group_size: int = 8,
-        cov_share: float = 2e-4,
-        cov_low: float = 1.0,
-        cov_high: float = 5.0,
-        **kwargs: Any,
+        self, *args: Any, cov_share: float = 2e-4, cov_low: float = 1.0, cov_high: float = 5.0, **kwargs: Any
     ) -> None:
         maths.check_share("cov_share", cov_share)
         check_numbers(cov_low=cov_low, cov_high=cov_high)
         if not cov_low < cov_high:
             raise ValueError(f"cov_low must be below cov_high, got {cov_low} and {cov_high}")
         self.cov_share, self.cov_low, self.cov_high = cov_share, cov_low, cov_high
-        super().__init__(policy, env, learning_rate, group_size, average="token", **kwargs)
+        super().__init__(*args, **kwargs)
 
     def prepare_batch(self, batch: Rollout) -> Rollout:
         batch = super().prepare_batch(batch)

@@ -6,16 +6,12 @@
 Left out: the paper's data set.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from agents.algorithms.grpo import GRPO
-from agents.algorithms.schedules import Schedule
-from agents.policies.base import Policy
 from agents.rollouts.rollout import Rollout, concatenate
 from agents.rollouts.vector_envs import longest_episode
 from reward_models.rules import overlong_penalty
@@ -28,36 +24,20 @@ class DAPO(GRPO):
     full; after ``max_resamples`` more rollouts the batch stays smaller (and as it came if no group differs).
 
     Args:
-        policy: "MlpPolicy", "CausalLMPolicy", "auto" or a policy class.
-        env: A Gymnasium id, an env or a vector env.
-        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress; None goes by what is
-            trained (:mod:`agents.presets`).
-        group_size: ``G``, episodes for each start state.
-        clip_range: Lower clip; a number, "linear:0.2", or a function of the remaining progress.
-        clip_range_high: Upper clip.
         max_resamples: The most rollouts to sample in place of uninformative groups; 0 turns it off.
         overlong_cache: Length of the slope, in steps, that ends at the budget with a penalty of 1; 0 has none.
-        **kwargs: See :class:`~agents.algorithms.grpo.GRPO`.
+        *args, **kwargs: See :class:`~agents.algorithms.grpo.GRPO`.
     """
 
-    def __init__(
-        self,
-        policy: str | type[Policy],
-        env: Any,
-        learning_rate: Schedule | None = None,
-        group_size: int = 8,
-        clip_range: Schedule = 0.2,
-        clip_range_high: float = 0.28,
-        max_resamples: int = 4,
-        overlong_cache: int = 0,
-        **kwargs: Any,
-    ) -> None:
+    fixed = {"average": "token"}
+    defaults = {"clip_range_high": 0.28}
+
+    def __init__(self, *args: Any, max_resamples: int = 4, overlong_cache: int = 0, **kwargs: Any) -> None:
         for name, value in (("max_resamples", max_resamples), ("overlong_cache", overlong_cache)):
             if value < 0:
                 raise ValueError(f"{name} must be at least 0, got {value}")
         self.max_resamples, self.overlong_cache = max_resamples, overlong_cache
-        clip = {"clip_range": clip_range, "clip_range_high": clip_range_high}
-        super().__init__(policy, env, learning_rate, group_size, average="token", **clip, **kwargs)
+        super().__init__(*args, **kwargs)
 
     def collect(self) -> Rollout:
         # Yu et al. 2025, equation 11: a batch holds only groups with 0 < |{correct answers}| < G.

@@ -9,60 +9,40 @@ step leads away where ``A > 0`` and ``rho > 1``, or ``A < 0`` and ``rho < 1``. A
 have hardly moved and lets likely ones go far. Left out: the divergence over the likeliest tokens (their top-k form).
 """
 
-from __future__ import annotations
-
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from agents.algorithms.grpo import GRPO
-from agents.algorithms.schedules import Schedule, check_numbers, schedule_value
-from agents.policies.base import Evaluation, Policy
+from agents.algorithms.schedules import check_numbers, schedule_value
+from agents.policies.base import Evaluation
 from agents.rollouts.rollout import Rollout
 from textrl_env.errors import check_choice
 
 
 class DPPO(GRPO):
-    """GRPO that stops a token where its probability has moved by ``delta`` (Qi et al. 2026, arXiv 2602.04879).
+    """GRPO that stops a token where its probability has moved by ``delta`` (arXiv 2602.04879).
 
     Where an outside generator wrote the responses, its log-probabilities are ``mu``, and no further weight corrects for
     it.
 
     Args:
-        policy: "MlpPolicy", "CausalLMPolicy", "auto" or a policy class.
-        env: A Gymnasium id, an env or a vector env.
-        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress; None goes by what is
-            trained (:mod:`agents.presets`).
-        group_size: ``G``, episodes for each start state.
         clip_range: ``delta`` for what becomes rarer; a number, "linear:0.2", or a function of the remaining progress.
         clip_range_high: ``delta`` for what becomes likelier; None is ``clip_range``.
         divergence: "tv" or "kl", between the token and all others.
         max_ratio: No ratio weighs more.
-        average: "token", "sequence" or "constant" mean of the loss.
-        **kwargs: See :class:`~agents.algorithms.grpo.GRPO`.
+        *args, **kwargs: See :class:`~agents.algorithms.grpo.GRPO`.
     """
 
-    takes_no: ClassVar[dict[str, str]] = GRPO.takes_no | {"delta": "max_ratio bounds its ratios"}
+    defaults = {"average": "token"}
+    takes_no = GRPO.takes_no | {"delta": "max_ratio bounds its ratios"}
 
-    def __init__(
-        self,
-        policy: str | type[Policy],
-        env: Any,
-        learning_rate: Schedule | None = None,
-        group_size: int = 8,
-        clip_range: Schedule = 0.2,
-        clip_range_high: float | None = None,
-        divergence: str = "tv",
-        max_ratio: float = 20.0,
-        average: str = "token",
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *args: Any, divergence: str = "tv", max_ratio: float = 20.0, **kwargs: Any) -> None:
         check_choice("divergence", divergence, ("tv", "kl"))
         check_numbers(positive=True, max_ratio=max_ratio)
         self.divergence, self.max_ratio = divergence, max_ratio
-        clip = {"clip_range": clip_range, "clip_range_high": clip_range_high}
-        super().__init__(policy, env, learning_rate, group_size, average=average, **clip, **kwargs)
+        super().__init__(*args, **kwargs)
 
     def importance_ratio(self, batch: Rollout, new: Evaluation) -> Tensor:
         return (new.log_probs - self.behaviour(batch)).exp()

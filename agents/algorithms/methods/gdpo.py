@@ -9,48 +9,24 @@ it scored, before clips and normalisers; with one reward this is GRPO, whitened.
 charged in the reward is relative to the group and not divided.
 """
 
-from __future__ import annotations
-
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from agents.algorithms import maths
 from agents.algorithms.grpo import GRPO
-from agents.algorithms.schedules import Schedule
-from agents.policies.base import Policy
 from agents.rollouts.rollout import Rollout
 from reward_models.contract import WeightedSum
 from textrl_env.errors import ArgumentError
 
 
 class GDPO(GRPO):
-    """Each of several rewards relative to its own spread in the group; their sum whitened over the batch.
-
-    Args:
-        policy: "MlpPolicy", "CausalLMPolicy", "auto" or a policy class.
-        env: A Gymnasium id, an env or a vector env.
-        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress; None goes by what is
-            trained (:mod:`agents.presets`).
-        group_size: ``G``, episodes for each start state.
-        average: "sequence" (as published), "token" or "constant" mean of the loss.
-        **kwargs: See :class:`~agents.algorithms.grpo.GRPO`.
+    """Several rewards, each relative to its spread in the group; their sum whitened over the batch (arXiv 2601.05242).
 
     Raises:
         ArgumentError: The environment has several rewards and no weight for each, or is stepped token by token.
     """
 
-    def __init__(
-        self,
-        policy: str | type[Policy],
-        env: Any,
-        learning_rate: Schedule | None = None,
-        group_size: int = 8,
-        average: str = "sequence",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(policy, env, learning_rate, group_size, scale="std", average=average, **kwargs)
+    fixed = {"scale": "std"}
 
     def advantages(self, rollout: Rollout) -> Tensor:
         self.record_groups(rollout)

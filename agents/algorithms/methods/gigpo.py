@@ -8,16 +8,12 @@ et al. 2025, arXiv 2505.10978, section 4 and equation 8). Every token of a turn 
 was answered once teaches nothing of its turn. Left out: states that are merely alike.
 """
 
-from __future__ import annotations
-
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
 from agents.algorithms import maths
 from agents.algorithms.grpo import GRPO
-from agents.algorithms.schedules import Schedule
-from agents.policies.base import Policy
 from agents.rollouts.rollout import Rollout
 
 
@@ -28,34 +24,21 @@ class GiGPO(GRPO):
     states comes twice, this is GRPO.
 
     Args:
-        policy: "MlpPolicy", "CausalLMPolicy", "auto" or a policy class.
-        env: A Gymnasium id, an env or a vector env.
-        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress; None goes by what is
-            trained (:mod:`agents.presets`).
-        group_size: ``G``, episodes for each start state.
         turn_weight: ``w`` of the turn's advantage.
         gamma_turn: Discount of a turn's return, from turn to turn.
-        **kwargs: See :class:`~agents.algorithms.grpo.GRPO`.
+        *args, **kwargs: See :class:`~agents.algorithms.grpo.GRPO`.
     """
 
-    takes_no: ClassVar[dict[str, str]] = GRPO.takes_no | GRPO.of_divergences(
+    defaults = {"gamma_turn": 0.95}
+    takes_no = GRPO.takes_no | GRPO.of_divergences(
         "each turn is credited with the KL that the environment charges after it"
     )
 
-    def __init__(
-        self,
-        policy: str | type[Policy],
-        env: Any,
-        learning_rate: Schedule | None = None,
-        group_size: int = 8,
-        turn_weight: float = 1.0,
-        gamma_turn: float = 0.95,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *args: Any, turn_weight: float = 1.0, **kwargs: Any) -> None:
         if not turn_weight >= 0:
             raise ValueError(f"turn_weight must be at least 0, got {turn_weight}")
         self.turn_weight = turn_weight
-        super().__init__(policy, env, learning_rate, group_size, gamma_turn=gamma_turn, **kwargs)
+        super().__init__(*args, **kwargs)
 
     def discounts(self, rollout: Rollout) -> float:
         # The episode's return is a plain sum; gamma_turn is of the turns' own.

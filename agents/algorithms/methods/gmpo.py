@@ -7,48 +7,27 @@
 clip, of each token and in the logarithm, may be wider.
 """
 
-from __future__ import annotations
-
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor
 
 from agents.algorithms import maths
 from agents.algorithms.grpo import GRPO
-from agents.algorithms.schedules import Schedule, schedule_value
-from agents.policies.base import Evaluation, Policy
+from agents.algorithms.schedules import schedule_value
+from agents.policies.base import Evaluation
 from agents.rollouts.rollout import Rollout
 
 
 class GMPO(GRPO):
-    """One ratio for a response, the geometric mean of its clipped ones (Zhao et al. 2025, arXiv 2507.20673).
+    """One ratio for a response, the geometric mean of its clipped ones (arXiv 2507.20673).
 
     Args:
-        policy: "MlpPolicy", "CausalLMPolicy", "auto" or a policy class.
-        env: A Gymnasium id, an env or a vector env.
-        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress; None goes by what is
-            trained (:mod:`agents.presets`).
-        group_size: ``G``, episodes for each start state.
         clip_range: Lower clip of a log-ratio; a number, "linear:0.4", or a function of the remaining progress.
         clip_range_high: Upper clip of a log-ratio; None is ``clip_range``.
-        **kwargs: See :class:`~agents.algorithms.grpo.GRPO`.
     """
 
-    takes_no: ClassVar[dict[str, str]] = GRPO.takes_no | {"delta": "its clip is of logarithms"}
-
-    def __init__(
-        self,
-        policy: str | type[Policy],
-        env: Any,
-        learning_rate: Schedule | None = None,
-        group_size: int = 8,
-        clip_range: Schedule = 0.4,
-        clip_range_high: float | None = None,
-        **kwargs: Any,
-    ) -> None:
-        clip = {"clip_range": clip_range, "clip_range_high": clip_range_high}
-        super().__init__(policy, env, learning_rate, group_size, average="sequence", **clip, **kwargs)
+    fixed = {"average": "sequence"}
+    defaults = {"clip_range": 0.4}
+    takes_no = GRPO.takes_no | {"delta": "its clip is of logarithms"}
 
     def _bounds(self) -> tuple[float, float]:
         low = schedule_value(self.clip_range, self._progress_remaining)

@@ -6,46 +6,18 @@
 Left out: GSPO-token, which is the same where all tokens of a response have one advantage.
 """
 
-from __future__ import annotations
-
-from typing import Any
-
 from torch import Tensor
 
 from agents.algorithms.grpo import GRPO
-from agents.algorithms.schedules import Schedule
-from agents.policies.base import Evaluation, Policy
+from agents.policies.base import Evaluation
 from agents.rollouts.rollout import Rollout
 
 
 class GSPO(GRPO):
-    """One ratio for a response: ``(pi(y|x) / pi_old(y|x)) ** (1 / |y|)`` (Zheng et al. 2025, arXiv 2507.18071).
+    """One ratio for a response, length-normalised; so its clip range is far narrower than PPO's (arXiv 2507.18071)."""
 
-    The clip range is of that length-normalised ratio, hence far narrower than PPO's.
-
-    Args:
-        policy: "MlpPolicy", "CausalLMPolicy", "auto" or a policy class.
-        env: A Gymnasium id, an env or a vector env.
-        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress; None goes by what is
-            trained (:mod:`agents.presets`).
-        group_size: ``G``, episodes for each start state.
-        clip_range: Lower clip; a number, "linear:3e-4", or a function of the remaining progress.
-        clip_range_high: Upper clip.
-        **kwargs: See :class:`~agents.algorithms.grpo.GRPO`.
-    """
-
-    def __init__(
-        self,
-        policy: str | type[Policy],
-        env: Any,
-        learning_rate: Schedule | None = None,
-        group_size: int = 8,
-        clip_range: Schedule = 3e-4,
-        clip_range_high: float = 4e-4,
-        **kwargs: Any,
-    ) -> None:
-        clip = {"clip_range": clip_range, "clip_range_high": clip_range_high}
-        super().__init__(policy, env, learning_rate, group_size, average="sequence", **clip, **kwargs)
+    fixed = {"average": "sequence"}
+    defaults = {"clip_range": 3e-4, "clip_range_high": 4e-4}
 
     def importance_ratio(self, batch: Rollout, new: Evaluation) -> Tensor:
         # Zheng et al. 2025, equation 7: s_i = exp(1/|y_i| sum_t log(pi(y_t) / pi_old(y_t))).

@@ -9,51 +9,36 @@ as in the authors' code. ``log pi`` in the covariance is that of the rollout, as
 chosen does not depend on how a minibatch is cut.
 """
 
-from __future__ import annotations
-
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
 from agents.algorithms import maths
 from agents.algorithms.grpo import GRPO
-from agents.algorithms.schedules import Schedule, check_numbers
-from agents.policies.base import Evaluation, Policy
+from agents.algorithms.schedules import check_numbers
+from agents.policies.base import Evaluation
 from agents.rollouts.rollout import Rollout
 
 
 class KLCov(GRPO):
-    """No clip, and a KL to the old policy on the tokens of highest covariance (Cui et al. 2025, arXiv 2505.22617).
+    """No clip, and a KL to the old policy on the tokens of highest covariance (arXiv 2505.22617).
 
     On the first pass over a rollout that KL is 0 and has no gradient: it acts from the second gradient step on.
 
     Args:
-        policy: "MlpPolicy", "CausalLMPolicy", "auto" or a policy class.
-        env: A Gymnasium id, an env or a vector env.
-        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress; None goes by what is
-            trained (:mod:`agents.presets`).
-        group_size: ``G``, episodes for each start state.
         cov_share: ``k``, the share of a minibatch's tokens that are held, at least one.
         cov_kl_coef: ``beta`` of their KL.
-        **kwargs: See :class:`~agents.algorithms.grpo.GRPO`.
+        *args, **kwargs: See :class:`~agents.algorithms.grpo.GRPO`.
     """
 
-    takes_no: ClassVar[dict[str, str]] = GRPO.takes_no | GRPO.of_the_clip("a KL is in its place")
+    fixed = {"average": "token"}
+    takes_no = GRPO.takes_no | GRPO.of_the_clip("a KL is in its place")
 
-    def __init__(
-        self,
-        policy: str | type[Policy],
-        env: Any,
-        learning_rate: Schedule | None = None,
-        group_size: int = 8,
-        cov_share: float = 2e-4,
-        cov_kl_coef: float = 1.0,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *args: Any, cov_share: float = 2e-4, cov_kl_coef: float = 1.0, **kwargs: Any) -> None:
         maths.check_share("cov_share", cov_share)
         check_numbers(cov_kl_coef=cov_kl_coef)
         self.cov_share, self.cov_kl_coef = cov_share, cov_kl_coef
-        super().__init__(policy, env, learning_rate, group_size, average="token", **kwargs)
+        super().__init__(*args, **kwargs)
 
     def prepare_batch(self, batch: Rollout) -> Rollout:
         batch = super().prepare_batch(batch)

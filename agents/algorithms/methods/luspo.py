@@ -7,34 +7,10 @@
 count for less, which teaches to be brief; the length takes it out again.
 """
 
-from __future__ import annotations
-
-from typing import Any
-
 from agents.algorithms.methods.gspo import GSPO
-from agents.algorithms.schedules import Schedule
-from agents.policies.base import Policy
 
 
 class LUSPO(GSPO):
-    """GSPO without its bias to short responses (Liu et al. 2026, arXiv 2602.05261).
+    """GSPO without its bias to short responses: the tokens of a response are added up (arXiv 2602.05261)."""
 
-    Args:
-        policy: "MlpPolicy", "CausalLMPolicy", "auto" or a policy class.
-        env: A Gymnasium id, an env or a vector env.
-        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress; None goes by what is
-            trained (:mod:`agents.presets`).
-        group_size: ``G``, episodes for each start state.
-        **kwargs: See :class:`~agents.algorithms.methods.gspo.GSPO`.
-    """
-
-    def __init__(
-        self,
-        policy: str | type[Policy],
-        env: Any,
-        learning_rate: Schedule | None = None,
-        group_size: int = 8,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(policy, env, learning_rate, group_size, **kwargs)
-        self.average = "sum"
+    fixed = {"average": "sum"}

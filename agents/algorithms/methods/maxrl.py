@@ -8,8 +8,6 @@ expectation is ``sum_{k < G} 1/k grad pass@k``: a prompt that is rarely solved c
 from the paper: a KL that is charged in the reward is relative to the group and not divided.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -18,15 +16,7 @@ from agents.rollouts.rollout import Rollout
 
 
 class MaxRL(DrGRPO):
-    """Scores relative to a group's mean and divided by it, so that hard prompts weigh more.
-
-    Args:
-        policy: "MlpPolicy", "CausalLMPolicy", "auto" or a policy class.
-        env: A Gymnasium id, an env or a vector env.
-        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress; None goes by what is
-            trained (:mod:`agents.presets`).
-        group_size: ``G``, episodes for each start state.
-        **kwargs: See :class:`~agents.algorithms.methods.dr_grpo.DrGRPO`, which has the same mean and no deviation.
+    """Scores relative to a group's mean and divided by it, so that hard prompts weigh more (arXiv 2602.02710).
 
     Raises:
         ValueError: At learning, if a score is negative: a mean of such scores says nothing of how hard a prompt is.

@@ -7,8 +7,6 @@ the length. Answers count by the sum over their tokens. Left out: the paper's ru
 is the default here (``n_epochs=1``, ``batch_size=None``) and not enforced.
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from agents.algorithms.methods.dr_grpo import DrGRPO
@@ -16,16 +14,7 @@ from agents.rollouts.rollout import Rollout
 
 
 class OPO(DrGRPO):
-    """Scores less the group's mean weighted by length; no division by a standard deviation.
-
-    Args:
-        policy: "MlpPolicy", "CausalLMPolicy", "auto" or a policy class.
-        env: A Gymnasium id, an env or a vector env.
-        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress; None goes by what is
-            trained (:mod:`agents.presets`).
-        group_size: ``G``, episodes for each start state.
-        **kwargs: See :class:`~agents.algorithms.methods.dr_grpo.DrGRPO`, which has the same mean and no deviation.
-    """
+    """Scores less the group's mean weighted by length; no division by a standard deviation (arXiv 2505.23585)."""
 
     def advantages(self, rollout: Rollout) -> Tensor:
         self.record_groups(rollout)

@@ -8,53 +8,25 @@ The policy is asked for them once more for each rollout. ``G_t`` is the reward-t
 its group reaches has itself as its baseline and learns nothing. Left out: weights for what another policy has written.
 """
 
-from __future__ import annotations
-
-from typing import Any, ClassVar
-
 from torch import Tensor
 
 from agents.algorithms.grpo import GRPO
-from agents.algorithms.schedules import Schedule
 from agents.base import Agent
-from agents.policies.base import Policy
 from agents.rollouts.rollout import Rollout
 
 
 class OTB(GRPO):
-    """Reward-to-go less, for each token, the group's mean weighted by how much gradient came before.
+    """Reward-to-go less, for each token, the group's mean weighted by the gradient before it (arXiv 2602.07078)."""
 
-    Args:
-        policy: "MlpPolicy", "CausalLMPolicy", "auto" or a policy class.
-        env: A Gymnasium id, an env or a vector env.
-        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress; None goes by what is
-            trained (:mod:`agents.presets`).
-        group_size: ``G``, episodes for each start state.
-        **kwargs: See :class:`~agents.algorithms.grpo.GRPO`; the KL is in the reward.
-    """
-
-    takes_no: ClassVar[dict[str, str]] = GRPO.takes_no | GRPO.of_divergences(
+    fixed = {"scale": "none", "average": "constant", "kl_in": "reward"}
+    takes_no = GRPO.takes_no | GRPO.of_divergences(
         "each token is credited with the KL that the environment charges after it"
     )
-
-    def __init__(
-        self,
-        policy: str | type[Policy],
-        env: Any,
-        learning_rate: Schedule | None = None,
-        group_size: int = 8,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            policy, env, learning_rate, group_size, scale="none", average="constant", kl_in="reward", **kwargs
-        )
 
     def advantages(self, rollout: Rollout) -> Tensor:
         self.record_groups(rollout)
         mask = rollout.mask if rollout.scored is None else rollout.scored & rollout.mask
-        to_go = Agent.advantages(
-            self, rollout
-        )  # there is no critic, so this is the reward-to-go, float64 [B, T]
+        to_go = Agent.advantages(self, rollout)  # without a critic the reward-to-go, float64 [B, T]
         squares = self.policy.squared_probabilities(rollout).to(mask.device)
         energy = ((1 - 2 * rollout.log_probs.exp() + squares) * mask).double().cumsum(1) * mask
         shape = -1, self.group_size, mask.shape[1]

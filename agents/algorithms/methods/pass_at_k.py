@@ -8,46 +8,30 @@ and 1, at any ``k <= G``; ``k = 1`` is RLOO. Differs from the paper: a KL that i
 own.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor
 
 from agents.algorithms import maths
 from agents.algorithms.grpo import GRPO
-from agents.algorithms.schedules import Schedule
-from agents.policies.base import Policy
 from agents.rollouts.rollout import Rollout
 
 
 class PassAtK(GRPO):
-    """Credit for what an answer adds to the best of ``k``; wrong answers get none.
+    """Credit for what an answer adds to the best of ``k``; wrong answers get none (arXiv 2505.15201).
 
     Args:
-        policy: "MlpPolicy", "CausalLMPolicy", "auto" or a policy class.
-        env: A Gymnasium id, an env or a vector env.
-        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress; None goes by what is
-            trained (:mod:`agents.presets`).
-        group_size: ``G``, episodes for each start state.
         k: Of how many answers the best one counts, at most ``group_size``.
-        **kwargs: See :class:`~agents.algorithms.grpo.GRPO`.
+        *args, **kwargs: See :class:`~agents.algorithms.grpo.GRPO`.
     """
 
-    def __init__(
-        self,
-        policy: str | type[Policy],
-        env: Any,
-        learning_rate: Schedule | None = None,
-        group_size: int = 8,
-        k: int = 4,
-        **kwargs: Any,
-    ) -> None:
-        if not 1 <= k <= group_size:
-            raise ValueError(f"k must be between 1 and group_size={group_size}, got {k}")
+    fixed = {"scale": "leave-one-out", "average": "constant"}
+
+    def __init__(self, *args: Any, k: int = 4, **kwargs: Any) -> None:
         self.k = k
-        fixed = {"scale": "leave-one-out", "average": "constant"}
-        super().__init__(policy, env, learning_rate, group_size, **fixed, **kwargs)
+        super().__init__(*args, **kwargs)
+        if not 1 <= k <= self.group_size:
+            raise ValueError(f"k must be between 1 and group_size={self.group_size}, got {k}")
 
     def advantages(self, rollout: Rollout) -> Tensor:
         self.record_groups(rollout)

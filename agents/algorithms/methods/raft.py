@@ -6,52 +6,37 @@
 leaves out the best of those that are all wrong.
 """
 
-from __future__ import annotations
-
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from agents.algorithms.grpo import GRPO
-from agents.algorithms.schedules import Schedule
-from agents.policies.base import Evaluation, Policy
+from agents.policies.base import Evaluation
 from agents.rollouts.rollout import Rollout
 
 
 class RAFT(GRPO):
-    """``-log pi`` of the best answer of each group, and of no other (Dong et al. 2023, arXiv 2304.06767).
+    """``-log pi`` of the best answer of each group, and of no other (arXiv 2304.06767).
 
     Answers of the same score count in the order that they were written. The KL of the environment is part of a score:
     make it with ``kl_coef=0`` to rank by the reward alone.
 
     Args:
-        policy: "MlpPolicy", "CausalLMPolicy", "auto" or a policy class.
-        env: A Gymnasium id, an env or a vector env.
-        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress; None goes by what is
-            trained (:mod:`agents.presets`).
-        group_size: ``n``, answers to each prompt.
         min_score: The least reward of an answer that is imitated, before any KL; None has no bound.
-        **kwargs: See :class:`~agents.algorithms.grpo.GRPO`.
+        *args, **kwargs: See :class:`~agents.algorithms.grpo.GRPO`.
     """
 
-    takes_no: ClassVar[dict[str, str]] = (
+    fixed = {"scale": "none", "average": "token"}
+    takes_no = (
         GRPO.takes_no
         | GRPO.of_the_clip("it has no ratio to clip")
         | {"off_policy_mask_threshold": "it learns from no bad answers"}
     )
 
-    def __init__(
-        self,
-        policy: str | type[Policy],
-        env: Any,
-        learning_rate: Schedule | None = None,
-        group_size: int = 8,
-        min_score: float | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *args: Any, min_score: float | None = None, **kwargs: Any) -> None:
         self.min_score = min_score
-        super().__init__(policy, env, learning_rate, group_size, scale="none", average="token", **kwargs)
+        super().__init__(*args, **kwargs)
 
     def advantages(self, rollout: Rollout) -> Tensor:
         self.record_groups(rollout)

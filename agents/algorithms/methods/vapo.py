@@ -9,62 +9,42 @@ return, lambda 1, and alone at first. The second term imitates answers whose sco
 the paper's batches of 512 prompts.
 """
 
-from __future__ import annotations
-
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
 from agents.algorithms.methods.vc_ppo import VCPPO
-from agents.algorithms.schedules import Schedule
-from agents.policies.base import Evaluation, Policy
+from agents.policies.base import Evaluation
 from agents.rollouts.rollout import Rollout
 
 
 class VAPO(VCPPO):
-    """PPO with a lambda for each length, clip-higher, and the likelihood of right answers.
+    """PPO with a lambda for each length, clip-higher, and the likelihood of right answers (arXiv 2504.05118).
 
     Args:
-        policy: "MlpPolicy", "CausalLMPolicy", "auto" or a policy class.
-        env: A Gymnasium id, an env or a vector env.
-        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress; None goes by what is
-            trained (:mod:`agents.presets`).
-        group_size: Episodes for each start state.
         alpha: Of the length-adaptive lambda.
         lm_coef: ``mu``, weight of the likelihood of right answers; 0 is none.
         right_above: An answer is right if its score, before the KL, is above this.
-        clip_range_high: Upper clip.
-        n_episodes: Episodes in a rollout, a multiple of ``group_size``; None is 64 on text, else 16.
-        **kwargs: See :class:`~agents.algorithms.methods.vc_ppo.VCPPO`.
+        *args, **kwargs: See :class:`~agents.algorithms.methods.vc_ppo.VCPPO`.
     """
 
-    whole_episodes: ClassVar[bool] = True
+    whole_episodes = True
     #: Which answer a step belongs to says whether it is imitated.
-    flatten: ClassVar[bool] = False
-    takes_no: ClassVar[dict[str, str]] = {
+    flatten = False
+    defaults = {"group_size": 16, "clip_range_high": 0.28}
+    takes_no = {
         "gae_lambda": "it follows from alpha and the length of an episode",
         "n_steps": "it learns from whole episodes: n_episodes says how many",
     }
 
     def __init__(
-        self,
-        policy: str | type[Policy],
-        env: Any,
-        learning_rate: Schedule | None = None,
-        group_size: int = 16,
-        alpha: float = 0.05,
-        lm_coef: float = 0.1,
-        right_above: float = 0.0,
-        clip_range_high: float = 0.28,
-        n_episodes: int | None = None,
-        **kwargs: Any,
+        self, *args: Any, alpha: float = 0.05, lm_coef: float = 0.1, right_above: float = 0.0, **kwargs: Any
     ) -> None:
         if not (alpha > 0 and lm_coef >= 0):
             raise ValueError(f"alpha must be above 0 and lm_coef at least 0, got {alpha} and {lm_coef}")
         self.alpha, self.lm_coef, self.right_above = alpha, lm_coef, right_above
         self._steps_to_right = 1.0
-        sizes = {"group_size": group_size, "n_episodes": n_episodes, "clip_range_high": clip_range_high}
-        super().__init__(policy, env, learning_rate, **sizes, **kwargs)
+        super().__init__(*args, **kwargs)
 
     def advantages(self, rollout: Rollout) -> Tensor:
         # Yue et al. 2025: sum_t lambda^t = 1 / (1 - lambda) = alpha l.

@@ -7,17 +7,15 @@
 with no division by the length. It is a weight: no gradient goes through it.
 """
 
-from __future__ import annotations
-
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from agents.algorithms.grpo import GRPO
-from agents.algorithms.schedules import Schedule, check_numbers
-from agents.policies.base import Evaluation, Policy
+from agents.algorithms.schedules import check_numbers
+from agents.policies.base import Evaluation
 from agents.rollouts.rollout import Rollout
 
 #: Bounds of the logarithm of a response's ratio; what lies beyond weighs nothing.
@@ -25,32 +23,25 @@ _LOG_RATIOS = math.log(1e-8), 20.0
 
 
 class VESPO(GRPO):
-    """``w^k exp(lambda (1 - w)) A log pi``, ``w`` the ratio of the whole response (Shen et al. 2026, arXiv 2602.10693).
+    """``w^k exp(lambda (1 - w)) A log pi``, ``w`` the ratio of the whole response (arXiv 2602.10693).
 
     Where an outside generator wrote the responses, ``w`` is the ratio to what it reported, and no further weight
     corrects for it.
 
     Args:
-        policy: "MlpPolicy", "CausalLMPolicy", "auto" or a policy class.
-        env: A Gymnasium id, an env or a vector env.
-        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress; None goes by what is
-            trained (:mod:`agents.presets`).
-        group_size: ``G``, episodes for each start state.
         k_pos: ``k`` where the advantage is 0 or more: how fast the weight falls below ``w = 1``.
         lambda_pos: ``lambda`` there: how fast it falls above.
         k_neg: ``k`` where the advantage is below 0.
         lambda_neg: ``lambda`` there.
-        **kwargs: See :class:`~agents.algorithms.grpo.GRPO`.
+        *args, **kwargs: See :class:`~agents.algorithms.grpo.GRPO`.
     """
 
-    takes_no: ClassVar[dict[str, str]] = GRPO.takes_no | GRPO.of_the_clip("its weights are smooth")
+    fixed = {"average": "token"}
+    takes_no = GRPO.takes_no | GRPO.of_the_clip("its weights are smooth")
 
     def __init__(
         self,
-        policy: str | type[Policy],
-        env: Any,
-        learning_rate: Schedule | None = None,
-        group_size: int = 8,
+        *args: Any,
         k_pos: float = 2.0,
         lambda_pos: float = 3.0,
         k_neg: float = 3.0,
@@ -59,7 +50,7 @@ class VESPO(GRPO):
     ) -> None:
         check_numbers(positive=True, k_pos=k_pos, lambda_pos=lambda_pos, k_neg=k_neg, lambda_neg=lambda_neg)
         self.k_pos, self.lambda_pos, self.k_neg, self.lambda_neg = k_pos, lambda_pos, k_neg, lambda_neg
-        super().__init__(policy, env, learning_rate, group_size, average="token", **kwargs)
+        super().__init__(*args, **kwargs)
 
     def importance_ratio(self, batch: Rollout, new: Evaluation) -> Tensor:
         log_ratio = (new.log_probs - self.behaviour(batch)) * batch.mask
