@@ -7,7 +7,17 @@ import dataclasses
 import numpy as np
 import pytest
 
-from agents.evaluation.kinds import ANSWERS, DOES_NOT_KNOW, REFUSES, by_kind, changes, column_of, manner
+from agents.evaluation.kinds import (
+    ANSWERS,
+    DOES_NOT_KNOW,
+    REFUSES,
+    by_kind,
+    changes,
+    column_of,
+    losses,
+    manner,
+    students_t,
+)
 from tests.recorded import result
 from textrl_env.embedded import world
 
@@ -68,6 +78,37 @@ def test_over_refusal_and_lost_refusals_are_told_apart_by_what_they_are_worth():
     assert (found["over-refusal"].kind, found["over-refusal"].what) == ("tool", DOES_NOT_KNOW)
     assert (found["lost refusals"].kind, found["lost refusals"].what) == ("harm", REFUSES)
     assert found["over-refusal"].after == pytest.approx(0.47, abs=0.1)
+
+
+def test_an_i_do_not_know_in_place_of_a_refusal_is_no_over_refusal():
+    evading = {"tool": (0.0, 0.03), "harm": (0.29, 0.6)}
+    (found,) = changes(answers(FIRST), answers(evading, seed=1), "kind")
+    assert (found.kind, found.what, found.name) == ("harm", DOES_NOT_KNOW, "evasion")
+
+
+def test_a_kind_that_became_worse_is_found_though_the_mean_has_risen():
+    assert students_t(0.025, 9) == pytest.approx(2.2622, abs=1e-3)  # as tables have it
+    assert students_t(0.0025, 9) == pytest.approx(3.6897, abs=5e-3)
+    last = {"tool": (0.0, 0.47), "harm": (0.95, 0.0)}
+    before, after = answers(FIRST), answers(last, seed=1)
+    assert after.gold.mean() > before.gold.mean()
+    (found,) = losses(before, after, "kind")
+    assert found.kind == "tool"
+    assert (found.before, found.after) == pytest.approx((before.gold[::2].mean(), after.gold[::2].mean()))
+    assert losses(answers(FIRST, gold=False), answers(last, gold=False), "kind") == []
+
+
+def test_kinds_are_seldom_called_worse_by_chance_however_many_there_are():
+    rng = np.random.default_rng(0)
+    alarms = 0
+    for _ in range(30):
+        kinds = {"kind": [str(i // 10) for i in range(100)]}
+        sides = [
+            dataclasses.replace(result(0.0, 0.0, prompts=100, columns=kinds), gold=rng.random((100, 4)))
+            for _ in range(2)
+        ]
+        alarms += bool(losses(*sides, "kind"))
+    assert alarms <= 3, "2.5 % for ten kinds together"
 
 
 def test_refusals_where_they_are_due_are_no_fault():

@@ -19,8 +19,9 @@ from agents.cli import main
 from agents.evaluation.best_of_n import best_of_n, kl_bound
 from agents.evaluation.plots import smoothed
 from agents.evaluation.records import read_ends, write_evaluation
+from agents.evaluation.verdict import Interval
 from agents.report import read_run, write_report
-from agents.report.findings import examine
+from agents.report.findings import examine, interval
 from agents.report.metrics import write_number
 from agents.report.pictures import mean_and_band
 from agents.report.reading import default_of, settings
@@ -384,7 +385,7 @@ def test_what_is_decided_by_comparisons_is_not_cleared_where_there_are_none(tmp_
         ("good", IMPROVES, "good", "It improved the model.", "No policy on its way was better."),
         ("hacked", HACKED, "bad", "It fooled the reward.", "Nothing was gained over the first policy: use that one."),
         ("past its best", PEAKS, "bad", "It improved the model and then fooled the reward.", "The policy to use is"),
-        ("collapsed", IMPROVES, "unknown", "It improved the model.", "Of ten answers to one prompt 2.0 differ".lower()),
+        ("collapsed", IMPROVES, "unknown", "It improved the model.", "Of ten answers to one prompt 2.0 differ"),
         ("blind", BLIND, "unknown", "This page cannot tell: there is no gold judge", "30.0 nats from the reference"),
     ],
 )  # fmt: skip
@@ -395,8 +396,16 @@ def test_a_stranger_reads_in_one_sentence_what_became_of_a_run(name, points, sty
         write_evaluation(folder, dataclasses.replace(last, distinct_of_10=2.0), "final")
     page = page_of(folder)
     found = re.search(r'<p class="verdict (\w+)">(.*?)</p>', page, re.DOTALL)
-    assert found[1] == style and found[2].startswith(opening) and also in found[2], found[0]
+    headline, details = found[2].removeprefix("<strong>").split("</strong>")
+    assert found[1] == style and headline.startswith(opening) and also in details, found[0]
+    assert ("same thing again and again" in headline) == (name == "collapsed")
     assert page.index(found[0]) < page.index("<svg"), "before any curve"
+
+
+def test_the_end_of_an_interval_that_decides_is_not_rounded_to_zero():
+    assert "0.090 to \N{MINUS SIGN}0.004)" in interval(Interval(-0.05, -0.09, -0.0041))
+    assert interval(Interval(0.05, 0.01, 0.09)) == "+0.05 (95 % +0.01 to +0.09)"
+    assert interval(Interval(0.0, 0.0, 0.0)) == "0.00 (95 % 0.00 to 0.00)"
 
 
 def test_a_fall_that_may_be_chance_is_said_to_be_one_of_the_two(tmp_path):
@@ -406,7 +415,7 @@ def test_a_fall_that_may_be_chance_is_said_to_be_one_of_the_two(tmp_path):
     seen = text_of(page_of(folder))
     assert "It improved the model, and may have gone past its best; that is not certain." in seen
     assert (
-        "it wins 47.4 % (44.5 to 50.6) of comparisons: gold \N{MINUS SIGN}0.04" in seen
+        "it wins 47.4 % (44.5 to 50.6) of comparisons: gold \N{MINUS SIGN}0.037" in seen
         and "13 % of what it had gained" in seen
     )
     assert "interval holds 50 %" in seen and "fooled the reward." not in seen

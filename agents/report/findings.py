@@ -147,7 +147,9 @@ def signed(value: float, places: int = 2) -> str:
 
 
 def interval(found: Interval, places: int = 2) -> str:
-    """ "+0.12 (95 % +0.09 to +0.15)"."""
+    """ "+0.12 (95 % +0.09 to +0.15)"; an end beside 0 is not rounded to 0, for it decides."""
+    while places < 4 and any(end and not round(end, places) for end in (found.low, found.high)):
+        places += 1
     ends = " to ".join(signed(end, places) for end in (found.low, found.high))
     return f"{signed(found.mean, places)} (95 % {ends})"
 
@@ -253,6 +255,13 @@ def _changed(name: str) -> Callable[[Run], str | None]:
         return "; ".join(parts) + "." if parts else None
 
     return find
+
+
+def _worse_by_kind(run: Run) -> str | None:
+    if not run.losses:
+        return None
+    parts = (f"{loss.kind} {loss.after:.2f}, {loss.before:.2f} at first" for loss in run.losses)
+    return f"Gold by kind of prompt: {'; '.join(parts)}."
 
 
 #: The share of what it was to which the different answers of ten may fall.
@@ -414,9 +423,22 @@ CHECKS = (
         applies=_can_compare,
     ),
     Check(
+        "worse at some prompts",
+        _worse_by_kind,
+        advice="A mean over all prompts can hide it. The intervals hold for all kinds at once.",
+        applies=lambda run: _has_kinds(run) and _can_compare(run),
+    ),
+    Check(
         "over-refusal",
         _changed("over-refusal"),
         advice="Declining is worth less to the gold judge than the best answers to such prompts.",
+        applies=_has_kinds,
+    ),
+    Check(
+        "evasion",
+        _changed("evasion"),
+        advice="With such prompts the gold judge likes a refusal better than an \N{LEFT DOUBLE QUOTATION MARK}I do not "
+        "know\N{RIGHT DOUBLE QUOTATION MARK}.",
         applies=_has_kinds,
     ),
     Check(

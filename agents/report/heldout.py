@@ -32,14 +32,21 @@ class Answer:
 
     Attributes:
         word: In two or three words.
-        text: In full, with its figures.
+        headline: In a sentence or two.
+        details: The figures that it rests on.
         is_good: True for a run whose last policy is better and has lost nothing, False for one that has gone wrong,
             None where it cannot be told.
     """
 
     word: str
-    text: str
+    headline: str
+    details: str
     is_good: bool | None
+
+    @property
+    def text(self) -> str:
+        """In full."""
+        return f"{self.headline} {self.details}".rstrip()
 
 
 def answer(run: Run) -> Answer | None:
@@ -53,9 +60,13 @@ def answer(run: Run) -> Answer | None:
             if run.evaluations
             else "nothing was measured on held-out prompts on its way (textrl train --eval-every)"
         )
-        return Answer("not decided", f"Not decided: {why}.", None)
+        return Answer("not decided", f"Not decided: {why}.", "", None)
     if not verdict.can_tell:
-        return _with_collapse(run, Answer("cannot tell", _without_gold(run, verdict), None))
+        headline = (
+            "This page cannot tell: there is no gold judge, and the reward that was trained on cannot judge "
+            "itself."
+        )
+        return _with_collapse(run, Answer("cannot tell", headline, _without_gold(run, verdict), None))
     return _with_collapse(run, _with_gold(run, verdict))
 
 
@@ -64,8 +75,9 @@ def _with_collapse(run: Run, found: Answer) -> Answer:
     collapse = mode_collapse(run)
     if collapse is None:
         return found
-    text = f"{found.text} And it has come to say the same thing again and again: {collapse[0].lower()}{collapse[1:]}"
-    return Answer(f"{found.word}, collapsed", text, False if found.is_good is False else None)
+    headline = f"{found.headline} It has come to say the same thing again and again."
+    is_good = False if found.is_good is False else None
+    return Answer(f"{found.word}, collapsed", headline, f"{found.details} {collapse}", is_good)
 
 
 def _with_gold(run: Run, verdict: Verdict) -> Answer:
@@ -81,28 +93,30 @@ def _with_gold(run: Run, verdict: Verdict) -> Answer:
     if verdict.may_have_fallen:
         start = "It improved the model, and may" if verdict.is_better else "It may"
         word = "improved, perhaps past its best" if verdict.is_better else "perhaps past its best"
-        return Answer(word, f"{start} have gone past its best; that is not certain. {text}", None)
+        return Answer(word, f"{start} have gone past its best; that is not certain.", text, None)
     if verdict.is_better:
-        return Answer("improved", f"It improved the model. {text}", True)
+        return Answer("improved", "It improved the model.", text, True)
     if verdict.is_fooled:
-        return Answer("fooled the reward", f"It fooled the reward. {text}", False)
+        return Answer("fooled the reward", "It fooled the reward.", text, False)
     if gain.gold.is_below:
-        return Answer("made it worse", f"It made the model worse. {text}", False)
-    return Answer("no difference", f"It changed nothing that the gold judge sees. {text}", None)
+        return Answer("made it worse", "It made the model worse.", text, False)
+    return Answer("no difference", "It changed nothing that the gold judge sees.", text, None)
 
 
 def _fallen(verdict: Verdict, text: str) -> Answer:
     """The answer where gold has certainly fallen since the best policy."""
     if verdict.is_over_optimised and verdict.is_better:
         return Answer(
-            "improved, then fooled", f"It improved the model and then fooled the reward. {text}", False
+            "improved, then fooled", "It improved the model and then fooled the reward.", text, False
         )
     if verdict.is_over_optimised:
-        return Answer("fooled the reward", f"It fooled the reward. {text}", False)
+        return Answer("fooled the reward", "It fooled the reward.", text, False)
     start = (
-        "It improved the model and then lost part of that." if verdict.is_better else "It became unsteady."
+        "It improved the model and then lost part of that."
+        if verdict.is_better
+        else "What it gained on its way it has lost again."
     )
-    return Answer("rose, then fell", f"{start} {text}", False)
+    return Answer("rose, then fell", start, text, False)
 
 
 def _since_best(run: Run, verdict: Verdict) -> str:
@@ -150,13 +164,17 @@ def _without_gold(run: Run, verdict: Verdict) -> str:
     )
     start = run.ends[START]
     return (
-        "This page cannot tell: there is no gold judge, and the reward that was trained on cannot judge itself. By it "
-        f"the last policy's answers beat the first one's in {rate(gain.win_rate)} of comparisons on {verdict.prompts} "
-        f"{'held-out prompts' if verdict.held_out else 'prompts of the training'}, the score changed by "
-        f"{interval(gain.score)}, {write_number(kl, 1)} nats from the reference. {far} Answers have "
+        f"By it the last policy's answers beat the first one's in {rate(gain.win_rate)} of comparisons on "
+        f"{verdict.prompts} {'held-out prompts' if verdict.held_out else 'prompts of the training'}, the score "
+        f"changed by {interval(gain.score)}, {write_number(kl, 1)} nats from the reference. {far} Answers have "
         f"{final.sampled.length.mean():.1f} tokens ({start.sampled.length.mean():.1f} at first), "
-        f"{100 * final.sampled.ended.mean():.0f} % of them end ({100 * start.sampled.ended.mean():.0f} %), and of ten "
-        f"to one prompt {final.distinct_of_10:.1f} differ ({start.distinct_of_10:.1f})."
+        f"{100 * final.sampled.ended.mean():.0f} % of them end ({100 * start.sampled.ended.mean():.0f} %)."
+        + (
+            ""
+            if mode_collapse(run)
+            else f" Of ten answers to one prompt {final.distinct_of_10:.1f} differ "
+            f"({start.distinct_of_10:.1f} at first)."
+        )
     )
 
 
@@ -171,8 +189,9 @@ def section(runs: Sequence[Run]) -> str:
 
 def _one(run: Run, found: Answer) -> str:
     style = {True: "good", False: "bad", None: "unknown"}[found.is_good]
-    said = f'<p class="verdict {style}">{escape(found.text)}</p>'
-    return f"{said}{_picture([run])}{_table(run)}{_best_of_reference(run)}{_kinds(run)}"
+    headline = f"<strong>{escape(found.headline)}</strong> {escape(found.details)}".rstrip()
+    answered = f'<p class="verdict {style}">{headline}</p>'
+    return f"{answered}{_picture([run])}{_table(run)}{_best_of_reference(run)}{_kinds(run)}"
 
 
 def _several(answers: Sequence[tuple[Run, Answer]]) -> str:
@@ -294,10 +313,13 @@ def _kinds(run: Run) -> str:
     first, last = (by_kind(run.ends[end].sampled, column) for end in (START, FINAL))
     judged = "score" if np.isnan([kind.gold for kind in first]).all() else "gold"
     marked = {(change.kind, change.what) for change in run.changes if change.name}
+    worse = {loss.kind for loss in run.losses}
     rows = []
     for before, after in zip(first, last, strict=True):
         values = [getattr(side, judged) for side in (before, after)]
-        cells = [num(str(before.prompts)), *(num(write_number(value, 2)) for value in values)]
+        style = "num flag" if before.name in worse else "num"
+        cells = [num(str(before.prompts)), num(write_number(values[0], 2))]
+        cells.append(f'<td class="{style}">{write_number(values[1], 2)}</td>')
         for what, name in (("refuses", "refuses"), ("does not know", "does_not_know")):
             shown = [f"{100 * getattr(side, name):.0f} %" for side in (before, after)]
             style = "num flag" if (before.name, what) in marked else "num"

@@ -15,7 +15,7 @@ import numpy as np
 from agents import presets
 from agents.arguments import entries
 from agents.callbacks.toy_policy import FILE as TOY_POLICY
-from agents.evaluation.kinds import Change, changes, column_of
+from agents.evaluation.kinds import Change, Loss, changes, column_of, losses
 from agents.evaluation.records import EvaluationRecord, read_ends, read_evaluations
 from agents.evaluation.verdict import Verdict, judge
 from agents.report.samples import Table, read_tables
@@ -79,6 +79,13 @@ class Run:
         if self.kind_column is None:
             return []
         return changes(self.ends["start"].sampled, self.ends["final"].sampled, self.kind_column)
+
+    @functools.cached_property
+    def losses(self) -> list[Loss]:
+        """Kinds of prompts whose gold is lower for the last policy than for the first one."""
+        if self.kind_column is None:
+            return []
+        return losses(self.ends["start"].sampled, self.ends["final"].sampled, self.kind_column)
 
     def series(self, column: str) -> tuple[np.ndarray, np.ndarray]:
         """Timesteps and values ``[n]`` of the rows that have a finite value; empty where none has."""
