@@ -71,7 +71,7 @@ def find_non_finite(policy: Policy, batch: Rollout, loss: Loss, weights: Tensor,
             bad = (~torch.isfinite(values) & batch.mask).any(1)
             if bad.any():
                 found.append(f"{name} of {_episode(batch, bad)}")
-    with torch.no_grad():
+    with torch.enable_grad():  # a policy asks a teacher only where there is a gradient
         bad = torch.zeros(len(batch), dtype=torch.bool, device=batch.mask.device)
         for micro, where in batch.micro_batches(rows):
             losses, _ = loss(micro, policy.evaluate(micro))

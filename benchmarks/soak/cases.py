@@ -18,6 +18,7 @@ _TEXTS = [f"w{2 + k} w{3 + k % 7} w{5 + k % 5}" for k in range(16)]
 _TEXT_ONLY = {
     "ppo-ptx": ["--ptx-data", "demonstrations.jsonl", "--ptx-coef", "0.5", "--ptx-batch-size", "2"],
     "gkd": ["--teacher", "model"],
+    "sdpo": ["--success-threshold", "0"],
 }
 #: Agents that want scores of at least 0, as CartPole gives them and the other toys do not.
 _NOT_BELOW_0 = ("maxrl",)

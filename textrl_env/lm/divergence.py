@@ -62,7 +62,7 @@ def compare(
         shown: What the teacher reads in their place, with the same tokens written by the policy; None is the same.
 
     Returns:
-        log_probs and entropies without gradient, and the divergence with it, all float32 ``[m]``.
+        log_probs, entropies and the divergence, all with gradient and float32 ``[m]``.
     """
     own = student.policy_logits(sequences)
     with torch.no_grad():
@@ -74,9 +74,9 @@ def compare(
         logits = own(rows)
         with torch.no_grad():
             target = others(rows)
-            log_probs = logits.log_softmax(-1)
-            entropy = -(log_probs.exp() * log_probs).sum(-1)
-            chosen = log_probs.gather(-1, actions[rows, None]).squeeze(-1)
+        log_probs = logits.log_softmax(-1)
+        entropy = -(log_probs.exp() * log_probs).sum(-1)
+        chosen = log_probs.gather(-1, actions[rows, None]).squeeze(-1)
         return chosen, entropy, generalized_jsd(logits, target, beta)
 
     size = max(1, CHUNK_LOGITS // student.vocab_size)

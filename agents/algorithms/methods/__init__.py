@@ -312,6 +312,15 @@ METHODS: tuple[Method, ...] = (
         text_only=True,
     ),
     Method(
+        "sdpo",
+        f"{_HERE}.sdpo:SDPO",
+        "teacher",
+        "2601.20802",
+        "distillation from oneself, shown a right answer of one's group or other feedback",
+        "biased",
+        text_only=True,
+    ),
+    Method(
         "ppo-ptx",
         f"{_ROOM}.ppo_ptx:PPOptx",
         "teacher",

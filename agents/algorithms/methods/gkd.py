@@ -13,16 +13,15 @@ of a step. Left out: answers that the teacher writes, and a reward beside it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from agents.algorithms.schedules import Schedule
 from agents.base import Agent
 from agents.offline.sft import IGNORE, Example, encode_all
-from agents.policies.base import Evaluation, Policy
+from agents.policies.base import Evaluation
 from agents.rollouts.rollout import Rollout
 from textrl_env.errors import ArgumentError
 from textrl_env.lm.causal_lm import CausalLM
@@ -36,46 +35,32 @@ class GKD(Agent):
     The environment gives the prompts; its rewards are logged and teach nothing.
 
     Args:
-        policy: "CausalLMPolicy", "auto" or a policy class with a language model.
-        env: A text environment.
-        learning_rate: Of Adam; a number, "linear:3e-4", or a function of the remaining progress; None goes by what is
-            trained (:mod:`agents.presets`).
         teacher: Folder or hub id of a language model with the student's vocabulary, or a
             :class:`~textrl_env.lm.causal_lm.CausalLM`.
         beta: 0 is ``KL(teacher || student)``, 1 is ``KL(student || teacher)``, in between a Jensen-Shannon divergence.
         lmbda: Probability that a rollout is the student's own; else it is drawn from ``data``. TRL's default is 0.5.
         data: Demonstrations {"prompt", "completion"} or conversations {"messages"}: a list, or a file of them.
-        n_episodes: Answers in a rollout; None is 64.
-        batch_size: Answers of a minibatch; None takes all.
-        n_epochs: Passes over a rollout; None is 1.
-        max_grad_norm: Gradients are clipped to this norm.
-        **kwargs: See :class:`~agents.base.Agent`.
+        *args, **kwargs: See :class:`~agents.base.Agent`; the environment is one of texts.
 
     Raises:
         ValueError: There is no teacher, its vocabulary is another one, the policy has no language model, or ``lmbda``
             is below 1 and there is no data.
     """
 
-    whole_episodes: ClassVar[bool] = True
-    keeps_unscored: ClassVar[bool] = True
-    takes_no: ClassVar[dict[str, str]] = dict.fromkeys(
+    whole_episodes = True
+    keeps_unscored = True
+    takes_no = dict.fromkeys(
         ("critic", "gae_lambda", "vf_coef", "gamma", "gamma_turn", "group_size", "ent_coef", "n_steps"),
         "it learns from a teacher and not from rewards",
     )
 
     def __init__(
         self,
-        policy: str | type[Policy],
-        env: Any,
-        learning_rate: Schedule | None = None,
+        *args: Any,
         teacher: str | CausalLM | None = None,
         beta: float = 0.5,
         lmbda: float = 1.0,
         data: str | list[dict[str, Any]] | None = None,
-        n_episodes: int | None = None,
-        batch_size: int | None = None,
-        n_epochs: int | None = None,
-        max_grad_norm: float = 1.0,
         **kwargs: Any,
     ) -> None:
         for name, value in (("beta", beta), ("lmbda", lmbda)):
@@ -90,16 +75,7 @@ class GKD(Agent):
             teacher = self.init_kwargs["teacher"] = str(Path(teacher).resolve())
         self.teacher, self.beta, self.lmbda, self.data = teacher, beta, lmbda, data
         self._examples: list[Example] = []
-        super().__init__(
-            policy,
-            env,
-            learning_rate,
-            n_episodes=n_episodes,
-            batch_size=batch_size,
-            n_epochs=n_epochs,
-            max_grad_norm=max_grad_norm,
-            **kwargs,
-        )
+        super().__init__(*args, **kwargs)
 
     def set_up_policy(self, spaces: Any = None) -> None:
         super().set_up_policy(spaces)

@@ -6,7 +6,7 @@
 With one lambda below 1 for both, what a reward at the end of a long answer tells its first tokens fades twice: in the
 advantage, where it lowers the variance, and in what the critic learns, where it leaves a bias. All are arguments of
 :class:`~agents.algorithms.ppo.PPO`, with other defaults. Left out: the paper's separate file of values to start from;
-the critic learns from rollouts of this run.
+the critic learns from rollouts of this run, as many as VAPO's experiments have for it.
 """
 
 from agents.algorithms.ppo import PPO
