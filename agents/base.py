@@ -239,6 +239,7 @@ class Agent(LearningLoop, ClassTables):
         self.n_gradient_steps = 0
         self.stopped = False
         self.callback: BaseCallback | None = None
+        self.callback_states: list[Any] = []  # of a checkpoint, for the callbacks of the next learn()
         self._logger: Logger | None = None
         self._custom_logger = False
         self._callback_locals: dict[str, Any] = {}

@@ -20,6 +20,7 @@ from agents.rollouts.episode_log import EpisodeLog
 from agents.rollouts.rollout import Rollout
 from agents.rollouts.vector_envs import tell_trainer_state
 from agents.runs import checkpoint
+from agents.runs.callback_state import give_states
 from agents.sb3_surface import StableBaselines3Surface
 from reward_models import TrainerState
 
@@ -29,6 +30,7 @@ class LearningLoop(StableBaselines3Surface):
 
     device: torch.device
     episodes: EpisodeLog
+    callback_states: list[Any]
     num_timesteps: int
     n_updates: int
     stopped: bool
@@ -80,7 +82,7 @@ class LearningLoop(StableBaselines3Surface):
             total_timesteps, callback, tb_log_name, reset_num_timesteps, progress_bar
         )
         given = locals()
-        self._on_main(lambda: callback.on_training_start(given, globals()))
+        self._on_main(lambda: self._start_callbacks(callback, given))
         with tuned_for(self.policy):
             self._run(callback, log_interval)
         self._on_main(callback.on_training_end)
@@ -109,6 +111,11 @@ class LearningLoop(StableBaselines3Surface):
             self._on_main(lambda: self._end_update(callback))
             if log_interval is not None and (self.iterations % log_interval == 0 or self.stopped):
                 self.dump_logs(self.iterations, rollout)
+
+    def _start_callbacks(self, callback: BaseCallback, given: dict[str, Any]) -> None:
+        callback.on_training_start(given, globals())
+        give_states(callback, self.callback_states)
+        self.callback_states = []
 
     def _end_update(self, callback: BaseCallback) -> None:
         if not update_ended(callback):
@@ -164,6 +171,7 @@ class LearningLoop(StableBaselines3Surface):
         self.processes.duties["state"] = lambda: checkpoint.learned_by_all(self)
         if reset:
             self.num_timesteps = self.iterations = 0
+            self.callback_states = []
             self.episodes.forget()
             self.total_timesteps = total_timesteps
         else:

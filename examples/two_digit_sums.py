@@ -37,6 +37,7 @@ from agents.commands.terminal import print_files, quiet_transformers
 from agents.evaluation.plots import plot_learning_curve
 from agents.process import tune_process
 from agents.runs import run_directory
+from agents.runs.logs import read_progress
 from reward_models import numeric_answer
 from textrl_env.envs.text_rlhf import TextRLHFEnv
 from textrl_env.lm.causal_lm import CausalLM
@@ -264,7 +265,7 @@ def _show(
 ) -> None:
     right = [side["right"] for side in (before, after)]
     intervals = [wilson(scores.sum(), len(scores)) for scores in right]
-    log = run_directory.read_progress(folder)
+    log = read_progress(folder)
     table = Table(title="Held-out sums, the likeliest answer", title_justify="left", header_style="bold")
     for heading in ("", "before", "after"):
         table.add_column(heading, justify="right" if heading else "left")

@@ -9,9 +9,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agents import GRPO, PPO, REINFORCE, Agent
+from agents.callbacks.guards import Guards
+from agents.callbacks.kl_control import StopAtKL
+from agents.callbacks.scale_guards import ScaleGuards
+from agents.runs.callback_state import states_of
 from agents.runs.checkpoint import decode_space, encode_space
 from tests.tiny import count_a, id_sum, make_env, make_lm
 
@@ -325,3 +330,60 @@ def test_what_came_in_half_precision_can_be_written_in_float32(lora_rank, tmp_pa
     assert written.dtype == torch.float32
     assert any((w != w.bfloat16().float()).any() for w in written.state_dict().values())
     assert GRPO.load(tmp_path, env=half_world(torch.bfloat16)).policy.saved_dtype == torch.float32
+
+
+class Counting(BaseCallback):
+    """A user's callback that knows how many rollouts it has seen."""
+
+    seen = 0
+
+    def _on_step(self):
+        return True
+
+    def _on_rollout_end(self):
+        self.seen += 1
+
+    def get_state(self):
+        return {"seen": self.seen}
+
+    def set_state(self, state):
+        self.seen = state["seen"]
+
+
+def watchers():
+    return [Guards(emit=list), ScaleGuards(emit=list), StopAtKL(50.0), Counting()]
+
+
+def test_callbacks_of_a_resumed_run_know_what_those_of_an_uninterrupted_one_know(tmp_path):
+    whole, halves = make("GRPO", "text"), make("GRPO", "text")
+    alone, before, after = watchers(), watchers(), watchers()
+    halves.learn(160, before)
+    halves.save(tmp_path / "half")
+    resumed = Agent.load(tmp_path / "half", env=text_env())
+    resumed.save(tmp_path / "unused")  # what waits for the callbacks is not lost on the way
+    resumed = Agent.load(tmp_path / "unused", env=text_env())
+    resumed.learn(160, after, reset_num_timesteps=False)
+    whole.learn(resumed.num_timesteps, alone)
+    known, expected = states_of(CallbackList(after)), states_of(CallbackList(alone))
+    assert [name for name, _ in known] == [type(each).__name__ for each in alone]
+    assert known == expected and after[-1].seen > before[-1].seen > 0
+
+
+def test_a_state_that_does_not_fit_its_callback_is_named_and_the_callback_begins_anew(tmp_path):
+    agent = make("GRPO", "text")
+    agent.learn(40, watchers())
+    agent.callback_states = [["Guards", {"first": 3}], ["Counting", {"seen": 5}], ["Unknown", {}]]
+    counting = Counting()
+    with pytest.warns(UserWarning, match="saved state of the callback Guards does not fit"):
+        agent.learn(40, [Guards(emit=list), counting], reset_num_timesteps=False)
+    assert counting.seen > 5
+    agent.callback_states = "rubbish"
+    agent.learn(40, [Guards(emit=list)], reset_num_timesteps=False)
+
+
+def test_a_state_that_is_no_json_names_its_callback(tmp_path):
+    agent, counting = make("GRPO", "text"), Counting()
+    agent.learn(40, [counting])
+    counting.seen = {1, 2}
+    with pytest.raises(TypeError, match="callback Counting is no JSON"):
+        agent.save(tmp_path / "saved")

@@ -16,6 +16,7 @@ from agents.evaluation.verdict import compare
 from agents.runs import run_directory as runs
 from agents.runs.best import best_score, best_timesteps
 from agents.runs.checkpoint import read_document
+from agents.runs.logs import read_progress
 from reward_models import Ensemble, RunningNormalizer
 from tests.tiny import PROMPTS, count_a, make_env, make_lm
 from textrl_env import embedded
@@ -93,7 +94,7 @@ def test_the_log_names_what_was_measured_of_the_policy_after_that_update(tmp_pat
     config = run_config(tmp_path, eval_every=600)
     agent, run = runs.make_agent(config), tmp_path / "run"
     runs.train(agent, run, config)
-    log = runs.read_progress(run)
+    log = read_progress(run)
     at = {each.timesteps: each for each in read_evaluations(run)}
     steps = np.array(log["time/total_timesteps"])
     measured = np.isfinite(log["eval/scores"])

@@ -11,7 +11,8 @@ import textrl_env  # noqa: F401 (registers the ids)
 from agents import GRPO, PPO, REINFORCE, ExactGapCallback, TabularPolicy
 from agents.callbacks.exact_gap import CHEAP_RESPONSES, cheap_gap_callback, policy_log_probs
 from agents.cli import main
-from agents.runs.run_directory import new_config, read_progress, train
+from agents.runs.logs import read_progress
+from agents.runs.run_directory import new_config, train
 from benchmarks.optimality import MAIN, learn_tree, tiny_transformer
 from tests.tiny import make_env
 from textrl_env.exact.solver import from_text_env, from_token_tree, sequence_distribution, solve

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 
 import numpy as np
-import pytest
 
 from agents import GRPO, PPO, Guards
 from agents.callbacks.guards import Reading
@@ -189,17 +188,13 @@ def test_the_command_line_prints_and_logs_them_and_can_do_without(tmp_path, monk
     assert "guard" not in capsys.readouterr().err
 
 
-def test_a_resumed_run_is_compared_with_its_own_start():
-    guards = Guards()
-    columns = {
-        "objective/kl": [0.0, 1.0, 2.0, 3.0],
-        "objective/scores": [0.1] * 4,
-        "rollout/ep_len_mean": [10.0] * 4,
-    }
-    columns |= {"completions/distinct_2": [0.9] * 4, "objective/entropy": [20.0, 10.0, 5.0, 1.0]}
-    guards.begin_with(columns)
-    assert [reading.entropy for reading in guards._first] == pytest.approx([2.0, 1.0, 0.5])
-    guards.model = GRPO("auto", make_env(1, lm=make_lm()), **HEALTHY)
-    guards._last.extend([Reading(entropy=0.05)] * 3)
-    assert "0.050 nats, 4% of what it was" in guards._entropy(guards._last[-1])
-    assert guards._rollouts == 4
+def test_a_resumed_run_is_compared_with_its_own_start(tmp_path):
+    env = make_env(16, lm=make_lm(), reward=graded)
+    agent, guards = GRPO("auto", env, **HEALTHY), Guards(emit=list)
+    agent.learn(400, [guards])
+    agent.save(tmp_path / "half")
+    again, later = GRPO.load(tmp_path / "half", env=env), Guards(emit=list)
+    again.learn(100, [later], reset_num_timesteps=False)
+    assert guards._first and later._first == guards._first and later._rollouts > guards._rollouts
+    later._last.extend([Reading(entropy=0.001 * guards._first[0].entropy)] * 3)
+    assert "0% of what it was" in later._entropy(later._last[-1])

@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from agents import GRPO, PPO
 from agents.callbacks.tracking import TrackSamples, samples_of
 from agents.runs import run_directory as runs
+from agents.runs.logs import read_progress
 from agents.runs.samples import DETAILED, read_samples, sample_files, write_samples
 from agents.runs.tensorboard import DESCRIPTIONS, LAYOUT, METRICS, hyper_parameters
 from tests.tiny import PROMPTS, count_a, make_env
@@ -109,7 +110,7 @@ def test_tensorboard_opens_on_what_matters_and_says_what_tags_mean(run):
             events.SummaryMetadata(tag).plugin_data.plugin_name == "scalars"
         )  # else readers warn of every tag
     logged = [scalar.step for scalar in events.Scalars("objective/scores")]
-    assert logged == [int(step) for step in runs.read_progress(run)["time/total_timesteps"]]
+    assert logged == [int(step) for step in read_progress(run)["time/total_timesteps"]]
     assert events.Scalars("eval/scores")[0].step == 0
 
 

@@ -162,6 +162,14 @@ class EvalCallback(EventCallback):
             self._begin(self.eval_env.lm if self.model.num_timesteps else self.model)
         self._next = self._following_multiple()
 
+    def get_state(self) -> dict[str, Any]:
+        """How many evaluations were skipped; those that were not are in files of their own."""
+        return {"skipped": self.skipped}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`get_state` returned."""
+        self.skipped = int(state["skipped"])
+
     def _take_up(self, folder: Path) -> None:
         """Go on from the evaluations of the run that is resumed."""
         drop_after(folder, self.model.num_timesteps)

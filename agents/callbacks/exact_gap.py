@@ -131,6 +131,14 @@ class ExactGapCallback(BaseCallback):
         self.history: list[tuple[int, dict[str, float]]] = []
         self._rollouts = 0
 
+    def get_state(self) -> dict[str, Any]:
+        """How many rollouts there were."""
+        return {"rollouts": self._rollouts}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`get_state` returned."""
+        self._rollouts = int(state["rollouts"])
+
     def _on_training_start(self) -> None:
         env = token_env(self.model.envs)
         self._dynamics = env.dynamics

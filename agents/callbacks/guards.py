@@ -15,7 +15,7 @@ import dataclasses
 import math
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,10 @@ class Reading:
     distinct_2: float = math.nan
     equal_groups: float = math.nan
     kl_loss: float = math.nan
+
+    def known(self) -> dict[str, float]:
+        """The numbers that are there, for JSON."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if not math.isnan(value)}
 
     @property
     def kl_of_a_token(self) -> float:
@@ -172,20 +176,23 @@ class Guards(GuardCallback):
         self._tripped: set[str] = set()
         self._rollouts = 0
 
-    def begin_with(self, log: Mapping[str, Sequence[float]]) -> None:
-        """Take where a run began from its log, so that a resumed run is compared with its own start.
+    def get_state(self) -> dict[str, Any]:
+        """Where the run began, its last rollouts, and which guards have tripped."""
+        return {
+            "first": [reading.known() for reading in self._first],
+            "last": [reading.known() for reading in self._last],
+            "tripped": sorted(self._tripped),
+            "rollouts": self._rollouts,
+            "kl_loss": self.model.latest.get("train/kl_loss"),
+        }
 
-        Args:
-            log: Columns of ``progress.csv`` by name.
-        """
-        names = {"kl": "objective/kl", "score": "objective/scores", "distinct_2": "completions/distinct_2"}
-        columns = {name: log.get(column, ()) for name, column in names.items()}
-        columns["length"] = lengths = log.get("rollout/ep_len_mean", ())
-        entropies = zip(log.get("objective/entropy", ()), lengths, strict=False)
-        columns["entropy"] = [total / length if length else math.nan for total, length in entropies]
-        rows = min(map(len, columns.values()))
-        self._first = [Reading(**{n: c[i] for n, c in columns.items()}) for i in range(min(rows, _MEAN_OF))]
-        self._rollouts = rows
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`get_state` returned."""
+        self._first = [Reading(**values) for values in state["first"]]
+        self._last = deque((Reading(**values) for values in state["last"]), maxlen=_MEAN_OF)
+        self._tripped, self._rollouts = set(state["tripped"]), int(state["rollouts"])
+        if state["kl_loss"] is not None:
+            self.model.latest["train/kl_loss"] = float(state["kl_loss"])
 
     def _on_rollout_end(self) -> None:
         if not self.model.policy.whole_episodes:

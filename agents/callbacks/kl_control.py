@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 import sys
+from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -212,6 +213,14 @@ class StopAtKL(BaseCallback):
     def _on_training_start(self) -> None:
         _coefficient(self)
         self.reached, self._last = None, []
+
+    def get_state(self) -> dict[str, Any]:
+        """The KL and the episodes of the rollouts that the mean is taken over."""
+        return {"last": self._last}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`get_state` returned."""
+        self._last = [(float(kl), int(episodes)) for kl, episodes in state["last"]]
 
     def _on_step(self) -> bool:
         return True

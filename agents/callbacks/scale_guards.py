@@ -10,6 +10,7 @@ nothing. Language models have :class:`~agents.callbacks.guards.Guards` besides.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +47,15 @@ class ScaleGuards(GuardCallback):
 
     def _on_training_start(self) -> None:
         self.model.weight_growth = 1.0
+
+    def get_state(self) -> dict[str, Any]:
+        """What has been announced, and what the latest updates did to the weights."""
+        return {"announced": sorted(self._reported), "weight_growth": self.model.weight_growth}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`get_state` returned."""
+        self._reported = set(state["announced"])
+        self.model.weight_growth = float(state["weight_growth"])
 
     def _on_rollout_start(self) -> None:
         self._report("step_size", self._steps(self.model.weight_growth))

@@ -45,6 +45,14 @@ class TrackSamples(BaseCallback):
         drop_after(self.folder, self.model.num_timesteps if self.model.num_timesteps else -1)
         self._updates = self._drawn = 0
 
+    def get_state(self) -> dict[str, Any]:
+        """How many updates there were, and how many evaluations have been drawn."""
+        return {"updates": self._updates, "drawn": self._drawn}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`get_state` returned."""
+        self._updates, self._drawn = int(state["updates"]), int(state["drawn"])
+
     def _on_step(self) -> bool:
         return True
 

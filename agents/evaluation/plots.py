@@ -29,7 +29,7 @@ def plot_learning_curve(
     """Draw score, gold score and KL (or the mean return) against the timesteps.
 
     Args:
-        progress: Columns of a progress.csv, as :func:`agents.runs.run_directory.read_progress` gives them.
+        progress: Columns of a progress.csv, as :func:`agents.runs.logs.read_progress` gives them.
         file: Where to, .png or .svg.
         title: One sentence on what the picture shows.
         unit: What a timestep is; None is "tokens" on text and "steps" elsewhere.

@@ -32,6 +32,7 @@ from agents.policies.lora import LoraLM
 from agents.rollouts.observations import from_named_arrays, named_arrays
 from agents.rollouts.vector_envs import kl_envs, movable_references
 from agents.runs import env_state
+from agents.runs.callback_state import states_of
 from agents.runs.encoding import (
     UNNAMED,
     Unread,
@@ -81,6 +82,8 @@ class Checkpointed(Protocol):
     n_gradient_steps: int
     skipped_updates: Any
     kl_coef: float | None
+    callback: Any
+    callback_states: list[Any]
     processes: Any
     made_with_kl_coef: float | None
 
@@ -154,6 +157,8 @@ def take_position(agent: Checkpointed) -> Position:
         "rng": agent.rng.bit_generator.state,
         "episodes": agent.episodes.get_state(),
         "rewards": [reward.get_state() for reward in _rewards(agent)],
+        # Those of a checkpoint that nobody has learned from since are still waiting.
+        "callbacks": agent.callback_states or states_of(agent.callback),
     }
     arrays: dict[str, np.ndarray] = {}
     if agent.envs is not None:
@@ -508,6 +513,7 @@ def _restore(agent: Checkpointed, document: dict[str, Any], path: Path) -> None:
     agent.skipped_updates.total = document.get("skipped_updates", 0)
     agent.episodes.set_state(document["episodes"])
     agent.set_method_state(document.get("method", {}))
+    agent.callback_states = document.get("callbacks", [])
     if agent.envs is not None:
         _agree_with_env(agent, document)
         _restore_reference(agent, tensors)

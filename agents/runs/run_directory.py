@@ -50,7 +50,7 @@ from agents.runs.best import BEST
 from agents.runs.checkpoint import DOCUMENT, Position, read_document, take_position
 from agents.runs.checkpoint import save as save_checkpoint
 from agents.runs.lock import HOLDER, LOCK
-from agents.runs.logs import EVENTS, PROGRESS, check_reports, open_logger, read_progress, report_names
+from agents.runs.logs import EVENTS, PROGRESS, check_reports, open_logger, report_names
 from agents.runs.registry import find_agent, find_policy
 from agents.runs.samples import FOLDER as SAMPLES
 from agents.runs.saving import (
@@ -499,7 +499,7 @@ def train(
     measured = [] if gap is None else [gap]
     if config.get("guards", True):
         measured.append(ScaleGuards())
-        measured += [_guards(folder, agent)] if agent.policy.whole_episodes else []
+        measured += [Guards()] if agent.policy.whole_episodes else []
     evaluation = evaluation_callback(agent, folder, config)
     measured += [] if evaluation is None else [evaluation]
     measured.append(KeepToyPolicy(folder) if agent.text_env is None else TrackSamples(folder, evaluation))
@@ -550,14 +550,6 @@ def evaluation_callback(agent: Agent, folder: Path, config: dict[str, Any]) -> E
         best_model_save_path=folder / BEST,
         kl_budget=config.get("kl_budget"),
     )
-
-
-def _guards(folder: Path, agent: Agent) -> Guards:
-    """The guards of a run; where it is resumed, they compare it with its own start."""
-    guards = Guards()
-    if agent.num_timesteps and (folder / PROGRESS).is_file():
-        guards.begin_with(read_progress(folder))
-    return guards
 
 
 def _what_stands(saver: SaveRunCallback, folder: Path, config: dict[str, Any]) -> str:

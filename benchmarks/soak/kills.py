@@ -222,8 +222,8 @@ def _wrong(case: Case, place: Path, ended: Ended, result: dict[str, bytes], log:
     found = result_of(case, place)
     if found != result or not result:
         return f"other bits in {[n for n in result | found if found.get(n) != result.get(n)]}\n{ended.output[-1000:]}"
-    if _log(place / "out") != log:
-        return "another log"
+    if (now := _log(place / "out")) != log:
+        return f"another log: {_differences(log, now)}"
     left = [str(path) for path in place.rglob(".*.new")]
     return f"left lying about: {left}" if left else ""
 
@@ -237,6 +237,15 @@ def _log(folder: Path) -> list[dict[str, str]]:
         rows = list(csv.DictReader(stream))
     shown = ("time/total_timesteps", "time/iterations")
     return [{n: v for n, v in row.items() if n in shown or not n.startswith(_TIMES)} for row in rows]
+
+
+def _differences(left_alone: list[dict[str, str]], now: list[dict[str, str]]) -> str:
+    """Where two logs differ."""
+    if len(left_alone) != len(now):
+        return f"{len(left_alone)} rows became {len(now)}"
+    rows = enumerate(zip(left_alone, now, strict=True), 1)
+    found = [(k, n, a.get(n), b.get(n)) for k, (a, b) in rows for n in a | b if a.get(n) != b.get(n)]
+    return "; ".join(f"row {k}, {name}: {a} became {b}" for k, name, a, b in found[:5])
 
 
 def _told(tells: Sequence[tuple[str, str]], output: str) -> str:
