@@ -93,6 +93,8 @@ def all_cases() -> list[Case]:
         *(_text(*each) for each in texts),
         _text("grpo", False, "normalised rewards", normalised),
         _text("ppo", False, "adaptive KL", ["--kl-coef", "0.1", "--adaptive-kl-target", "0.5"]),
+        _text("grpo", False, "KL budget", ["--kl-coef", "0.1", "--kl-budget", "50", "--learning-rate", "0.3"]),
+        _text("ppo", False, "evaluated on the way", ["--eval-every", "24", "--eval-episodes", "8"]),
         *_from_files(),
     ]
 
@@ -113,7 +115,8 @@ def _text(agent: str, lora: bool, name: str = "", more: Sequence[str] = ()) -> C
     groups = ["--group-size", "2", *_FEW.get(agent, [])] if _learns_from_groups(agent) else []
     reward = [] if "--reward" in more else ["--reward", "odd.py:share"]
     options = ["--model", "model", "--prompts", "prompts.jsonl", *reward, *more, *groups]
-    options += ["--n-episodes", "4", "--max-new-tokens", "4", "--learning-rate", "0.01"]
+    options += ["--n-episodes", "4", "--max-new-tokens", "4"]
+    options += [] if "--learning-rate" in more else ["--learning-rate", "0.01"]
     options += ["--total-timesteps", "96", "--save-every", "16", *_TEXT_ONLY.get(agent, [])]
     options += ["--lora-rank", "2"] if lora else []
     return _train(agent, f"text, {'LoRA' if lora else name}" if lora or name else "text", options)

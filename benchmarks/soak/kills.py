@@ -41,7 +41,7 @@ _FAREWELLS = (
     (r"textrl: (terminated|aborted)", "terminated or aborted, while nothing could be saved yet"),
 )
 #: Columns of the log that differ between two runs of the same thing.
-_TIMES = ("time/", "memory/")
+_TIMES = ("time/", "memory/", "eval/seconds")
 _MOST_COMMANDS = 8
 #: Seconds that a launcher leaves to the others of a process that has ended.
 _GRACE = 30.0
