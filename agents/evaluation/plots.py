@@ -134,6 +134,10 @@ def smoothed(values: np.ndarray, fraction: float = 0.1) -> np.ndarray:
     return np.where(there & (half == 0), values, smooth)
 
 
+#: Height of two lines of words at the foot of a picture, in points.
+_FOOT = 30.0
+
+
 def proxy_and_gold_figure(
     evaluations: Sequence[EvaluationRecord] | Sequence[Sequence[EvaluationRecord]],
     labels: Sequence[str] = ("",),
@@ -187,6 +191,11 @@ def proxy_and_gold_figure(
     longest = len("proxy") if alone else max(len(f"{label}: proxy") for label in labels)
     room = min((0.085 * longest + 0.15) / (size[0] * (0.855 if narrow else 0.915)), 0.5)
     axes.set_xlim(-0.02 * top, top / (1 - room))
+    if alone and points[0].has_gold:
+        # Below every line, for the words at the foot.
+        low, high = axes.get_ylim()
+        height = 72 * size[1] * axes.get_position().height
+        axes.set_ylim(high - (high - low) / (1 - _FOOT / height), high)
     style_axes(axes)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda root, _: f"{root:.3g}"))
@@ -220,13 +229,13 @@ def _mark_peak(
     kl = max(float(points[peak].sampled.kl.mean()), 0.0)
     text = f"gold is highest at {kl:.1f} nats,\n{points[peak].timesteps:,} timesteps"
     on_the_left = x[peak] > 0.5 * x.max()
-    where = {"xytext": (-5 if on_the_left else 5, 16), "textcoords": "offset points", "va": "bottom"}
+    where = {"xytext": (-5 if on_the_left else 5, 4), "textcoords": "offset points", "va": "bottom"}
     where |= {"ha": "right" if on_the_left else "left", "xycoords": ("data", "axes fraction")}
     axes.annotate(text, (x[peak], 0.0), **where, color=ink, fontsize=9)
 
 
 def _write_at(axes: Any, x: float, y: float, text: str, colour: str) -> None:
-    where = {"xytext": (7, 0), "textcoords": "offset points", "va": "center"}
+    where = {"xytext": (11, 0), "textcoords": "offset points", "va": "center"}
     axes.annotate(text, (x, y), **where, color=colour, fontsize=9.5, fontweight="bold", annotation_clip=False)
 
 

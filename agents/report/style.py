@@ -5,7 +5,8 @@ CSS = """
   --paper: #fff; --soft: #f5f6f7; --warn: #fcf8ee; --warn-edge: #b8860b; --good: #eef7ef; --good-edge: #3c8a48;
   --bad: #fbefef; --bad-edge: #b03a48; --blue: #1f6fb4; --gold: #b8860b; --red: #b03a48; --teal: #2a8c82;
   --purple: #77549c; --green: #5d8a3a; --grey: #66707a; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e8ea; --lead: #c4c9ce; --quiet: #98a0a8; --line: #33383d;
+@media screen and (prefers-color-scheme: dark) { :root {
+  --ink: #e6e8ea; --lead: #c4c9ce; --quiet: #98a0a8; --line: #33383d;
   --axis: #4a5056; --paper: #16191c; --soft: #212529; --warn: #2b2617; --warn-edge: #d9a92c; --good: #17281b;
   --good-edge: #62b56f; --bad: #301c1f; --bad-edge: #e0717f; --blue: #63aeea; --gold: #e0b040; --red: #e57d89;
   --teal: #5cc3b7; --purple: #b695d8; --green: #9cc877; --grey: #a4adb6; } }
@@ -86,9 +87,11 @@ pre { background: var(--soft); padding: 12px 14px; white-space: pre-wrap; overfl
 @media (max-width: 900px) { .two { grid-template-columns: minmax(0, 1fr); gap: 32px; }
   .plots { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
 @media (max-width: 560px) { .wide-only { display: none; } .narrow-only { display: block; }
-  th, td { padding-right: 8px; } .kinds th:nth-child(2), .kinds td:nth-child(2) { display: none; }
+  th, td { padding-right: 8px; } .kinds th, .kinds td { padding-right: 6px; font-size: 12.5px; }
+  .kinds th { font-size: 11.5px; } .kinds th:nth-child(2), .kinds td:nth-child(2) { display: none; }
   main { padding: 24px 16px 40px; } .plots { grid-template-columns: minmax(0, 1fr); } }
 @media print { #browser { display: none; }
-  main { max-width: none; padding: 0; } section { margin-top: 24px; } h2 { break-after: avoid; }
+  main { max-width: none; padding: 0; } section { margin-top: 24px; } h2, h3, p.quiet, .legend { break-after: avoid; }
+  tr { break-inside: avoid; }
   .findings li, .verdict, pre { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """

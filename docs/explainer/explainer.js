@@ -273,6 +273,11 @@ function frame() {
   document.body.prepend(el("header", {}, el("a", { href: "index.html" }, "How language models learn from feedback"),
     here < 0 ? el("span", {}, "textrl-env") : el("span", {}, `${here + 1} of ${PAGES.length}`)));
   for (const node of document.querySelectorAll("[data-function]")) fill(node, functionLink(node.dataset.function));
+  // On a narrow screen a table of this class is a list, and what a column held stands before each of its cells.
+  for (const table of document.querySelectorAll("table.stack.labelled")) {
+    const heads = [...table.querySelectorAll("th")].map((th) => th.textContent);
+    for (const row of table.querySelectorAll("tr")) row.querySelectorAll("td").forEach((td, i) => { td.dataset.label = heads[i]; });
+  }
   const made = document.querySelector("main").dataset.made;
   const foot = [];
   if (made) foot.push(el("section", { class: "made" }, el("h2", {}, "Made by"), el("ul", {}, made.split(" ").map((path) => el("li", {}, functionLink(path))))));
