@@ -93,7 +93,9 @@ def all_cases() -> list[Case]:
         *(_text(*each) for each in texts),
         _text("grpo", False, "normalised rewards", normalised),
         _text("ppo", False, "adaptive KL", ["--kl-coef", "0.1", "--adaptive-kl-target", "0.5"]),
-        _text("grpo", False, "KL budget", ["--kl-coef", "0.1", "--kl-budget", "50", "--learning-rate", "0.3"]),
+        _text(
+            "grpo", False, "KL budget", ["--kl-coef", "0.1", "--kl-budget", "50", "--learning-rate", "0.3"]
+        ),
         _text("ppo", False, "evaluated on the way", ["--eval-every", "24", "--eval-episodes", "8"]),
         *_from_files(),
     ]
