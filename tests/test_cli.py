@@ -20,6 +20,7 @@ from agents.callbacks.progress import ProgressBar
 from agents.cli import main
 from agents.commands import VERBS, flags
 from agents.runs import run_directory as runs
+from agents.runs.logs import read_progress
 from agents.runs.registry import find_agent
 from tests.tiny import make_model, make_tokenizer
 from textrl_env import embedded
@@ -200,7 +201,7 @@ def test_a_run_directory_holds_what_it_should(text, here, capsys):
     assert config["agent_kwargs"] == {"n_episodes": 8, "batch_size": 4, "n_epochs": 2}
     assert config["seed"] == 3 and config["versions"]["torch"] and "--seed 3" in config["command"]
     assert list(folder.glob("events.out.tfevents.*"))
-    assert runs.read_progress(folder)["time/total_timesteps"][-1] >= 150
+    assert read_progress(folder)["time/total_timesteps"][-1] >= 150
     assert len(list(folder.glob("checkpoint-*"))) == 2, "the last two are kept"
     from transformers import AutoModelForCausalLM
 
@@ -242,7 +243,7 @@ def test_an_agent_from_a_file_has_its_own_flags_and_resumes(here, capsys):
     assert config["agent_kwargs"] == {"patience": 5, "bold": True, "n_steps": 16, "batch_size": 8}
     allowed = ["--allow-module", "steady_agent.py"]
     assert train("--resume", "own", "--total-timesteps", 64, *allowed) == 0
-    assert runs.read_progress(here / "own")["time/total_timesteps"] == [16, 32, 48, 64]
+    assert read_progress(here / "own")["time/total_timesteps"] == [16, 32, 48, 64]
     inherits = {flag.name for flag in flags.hyper_parameters(find_agent("steady_agent:Inherits"))}
     assert {"clip_range", "micro_batch_size"} <= inherits
     assert "Did you mean '--patience'" in error_of(capsys, "train", *spec, "--patiense", "3")
@@ -272,7 +273,7 @@ def assert_same_runs(first, second):
             a, b = (load_file(folder / "final" / file) for folder in (first, second))
             assert a.keys() == b.keys()
             assert not [name for name in a if not np.array_equal(a[name], b[name])]
-    rows, others = runs.read_progress(first), runs.read_progress(second)
+    rows, others = read_progress(first), read_progress(second)
     for name in rows:
         if not name.startswith(("time/r", "time/s", "time/u", "time/f", "time/to", "time/time", "memory")):
             assert np.array_equal(rows[name], others[name], equal_nan=True), name
@@ -289,6 +290,24 @@ def test_an_interrupted_run_resumes_to_bitwise_the_same_end(world, text, here, s
     assert train(*args, "--run-dir", "broken") == 130
     assert "go on with: textrl train --resume broken" in capsys.readouterr().out
     assert not (here / "broken" / "final").exists()
+    assert train("--resume", "broken", "--allow-module", "tiny_reward.py") == 0
+    assert_same_runs(here / "whole", here / "broken")
+
+
+@pytest.mark.parametrize("world", ["text", "grid"])
+def test_a_run_that_is_stopped_before_its_first_rollout_goes_on_to_the_same_end(
+    world, text, here, monkeypatch
+):
+    args = [*{"text": text, "grid": GRID}[world], "--total-timesteps", 100]
+    assert train(*args, "--run-dir", "whole") == 0
+
+    def stop(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.SaveRunCallback, "_on_training_start", stop)
+        assert train(*args, "--run-dir", "broken") == 143
+    assert (here / "broken" / "checkpoint-0").is_dir()
     assert train("--resume", "broken", "--allow-module", "tiny_reward.py") == 0
     assert_same_runs(here / "whole", here / "broken")
 

@@ -15,6 +15,7 @@ from agents import PPO
 from agents.offline.demonstration_data import load_demonstrations
 from agents.offline.preference_data import load_preferences
 from agents.runs import run_directory as runs
+from agents.runs.logs import read_progress
 from agents.runs.whole import TornCheckpointError, check_whole, seal
 from reward_models.comparisons import read_comparisons
 from tests.tiny import make_tokenizer
@@ -66,7 +67,7 @@ def test_a_damaged_configuration_is_read_or_refused_by_name(data, tmp_path):
 def test_a_damaged_log_is_read_or_refused_by_line_and_column(content, tmp_path):
     (tmp_path / "progress.csv").write_bytes(content)
     try:
-        columns = runs.read_progress(tmp_path)
+        columns = read_progress(tmp_path)
     except ValueError as error:
         assert "progress.csv" in str(error) and ("line " in str(error) or "UTF-8" in str(error))
     else:
@@ -82,7 +83,7 @@ def test_a_run_goes_on_whatever_its_log_looks_like(content, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         runs.open_logger(tmp_path, resume_at=16).close()
-    for steps in runs.read_progress(tmp_path).get("time/total_timesteps", []):
+    for steps in read_progress(tmp_path).get("time/total_timesteps", []):
         assert steps <= 16
     for file in tmp_path.glob("events*"):
         file.unlink()
@@ -115,13 +116,13 @@ def test_no_damage_to_a_sealed_folder_goes_unnoticed(data, tmp_path):
 def test_what_is_wrong_with_a_log_is_said(content, said, tmp_path):
     (tmp_path / "progress.csv").write_text(content)
     with pytest.raises(ValueError, match=r"progress\.csv") as error:
-        runs.read_progress(tmp_path)
+        read_progress(tmp_path)
     assert said in str(error.value)
 
 
 def test_a_line_that_is_still_being_written_is_left_out(tmp_path):
     (tmp_path / "progress.csv").write_text(LOG + "0.75,3")
-    assert runs.read_progress(tmp_path)["time/total_timesteps"] == [8, 16, 24]
+    assert read_progress(tmp_path)["time/total_timesteps"] == [8, 16, 24]
 
 
 def test_a_setting_of_another_type_is_named_with_what_was_expected(tmp_path):

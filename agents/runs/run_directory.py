@@ -521,7 +521,8 @@ def train(
                 config["total_timesteps"] - agent.num_timesteps,
                 [*(callbacks or []), *control, *measured, saver],
                 log_interval=config["log_interval"],
-                reset_num_timesteps=agent.num_timesteps == 0,
+                # One that was stopped before its first rollout stands in an episode already.
+                reset_num_timesteps=agent.num_timesteps == 0 and agent.last_obs is None,
             )
             stopped = stop is not None and stop.reached is not None
             note = {"stopped_at_kl": stop.reached} if stopped else None
