@@ -21,6 +21,7 @@ from agents.evaluation.plots import smoothed
 from agents.evaluation.records import read_ends, write_evaluation
 from agents.evaluation.verdict import Interval
 from agents.report import read_run, write_report
+from agents.report.browser import rows_of
 from agents.report.findings import examine, interval
 from agents.report.metrics import write_number
 from agents.report.pictures import mean_and_band
@@ -251,6 +252,7 @@ def add_tokens(folder):
     detail = {name: [[0.1, -0.5], [0.2, 0.3], None] for name in PER_TOKEN if name != "tokens"}
     columns = {
         "prompt": ["p & q", "the sky?", "snow?"],
+        "prompt/kind": ["letters", "colours", "colours"],
         "response": ["a <b>", "blue", "white"],
         "score": [0.5, 1.0, -1.0],
         "kl_sum": [0.1, 0.2, 0.3],
@@ -273,6 +275,15 @@ def test_episodes_stand_under_the_microscope_token_by_token(tmp_path):
     for words in ("Episodes under the microscope", "log pi of the reference 0.20 0.30", "blue &lt;eos&gt;"):
         assert words in seen, words
     assert "snow?" not in seen, "its tokens were not kept"
+
+
+def test_what_was_learned_from_is_filtered_by_kind_too(tmp_path):
+    folder = make_run(tmp_path / "run")
+    add_tokens(folder)
+    kinds = {
+        row["prompt"]: row["kind"] for row in rows_of(read_run(folder)) if row["from"].startswith("learned")
+    }
+    assert kinds == {"p & q": "letters", "the sky?": "colours", "snow?": "colours"}
 
 
 def test_the_browser_finds_filters_and_sorts_in_a_real_one(tmp_path):

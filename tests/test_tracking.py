@@ -42,6 +42,16 @@ def test_every_response_that_was_learned_from_is_kept_and_nothing_is_learned_oth
     assert all(row["score/gold"] == row["score"] and row["prompt"] in PROMPTS for row in rows)
 
 
+def test_samples_have_the_kind_of_their_prompt_and_no_column_of_answers(tmp_path):
+    rows = [{"prompt": p, "kind": "xy"[i % 2], "answer": str(i)} for i, p in enumerate(PROMPTS)]
+    env = make_env(reward=count_a, prompts=rows, max_new_tokens=4)
+    PPO("auto", env, n_episodes=8, batch_size=8).learn(1, TrackSamples(tmp_path))
+    kinds = {row["prompt"]: row["kind"] for row in rows}
+    found = read_samples(sample_files(tmp_path)[0][1])
+    assert found and all(row["prompt/kind"] == kinds[row["prompt"]] for row in found)
+    assert "prompt/answer" not in found[0]
+
+
 def test_the_tokens_of_a_few_are_kept_and_belong_to_their_response(tmp_path):
     agent = make_agent()
     agent.learn(1, TrackSamples(tmp_path))

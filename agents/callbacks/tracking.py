@@ -40,9 +40,11 @@ class TrackSamples(BaseCallback):
         super().__init__(verbose)
         self.folder, self.evaluation, self.every = Path(folder), evaluation, every
         self._updates = self._drawn = 0
+        self._kinds: dict[str, dict[str, str]] = {}
 
     def _on_training_start(self) -> None:
         drop_after(self.folder, self.model.num_timesteps if self.model.num_timesteps else -1)
+        self._kinds = kinds_of_prompts(self.model.text_env)
         self._updates = self._drawn = 0
 
     def get_state(self) -> dict[str, Any]:
@@ -63,6 +65,10 @@ class TrackSamples(BaseCallback):
             return True
         samples = samples_of(self.model, rollout)
         if samples:
+            samples |= {
+                f"prompt/{name}": [kinds.get(prompt, "") for prompt in samples["prompt"]]
+                for name, kinds in self._kinds.items()
+            }
             write_samples(self.folder, self.model.num_timesteps, samples)
         if self._updates % self.every == 0 and rollout.advantages is not None:
             for name, values in self._histograms(rollout).items():
@@ -108,6 +114,20 @@ class TrackSamples(BaseCallback):
             row = {name: values[detailed[0]] for name, values in samples.items()}
             picture = Figure(episode_strip(row), close=False)
             self.logger.record("samples/episode", picture, exclude=_ONLY_TENSORBOARD)
+
+
+def kinds_of_prompts(env: Any) -> dict[str, dict[str, str]]:
+    """The columns of an env's prompts that sort them into kinds, each with its value by prompt.
+
+    Those are columns of texts with fewer values than there are prompts; empty where an env has no list of prompts.
+    """
+    prompts = getattr(getattr(env, "dynamics", None), "prompts", None)
+    columns = getattr(prompts, "columns", {})
+    return {
+        name: dict(zip(prompts.texts, values, strict=True))
+        for name, values in columns.items()
+        if all(isinstance(value, str) for value in values) and len(set(values)) < len(values)
+    }
 
 
 def samples_of(agent: Any, rollout: Rollout) -> dict[str, list[Any]]:

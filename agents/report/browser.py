@@ -129,11 +129,12 @@ def rows_of(run: Run) -> list[dict[str, Any]]:
 def _trained_on(run: Run) -> list[dict[str, Any]]:
     files = sample_files(run.folder)
     chosen = dict.fromkeys([files[0], files[-1]]) if files else {}
+    column = run.kind_column or run.by or "kind"
     return [
         {
             "prompt": _cut(row["prompt"]),
             "response": _cut(row["response"]),
-            "kind": "",
+            "kind": row.get(f"prompt/{column}") or "",
             "from": f"learned from at {at:,}",
             "score": _number(row["score"]),
             "gold": _number(row.get("score/gold")),

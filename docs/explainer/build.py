@@ -504,6 +504,28 @@ class _Snapshot(BaseCallback):
         self.prepared = self.model.prepare_rollout(rollout[np.arange(len(rollout))])
 
 
+def _critic(answers: int) -> dict[str, Any]:
+    """How good the demo's critic is, over so many answers of the demo's policy: all tokens, first ones, last ones."""
+    agent = PPO.load(demo_policy(), env=gym.make_vec("TextRLHF-v0", num_envs=64, kl_coef=0.1))
+    agent.n_episodes, agent.batch_size, agent.n_epochs = answers, answers, 1
+    agent.set_random_seed(4)
+    seen = _Snapshot()
+    agent.learn(1, callback=seen)
+    rollout = seen.prepared
+    steps = torch.arange(rollout.mask.shape[1])
+    places = {"all": rollout.mask, "first": rollout.mask & (steps == 0)}
+    places["last"] = rollout.mask & (steps == torch.as_tensor(rollout.lengths)[:, None] - 1)
+    figures = {}
+    for name, mask in places.items():
+        values, returns = rollout.values[mask], rollout.returns[mask]
+        figures[name] = {
+            "explained_variance": maths.explained_variance(rollout.values, rollout.returns, mask),
+            "error": float((returns - values).abs().mean()),
+            "spread": float(returns.std()),
+        }
+    return {"answers": len(rollout)} | figures
+
+
 def iteration() -> dict[str, Any]:
     """One iteration of PPO on four answers, with every tensor on the way; the policy is the demo's."""
     env = gym.make_vec("TextRLHF-v0", num_envs=4, kl_coef=0.1)
@@ -542,6 +564,7 @@ def iteration() -> dict[str, Any]:
             }
         )
     mask = rollout.mask
+    critic = _critic(512)
     sizes = {
         "policy": sum(p.numel() for p in agent.policy.parameters()),
         "reference": sum(p.numel() for p in lm.model.parameters()),
@@ -561,6 +584,7 @@ def iteration() -> dict[str, Any]:
             "T": mask.shape[1],
             "V": lm.vocab_size,
         },
+        "critic": critic,
         "learned": {
             name: agent.latest[f"train/{name}"]
             for name in ("policy_gradient_loss", "value_loss", "grad_norm", "explained_variance")
