@@ -115,6 +115,7 @@ def _report(console: Any, folder: Path) -> None:
     from agents.evaluation.plots import plot_learning_curve
     from agents.evaluation.records import read_ends
     from agents.runs import run_directory as runs
+    from agents.runs.logs import read_progress
 
     ends = read_ends(folder)
     before, final = ends["start"], ends["final"]
@@ -158,7 +159,7 @@ def _report(console: Any, folder: Path) -> None:
         f"PPO raises the gold score from {first['gold']:.2f} to {last['gold']:.2f} "
         f"(held out), {last['kl']:.1f} nats from where it began"
     )
-    plot_learning_curve(runs.read_progress(folder), folder / "learning_curve.png", title)
+    plot_learning_curve(read_progress(folder), folder / "learning_curve.png", title)
     what = [
         ("learning_curve.png", "score, gold score and KL against tokens"),
         *([] if best is final else [("best", "the best model, an ordinary Hugging Face folder")]),

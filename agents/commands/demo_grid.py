@@ -241,6 +241,7 @@ def run(folder: Path, total_timesteps: int, seed: int) -> None:
     from agents.evaluation.plots import plot_learning_curve
     from agents.runs import run_directory as runs
     from agents.runs.lock import locked
+    from agents.runs.logs import read_progress
 
     torch.set_num_threads(1)
     started, console = time.perf_counter(), Console()
@@ -280,7 +281,7 @@ def run(folder: Path, total_timesteps: int, seed: int) -> None:
         highlight=False,
     )
     title = f"GRPO: {before:.0%} to {after:.0%} of walks reach the goal"
-    plot_learning_curve(runs.read_progress(folder), folder / "learning_curve.png", title)
+    plot_learning_curve(read_progress(folder), folder / "learning_curve.png", title)
     files = [
         ("learning_curve.png", "reward and KL against tokens"),
         ("final", "the trained model, an ordinary Hugging Face folder"),

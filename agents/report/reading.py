@@ -21,6 +21,7 @@ from agents.evaluation.verdict import Verdict, judge
 from agents.report.samples import Table, read_tables
 from agents.runs import run_directory as run_directories
 from agents.runs.checkpoint import DOCUMENT
+from agents.runs.logs import read_progress
 from agents.runs.registry import AGENTS, find_agent
 from agents.runs.whole import read_json, whole_folder
 from textrl_env.errors import did_you_mean
@@ -154,7 +155,7 @@ def read_run(folder: str | Path, by: str | None = None) -> Run:
     _check_is_run(folder)
     config = run_directories.read_config(folder)
     log = folder / run_directories.PROGRESS
-    progress = run_directories.read_progress(folder) if log.is_file() else {}
+    progress = read_progress(folder) if log.is_file() else {}
     evaluation = folder / run_directories.EVALUATION
     evaluated = read_json(evaluation) if evaluation.is_file() else None
     if not np.isfinite(progress.get(STEPS, [])).any():

@@ -3,9 +3,9 @@
     runs/first/samples/000000000512.parquet    the responses that the update at 512 timesteps learned from
 
 A row is a response with its prompt, score, gold score, rewards, KL, length, return and advantage (a mean over its
-tokens), and with the columns that tell kinds of prompts apart (``prompt/kind``). A few rows of each file also have their
-tokens with log-probability, reference, KL, reward, value and advantage of each, which is what the report looks at under
-the microscope; all of them would make files of the size of rollouts.
+tokens), and with the columns that tell kinds of prompts apart (``prompt/kind``). A few rows of each file also have
+their tokens with log-probability, reference, KL, reward, value and advantage of each, which is what the report looks at
+under the microscope; all of them would make files of the size of rollouts.
 """
 
 from __future__ import annotations
