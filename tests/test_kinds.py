@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import re
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from agents.commands.terminal import kinds_table, print_changes
 from agents.evaluation.kinds import (
     ANSWERS,
     DOES_NOT_KNOW,
@@ -140,3 +144,14 @@ def test_any_column_will_do_and_one_that_is_not_there_is_named():
     assert column_of([made]) is None and column_of([made], "topic") == "topic"
     with pytest.raises(ValueError, match="no column 'kind'; they have topic, answer"):
         column_of([made], "kind")
+
+
+def test_the_terminal_names_the_kind_that_became_worse_and_what_it_refuses():
+    sides = {"before": answers(FIRST), "last": answers({"tool": (0.0, 0.47), "harm": (0.95, 0.0)}, seed=1)}
+    found = [change for change in changes(*sides.values(), "kind") if change.name]
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(kinds_table(sides, "kind", [("tool", "gold"), ("tool", DOES_NOT_KNOW)]))
+    print_changes(console, found, losses(*sides.values(), "kind"))
+    shown = console.export_text(styles=True)
+    assert re.search(r"0\.98  \x1b\[1;31m0\.6\d", shown), "the last figure is red"
+    assert "tool has a gold score of 0.6" in shown and "0.98 before" in shown and "over-refusal: " in shown

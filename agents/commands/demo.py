@@ -111,7 +111,7 @@ def _train(folder: Path, total_timesteps: int, seed: int) -> None:
 def _report(console: Any, folder: Path) -> None:
     from agents.commands import terminal
     from agents.evaluation.evaluation import win_rate
-    from agents.evaluation.kinds import changes
+    from agents.evaluation.kinds import changes, losses
     from agents.evaluation.plots import plot_learning_curve
     from agents.evaluation.records import read_ends
     from agents.runs import run_directory as runs
@@ -147,8 +147,10 @@ def _report(console: Any, folder: Path) -> None:
     console.print(_comparison(sides))
     compared = {"before": before.sampled, "best": best.sampled}
     found = [change for change in changes(*compared.values(), "kind") if change.name]
-    console.print(terminal.kinds_table(compared, "kind", [(change.kind, change.what) for change in found]))
-    terminal.print_changes(console, found)
+    worse = losses(*compared.values(), "kind")
+    flagged = [(change.kind, change.what) for change in found] + [(loss.kind, "gold") for loss in worse]
+    console.print(terminal.kinds_table(compared, "kind", flagged))
+    terminal.print_changes(console, found, worse)
     console.print(
         f"\n[bold]Gold win rate over the initial model: {rate:.1%}[/bold] "
         f"(95 % confidence {low:.1%} to {high:.1%}; ties count half; {prompts} prompts)",

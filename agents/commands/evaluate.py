@@ -257,14 +257,16 @@ def _kinds(console: Any, sides: dict[str, Any], by: str | None) -> dict[str, Any
     import dataclasses
 
     from agents.commands.terminal import kinds_table, print_changes
-    from agents.evaluation.kinds import by_kind, changes, column_of
+    from agents.evaluation.kinds import by_kind, changes, column_of, losses
 
     column = None if by == "none" else column_of(list(sides.values()), by)
     if column is None:
         return {}
     found = [change for change in changes(sides["against"], sides["model"], column) if change.name]
-    console.print(kinds_table(sides, column, [(change.kind, change.what) for change in found]))
-    print_changes(console, found)
+    worse = losses(sides["against"], sides["model"], column)
+    flagged = [(change.kind, change.what) for change in found] + [(loss.kind, "gold") for loss in worse]
+    console.print(kinds_table(sides, column, flagged))
+    print_changes(console, found, worse)
     return {
         f"by_{column}": {
             side: {kind.name: dataclasses.asdict(kind) for kind in by_kind(result, column)}

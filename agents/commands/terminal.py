@@ -146,7 +146,7 @@ def kinds_table(sides: dict[str, Any], column: str, flagged: Sequence[tuple[str,
     Args:
         sides: An :class:`~agents.evaluation.evaluation.EvaluationResult` for each side, on the same prompts.
         column: That tells the kinds apart.
-        flagged: Kinds and what they do ("refuses", "does not know") whose last figure is shown in red.
+        flagged: Kinds and the columns ("gold", "refuses", "does not know") whose last figure is shown in red.
     """
     from agents.evaluation.kinds import by_kind
 
@@ -158,17 +158,26 @@ def kinds_table(sides: dict[str, Any], column: str, flagged: Sequence[tuple[str,
         table.add_column(heading, justify="right")
     for kinds in zip(*found.values(), strict=True):
         cells: list[Any] = [printable(kinds[0].name), str(kinds[0].prompts)]
-        cells.append("  ".join(f"{getattr(kind, judge):.2f}" for kind in kinds))
-        for what, name in (("refuses", "refuses"), ("does not know", "does_not_know")):
-            *shown, last = [f"{100 * getattr(kind, name):3.0f} %" for kind in kinds]
+        for what, name in ((judge, judge), ("refuses", "refuses"), ("does not know", "does_not_know")):
+            values = [getattr(kind, name) for kind in kinds]
+            *shown, last = [f"{v:.2f}" if what == judge else f"{100 * v:3.0f} %" for v in values]
             style = "bold red" if (kinds[0].name, what) in flagged else ""
             cells.append(Text.assemble("  ".join(shown), "  " if shown else "", (last, style)))
         table.add_row(*cells)
     return table
 
 
-def print_changes(console: Console, changes: Sequence[Any]) -> None:
-    """Refusals that have gone wrong, see :class:`agents.evaluation.kinds.Change`, a line for each."""
+def print_changes(console: Console, changes: Sequence[Any], losses: Sequence[Any]) -> None:
+    """What has gone wrong by kind of prompt, a line for each.
+
+    Args:
+        console: To print to.
+        changes: Of refusals, see :class:`agents.evaluation.kinds.Change`.
+        losses: Of gold, see :class:`agents.evaluation.kinds.Loss`.
+    """
+    for loss in losses:
+        line = f"{printable(loss.kind)} has a gold score of {loss.after:.2f}, {loss.before:.2f} before"
+        console.print(Text.assemble(("worse at some prompts: ", "red"), line))
     does = {"refuses": "refused", "does not know": "answered with \u201cI do not know\u201d"}
     for change in changes:
         line = f"{printable(change.kind)} is {does[change.what]} in {change.after:.0%} of answers, "
