@@ -182,9 +182,9 @@ def main() -> None:
     console = Console()
     folder = Path(arguments.run_dir)
     run_directory.check_directory(folder, overwrite=True)
-    names = {1: "one", 2: "two", 3: "three"}
-    what = "- and ".join(names.get(number, str(number)) for number in arguments.digits) + "-digit sums"
-    data = Path("build") / f"{what.replace(' ', '_').replace('-', '_')}.jsonl"
+    names = [{1: "one", 2: "two", 3: "three"}.get(number, str(number)) for number in arguments.digits]
+    what = f"{names[0]}-digit sums" if len(names) == 1 else f"sums of {', '.join(names)} digits"
+    data = Path("build") / f"{'_'.join(names)}_digit_sums.jsonl"
     data.parent.mkdir(exist_ok=True)
     train, held_out = problems(digits=arguments.digits)
     data.write_text("".join(json.dumps(row) + "\n" for row in train))

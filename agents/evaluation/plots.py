@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ TEXT_PANELS = (
 )
 #: And of any other.
 PANELS = (("rollout/ep_rew_mean", "Mean return of an episode", "#1f6fb4"),)
+#: Letters of the title that are as wide as a panel, on the safe side.
+_LETTERS_OF_A_PANEL = 38
 _INK, _QUIET, _AXIS = "#222222", "#888888", "#cccccc"
 _PROXY, _GOLD = "#1f6fb4", "#b8860b"
 
@@ -53,6 +56,7 @@ def plot_learning_curve(
     unit = unit or ("tokens" if is_text else "steps")
     steps = np.array(progress["time/total_timesteps"])
     figure = Figure(figsize=(4.2 * len(panels), 3.7), dpi=150, layout="constrained")
+    title = textwrap.fill(title, _LETTERS_OF_A_PANEL * len(panels))
     figure.suptitle(title, fontsize=12, fontweight="bold", color=_INK, x=0.012, ha="left")
     for axes, (column, heading, colour) in zip(
         np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True
