@@ -48,7 +48,8 @@ def reached(scores: list[float]) -> bool:
 
 def report(side: str, ends: list[float], cpu: list[float], scores: list[float]) -> None:
     """One line for each step, on standard error."""
-    line = f"{side}: step {len(ends)}, {ends[-1]:.0f} s, {cpu[-1]:.0f} core seconds, right {scores[len(ends) - 1]:.2f}"
+    right = scores[len(ends) - 1]
+    line = f"{side}: step {len(ends)}, {ends[-1]:.0f} s, {cpu[-1]:.0f} core seconds, right {right:.2f}"
     print(line, file=sys.stderr, flush=True)
 
 
