@@ -7,9 +7,9 @@ Each side is a process of its own, one after another, for so many minutes of tra
 (a rollout and all its passes), temperature 0.7, KL coefficient 0.01. ``--bf16`` gives both sides bfloat16 autocast,
 which only pays where the processor has it. Prints the seconds of a step, by the clock and of all cores together (which
 a busy machine disturbs less), the peak memory, the share of right answers, and how long each side took until five steps
-in a row averaged ``TARGET`` (with ``--until`` it stops there); writes benchmarks/real_model.json. The KL is charged in the
-reward here; TRL has it in the loss only, where two passes over a rollout make its estimator explode, so it gets its own
-default of none, and needs no pass of the reference.
+in a row averaged ``TARGET`` (with ``--until`` it stops there); writes benchmarks/real_model.json. The KL is charged in
+the reward here; TRL has it in the loss only, where two passes over a rollout make its estimator explode, so it gets its
+own default of none, and needs no pass of the reference.
 """
 
 from __future__ import annotations
