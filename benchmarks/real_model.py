@@ -189,7 +189,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="build/smollm2")
     parser.add_argument("--minutes", type=float, default=10.0, help="of training, for each side and seed")
-    parser.add_argument("--until", action="store_true", help=f"stop a side once five steps averaged {TARGET:.0%}")
+    parser.add_argument(
+        "--until", action="store_true", help=f"stop a side once five steps averaged {TARGET:.0%}"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--side", choices=SIDES, default=None, help=argparse.SUPPRESS)
