@@ -120,6 +120,16 @@ def test_a_log_warns_of_what_is_wrong_with_it_and_of_nothing_else(columns, name,
     assert finding.name == name and figures in finding.text
 
 
+def test_what_was_measured_once_has_no_way_from_and_to(tmp_path):
+    once = np.full(ROWS, np.nan)
+    once[-1] = 0.986
+    seen = text_of(
+        write_report(make_log(tmp_path / "mine" / "logs", SFT | {"eval/loss": once})).page.read_text()
+    )
+    assert "Loss on held-out data 0.986, accuracy on held-out data from" in seen
+    assert "Loss held out – 0.986" in seen and "Supervised fine-tuning: mine" in seen
+
+
 def test_a_models_folder_is_reported_by_the_log_in_it_and_several_lie_over_each_other(tmp_path, capsys):
     model = tmp_path / "my-sft"
     make_log(model / "logs", SFT)

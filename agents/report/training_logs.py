@@ -69,6 +69,11 @@ class Log:
         return f"eval/{name}" if held_out else name if "/" in name else f"train/{name}"
 
     @property
+    def label(self) -> str:
+        """The name of the folder that was trained into, of which the logs are a folder themselves."""
+        return self.folder.parent.name if self.folder.name == LOGS else self.folder.name
+
+    @property
     def what(self) -> str:
         """What was trained."""
         if any(name.startswith(("rewards/", "eval/rewards/")) for name in self.progress):
@@ -117,7 +122,7 @@ def examine_log(log: Log) -> list[Finding]:
 
 def _short(log: Log) -> Finding | None:
     rows = len(log.series(STEPS)[0])
-    return None if rows >= _FEW else Finding("short log", f"{log.folder.name}: the log has {rows} rows.")
+    return None if rows >= _FEW else Finding("short log", f"{log.label}: the log has {rows} rows.")
 
 
 def _not_finite(log: Log) -> Finding | None:
@@ -128,7 +133,7 @@ def _not_finite(log: Log) -> Finding | None:
     bad = int((~np.isfinite(values) & ~evaluated[: len(values)]).sum())
     if not bad:
         return None
-    text = f"{log.folder.name}: the loss is not a finite number in {bad} rows."
+    text = f"{log.label}: the loss is not a finite number in {bad} rows."
     return Finding("numbers that are not finite", text, "A smaller learning rate usually helps.")
 
 
@@ -136,7 +141,7 @@ def _no_held_out(log: Log) -> Finding | None:
     if any(name.startswith("eval/") for name in log.progress):
         return None
     text = (
-        f"{log.folder.name}: nothing was measured on held-out data, so learning by heart cannot be told from "
+        f"{log.label}: nothing was measured on held-out data, so learning by heart cannot be told from "
         "learning."
     )
     return Finding("no held-out data", text, "--eval-data FILE --eval-every STEPS measure it on the way.")
@@ -150,7 +155,7 @@ def _over_fitting(log: Log) -> Finding | None:
     if values[-1] <= values[lowest] + _RISEN * abs(values[lowest]):
         return None
     text = (
-        f"{log.folder.name}: the held-out loss was lowest at step {steps[lowest]:,.0f}, {values[lowest]:.4g}, and ends "
+        f"{log.label}: the held-out loss was lowest at step {steps[lowest]:,.0f}, {values[lowest]:.4g}, and ends "
         f"at {values[-1]:.4g}."
     )
     return Finding(
@@ -162,7 +167,7 @@ def _coin(log: Log) -> Finding | None:
     for name in ("accuracy", "rewards/accuracies"):
         values = log.series(log.column(name, held_out=True))[1]
         if len(values) and values[-1] <= 0.5 and log.what != "Supervised fine-tuning":
-            text = f"{log.folder.name}: it prefers the chosen answer in {values[-1]:.1%} of held-out comparisons."
+            text = f"{log.label}: it prefers the chosen answer in {values[-1]:.1%} of held-out comparisons."
             return Finding("no better than a coin", text, "Are chosen and rejected the right way round?")
     return None
 
@@ -175,7 +180,7 @@ def _both_fall(log: Log) -> Finding | None:
     change = chosen[-1] - chosen[0]
     if not change < -1.0:
         return None
-    text = f"{log.folder.name}: the chosen answers have become less likely, too, by {-change:.1f} nats each."
+    text = f"{log.label}: the chosen answers have become less likely, too, by {-change:.1f} nats each."
     advice = "The margin grows because the rejected ones fall faster. A larger --beta keeps them nearer."
     return Finding("chosen answers become less likely", text, advice)
 
@@ -191,7 +196,7 @@ def render_logs(logs: Sequence[Log], findings: Sequence[Finding], head: str) -> 
         findings: Of all of them.
         head: What stands in the head of every report.
     """
-    names = [log.folder.parent.name if log.folder.name == LOGS else log.folder.name for log in logs]
+    names = [log.label for log in logs]
     title = f"{logs[0].what}: {names[0]}" if len(logs) == 1 else f"{len(logs)} logs: {', '.join(names)}"
     boxes = "".join(
         f"<li><strong>{escape(f.name[0].upper() + f.name[1:])}</strong><br>{escape(f.text)}<br>{escape(f.advice)}</li>"
@@ -217,10 +222,9 @@ def _summary(log: Log) -> str:
             values = log.series(log.column(name, held_out))[1]
             if len(values):
                 where = "on held-out data" if held_out else "while training"
-                ends = " to ".join(
-                    write_number(value, decimals(values[[0, -1]])) for value in values[[0, -1]]
-                )
-                clauses.append(f"{_LABELS[name][0].lower()} {where} from {ends}")
+                ends = [write_number(value, decimals(values[[0, -1]])) for value in values[[0, -1]]]
+                change = f"from {ends[0]} to {ends[1]}" if len(values) > 1 else ends[0]
+                clauses.append(f"{_LABELS[name][0].lower()} {where} {change}")
         if clauses:
             break
     steps = int(log.series(STEPS)[0].max())
@@ -238,8 +242,10 @@ def _figures(logs: Sequence[Log], names: Sequence[str]) -> str:
                     ends = values[[0, -1]]
                     who = [escape(label)] if len(logs) > 1 else []
                     where = "held out" if held_out else "training"
-                    places = decimals(ends) if name != "learning_rate" else 6
-                    rows.append([*who, escape(called), where, *(num(write_number(v, places)) for v in ends)])
+                    places = decimals(ends)
+                    shown = [f"{v:.3g}" if name == "learning_rate" else write_number(v, places) for v in ends]
+                    first = shown[0] if len(values) > 1 else "–"  # what was measured once has only a last
+                    rows.append([*who, escape(called), where, num(first), num(shown[1])])
     heads = [*([""] if len(logs) > 1 else []), "", "", "#first", "#last"]
     return f"<section><h2>What came of it</h2><div class=wide>{table(heads, rows, 'narrow')}</div></section>"
 

@@ -138,7 +138,7 @@ def _best_of_n_table(results: dict[str, dict[str, Any]]) -> str:
         if found:
             golds = [mean_and_error([r["gold"][i] for r in found]) for i in shown]
             right = mean_and_error([100 * r["accuracy"] for r in found])
-            rows.append([name, len(found), right, *golds, *_law(BEST_OF_N, _points(found))])
+            rows.append([name, len(found), right, *golds, *_law(BEST_OF_N, [_points([r]) for r in found])])
     heads = [
         "comparisons",
         "#models",
@@ -160,11 +160,21 @@ def _points(found: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
     return distance, [gold - r["gold"][0] for r in found for gold in r["gold"]]
 
 
-def _law(law: str, points: tuple[list[float], list[float]]) -> list[str]:
-    """The coefficients with their errors, and where the law is highest."""
-    found = fit(law, *points)
-    a, b = (f"{v:.3f} ± {e:.3f}" for v, e in ((found.a, found.a_error), (found.b, found.b_error)))
-    return [a, b, _where(law, found, max(points[0]))]
+def _law(law: str, seeds: list[tuple[list[float], list[float]]]) -> list[str]:
+    """The coefficients of a law with their errors, and where it is highest.
+
+    Each seed is fitted by itself and the error is that of their mean: points of one seed share their answers, so what
+    least squares says of them is too sure. It is all there is of one seed.
+    """
+    found = [fit(law, *points) for points in seeds]
+    together = fit(law, *([x for points in seeds for x in points[i]] for i in (0, 1)))
+    cells = []
+    for name in ("a", "b"):
+        values = [getattr(each, name) for each in found]
+        error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+        error = getattr(found[0], f"{name}_error") if error is None else error
+        cells.append(f"{np.mean(values):.3f} ± {error:.3f}")
+    return [*cells, _where(law, together, max(max(points[0]) for points in seeds))]
 
 
 def _where(law: str, found: Fit, furthest: float) -> str:
@@ -203,7 +213,7 @@ def _learning_table(results: dict[str, dict[str, Any]]) -> str:
         best = mean_and_error([r["ends"].get("best", r["ends"]["final"])["gold"] for r in runs])
         last = mean_and_error([r["ends"]["final"]["gold"] for r in runs])
         kl = mean_and_error([r["ends"]["final"]["kl"] for r in runs])
-        rows.append([label, len(runs), best, last, kl, *_law(LEARNING, learning_points(runs))])
+        rows.append([label, len(runs), best, last, kl, *_law(LEARNING, [learning_points([r]) for r in runs])])
     if not rows:
         return ""
     heads = ["run", "#seeds", "#gold, best", "#gold, last", "#KL, last", "a", "b", "#highest at, nats"]
