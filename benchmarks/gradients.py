@@ -50,7 +50,12 @@ EPISODES = est.EPISODES
 #: What the parts of a bias were measured as.
 ANATOMY = Path(__file__).with_suffix(".json")
 #: The distance from the optimum: coefficients and seeds, and passes over a rollout of methods that have a ratio.
-BETAS, SEEDS, UPDATES, EPOCHS = (0.03, 0.1, 0.3), 3, 100, 2
+BETAS, SEEDS, UPDATES, EPOCHS = (0.03, 0.1, 0.3), 10, 100, 2
+#: Where it is measured, by the name that it has in a row.
+ENDS = {"gaps": est.RIGHT_OR_WRONG, "turn gaps": est.TWO_TURNS}
+#: A part of a row -> the part of :func:`est.measure` that gives it.
+PARTS = {part: part for part in ("plain", "real", "turns")} | {"old 4": "old", "old 16": "old"}
+PARTS |= {prefix + label: "elsewhere" for prefix in est.ELSEWHERE.values() for label in est.CORRECTIONS}
 #: Methods whose loss has no importance ratio take one pass.
 ONE_PASS = ("reinforce", "gpg")
 
@@ -325,7 +330,9 @@ def gae_error(gae_lambda: float) -> float:
 def store(path: Path, found: dict[str, Any]) -> None:
     """Write what has been measured, one line for each name."""
     lines = [f"{json.dumps(name)}: {json.dumps(row)}" for name, row in found.items()]
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    whole = path.with_suffix(".tmp")  # who is stopped while writing leaves what was there
+    whole.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    whole.replace(path)
 
 
 def rounded(numbers: dict[str, Any]) -> dict[str, Any]:
@@ -341,10 +348,13 @@ def measure_methods(names: list[str], batches: int) -> None:
         settings = dict(method.settings)
         found = est.stored()
         row = found.get(method.name, {})
-        if row.get("settings") != settings or row.get("batches") != batches:
-            row = {"settings": settings, "batches": batches}
-        missing = [part for part in ("plain", "real", "own", "old 4", "none") if part not in row]
-        parts = tuple({"old 4": "old", "none": "elsewhere"}.get(part, part) for part in missing)
+        if row.get("settings") != settings:
+            row = {}
+        if row.get("batches") != batches:
+            ends = {name: row[name] for name in (*ENDS, "cost") if name in row}
+            row = {"settings": settings, "batches": batches} | ends
+        wanted = PARTS | ({"own": "own"} if method.name in est.OWN else {})
+        parts = tuple({measured: None for part, measured in wanted.items() if part not in row})
         for part, numbers in est.measure(cls, settings, batches, method.name, parts):
             row[part] = rounded(numbers)
             keep(method.name, row)
@@ -356,7 +366,8 @@ def measure_ends(names: list[str]) -> None:
     for method in methods.METHODS:
         row = est.stored().get(method.name)
         if row is not None and (not names or method.name in names):
-            measure_gaps(method.name, getattr(agents, method.class_name), row["settings"], row)
+            for where in ENDS:
+                measure_gaps(method.name, getattr(agents, method.class_name), row, where)
 
 
 def keep(name: str, row: dict[str, Any]) -> None:
@@ -365,21 +376,23 @@ def keep(name: str, row: dict[str, Any]) -> None:
     store(est.STORED, {n: found[n] for n in sorted(found, key=order.index)})
 
 
-def measure_gaps(name: str, cls: type[Agent], settings: dict[str, Any], row: dict[str, Any]) -> None:
-    """How far from the optimum a method ends, for each coefficient and seed."""
-    passes = 1 if name in ONE_PASS else EPOCHS
-    gaps = row.setdefault("gaps", {f"{beta:g}": [] for beta in BETAS})
+def measure_gaps(name: str, cls: type[Agent], row: dict[str, Any], where: str) -> None:
+    """How far from the optimum a method ends, for each coefficient and seed, in a world of :data:`ENDS`."""
+    passes, settings, world = 1 if name in ONE_PASS else EPOCHS, row["settings"], ENDS[where]
+    gaps = row.setdefault(where, {f"{beta:g}": [] for beta in BETAS})
     for seed in range(SEEDS):
         for beta in BETAS:
             if len(gaps[f"{beta:g}"]) > seed:
                 continue
             try:
-                gap = est.final_gap(cls, beta, seed, UPDATES, **(settings | {"n_epochs": passes}))
+                gap = est.final_gap(
+                    cls, beta, seed, UPDATES, world=world, **(settings | {"n_epochs": passes})
+                )
             except TypeError:  # a method of a single pass has no number of them
-                gap = est.final_gap(cls, beta, seed, UPDATES, **settings)
+                gap = est.final_gap(cls, beta, seed, UPDATES, world=world, **settings)
             gaps[f"{beta:g}"].append(float(f"{gap:.4g}"))
             keep(name, row)
-            print(name, "gap", beta, seed, gap, flush=True)
+        print(name, where, "seed", seed, {beta: values[-1] for beta, values in gaps.items()}, flush=True)
 
 
 def measure_costs(names: list[str], repeats: int = 3) -> None:
@@ -445,7 +458,7 @@ def measure_anatomy(batches: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batches", type=int, default=50, help="rollouts for each method")
+    parser.add_argument("--batches", type=int, default=400, help="rollouts for each method")
     parser.add_argument("--only", nargs="*", default=[], help="methods by their names on the command line")
     parser.add_argument("--pages", action="store_true", help="only write the pages")
     parser.add_argument("--methods", action="store_true", help="only write docs/methods.md")
@@ -459,7 +472,7 @@ def main() -> None:
         measure_ends(arguments.only)
         measure_costs(arguments.only)
         if not arguments.only:
-            measure_anatomy(8 * arguments.batches)
+            measure_anatomy(arguments.batches)
     write_pages(json.loads(ANATOMY.read_text(encoding="utf-8")), est.stored())
 
 

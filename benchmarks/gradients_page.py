@@ -68,10 +68,16 @@ Responses of up to 4 tokens, right or wrong (score 1 or 0), one prompt solved in
 sampling noise taken out; *bias* what is left at the best length, relative to the gradient; *z* its significance (none:
 below 3). *Noise* is how many tokens it takes until the scatter of the mean step is as long as the step. *Progress* is
 what counts: the expected cosine of a single step from {budget} tokens, `cosine / sqrt(1 + noise / {budget})`. *Real
-scores* is the cosine where every response has a score of its own and all are equally long (`kl_coef` 0.5).
+scores* is the cosine where every response has a score of its own and all are equally long (`kl_coef` 0.5), *two turns*
+that of conversations: a turn of up to 2 tokens, an answer drawn by a table, a second turn; the first earns 0.5 or
+nothing, the second 1 or nothing. The *verdict* is of all three. *Cost* is the time of an update of one pass over 32
+answers on the embedded world, relative to GRPO's beside it, the two in turn.
 
 {plain}
 
+- Does it matter? Of a single step, *progress* says: it takes much bias to lose what little noise gains. Of a whole run,
+  [where it ends](#where-it-ends) does. Over the {methods} methods, rank correlations with the final distance from the
+  optimum at `kl_coef` {betas}: of the bias {matter_bias}; of the noise {matter_noise}; of *progress* {matter_progress}.
 - PPO, VC-PPO and VAPO have a critic that lags behind: the exact values of the reference.
 - Methods that differ in their ratios and clips alone take the same first step, and are one dot.
 - The division by a group's standard deviation weighs prompts by how hard they are, and a mean over each response
@@ -89,9 +95,7 @@ prompt, and the cosine of the mean step with that objective's own gradient:
 
 The same world. *Old*: the policy wrote the samples 4 or 16 updates ago, each of which moves its logits by 0.5 times the
 exact gradient, and learns from them with their old log-probabilities, as in the later passes over a rollout.
-*Elsewhere*: a generator 32 updates behind wrote them, and the policy says the log-probabilities; uncorrected, with
-truncated (`sequence_truncate`, 3) and with masked (`sequence_mask`, 1/3 to 3) importance weights. Cosines with the
-gradient of `J`.
+Cosines with the gradient of `J`.
 
 {old}
 
@@ -99,16 +103,36 @@ gradient of `J`.
   all samples that are a few updates old, and the 0.2 of RLOO, whose ratio is of whole responses, of most after 16.
 - SAPO, CISPO, DPPO and KL-Cov keep the direction with samples 16 updates old; the clip of each token loses it.
 
-## Where it ends, and what it costs
+*Elsewhere*: a generator that is not the policy wrote the samples, 32 updates behind, at temperature 0.8 or rounded to
+bfloat16, and the policy says the log-probabilities; uncorrected, with truncated (`sequence_truncate`, 3) and with
+masked (`sequence_mask`, 1/3 to 3) importance weights.
+
+{elsewhere}
+
+- DPPO, VESPO and ScaleRL put the generator into their own ratio and take no other weight, so their last two columns are
+  equal.
+
+## Where it ends
 
 From the reference, {updates} rollouts of 64 responses for every method, {epochs} passes over each (methods without a
 ratio one), Adam at 0.05 falling to 0: `(J* - J) / (J* - J_ref)` in per cent, exact, median of {seeds} seeds, the worst
-in brackets. *Cost* is the time of an update of one pass on the embedded world, relative to GRPO's beside it.
+in brackets; responses of one turn, and conversations of two.
 
 {ends}
 
-Not more than three seeds, this one world, and one learning rate for all: the order of neighbours means nothing. With
-responses of one turn; what GRPO and others do over several turns is in [turns.md](turns.md#what-is-exact).
+One world of each kind and one learning rate for all: the order of neighbours means little. A method that climbs another
+objective (MaxRL, pass@k) is measured by `J` all the same. A tiny transformer in a game of two turns is in
+[turns.md](turns.md#what-is-exact).
+
+## On text
+
+The same methods in the embedded world (a transformer of 228,288 weights, a learned reward, `kl_coef` 0.05): 30,000
+tokens from its SFT model at the rate of its preset, then 8 answers to each held-out prompt. *J on text* is their score
+less the KL charged, plus or minus its standard error over seeds, *gold* what the hidden rubric gives; beside them
+*progress* and the gap at `kl_coef` 0.1 from above. The last column is two-digit sums on SmolLM2-135M, where it was run
+(`python benchmarks/on_text.py real`).
+
+{order}
 
 # What the bias comes from
 
@@ -200,14 +224,38 @@ def plain_table(rows: dict[str, dict[str, Any]]) -> str:
     for method in ranked:
         found, real = measured[method.name], rows.get(method.name, {}).get("real")
         cells = [number(found, "cosine"), number(found, "bias"), number(found, "z", ".1f")]
-        cells += [
-            est.verdict(rows[method.name]) if found else "–",
-            method.expects,
-            number(found, "noise", ".0f"),
-        ]
+        row = rows.get(method.name, {})
+        cells += [est.verdict(row) if found else "–", method.expects, number(found, "noise", ".0f")]
         cells += [f"{progress(found):.3f}" if found else "–", number(real, "cosine")]
+        cells += [number(row.get("turns"), "cosine"), f"{row['cost']:.2f}" if "cost" in row else "–"]
         lines.append([f"`{method.name}`", *cells])
-    return table("method|cosine|bias|z|verdict|theory|noise|progress|real scores", lines)
+    return table("method|cosine|bias|z|verdict|theory|noise|progress|real scores|two turns|cost", lines)
+
+
+def matters(rows: dict[str, dict[str, Any]], what: str) -> str:
+    """Rank correlations over all methods of something with where they end, for each coefficient, in words."""
+    named = {
+        "bias": lambda plain: math.acos(min(plain["cosine"], 1.0)),
+        "noise": lambda plain: plain["noise"],
+        "progress": lambda plain: progress(plain),
+    }
+    complete = [row for row in rows.values() if "cosine" in row.get("plain", {}) and row.get("gaps")]
+    if len(complete) < 3:
+        return "–"
+    given = [named[what](row["plain"]) for row in complete]
+    found = []
+    for beta in sorted(complete[0]["gaps"], key=float):
+        found.append(rank_correlation(given, [float(np.median(row["gaps"][beta])) for row in complete]))
+    return ", ".join(f"{x:+.2f}" for x in found)
+
+
+def rank_correlation(a: list[float], b: list[float]) -> float:
+    """Spearman's; what is equal shares the mean of its ranks."""
+    ranks = []
+    for values in (a, b):
+        array = np.round(np.asarray(values), 9)
+        ranks.append([(array < x).sum() + ((array == x).sum() - 1) / 2 for x in array])
+    return float(np.corrcoef(ranks)[0, 1])
 
 
 def own_table(rows: dict[str, dict[str, Any]]) -> str:
@@ -225,27 +273,43 @@ def own_table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def old_table(rows: dict[str, dict[str, Any]]) -> str:
-    """Sensitivity to samples that are old or of another table."""
-    parts = ("plain", "old 4", "old 16", *est.CORRECTIONS)
+    """Sensitivity to samples that are old."""
+    return _cosines(rows, "method|fresh|4 old|16 old", ("plain", "old 4", "old 16"))
+
+
+def elsewhere_table(rows: dict[str, dict[str, Any]]) -> str:
+    """Sensitivity to samples of another table, with and without importance weights."""
+    heads = [
+        f"{generator}{', ' + c if c != 'none' else ''}"
+        for generator in est.ELSEWHERE
+        for c in est.CORRECTIONS
+    ]
+    parts = tuple(prefix + c for prefix in est.ELSEWHERE.values() for c in est.CORRECTIONS)
+    return _cosines(rows, "|".join(["method", *heads]), parts)
+
+
+def _cosines(rows: dict[str, dict[str, Any]], heads: str, parts: tuple[str, ...]) -> str:
     lines = []
     for method in (m for m in methods.METHODS if not m.text_only):
         row = rows.get(method.name, {})
         lines.append([f"`{method.name}`", *(number(row.get(part), "cosine") for part in parts)])
-    return table("method|fresh|4 old|16 old|elsewhere|with TIS|with MIS", lines)
+    return table(heads, lines)
 
 
 def ends_table(rows: dict[str, dict[str, Any]]) -> str:
-    """Distance from the optimum and cost of every method."""
-    betas = sorted({beta for row in rows.values() for beta in row.get("gaps", {})}, key=float)
+    """Distance from the optimum of every method, in both worlds."""
+    from benchmarks.gradients import BETAS, ENDS
+
+    betas = [f"{beta:g}" for beta in BETAS]
     lines = []
-    for method in (m for m in methods.METHODS if rows.get(m.name, {}).keys() & {"gaps", "cost"}):
-        row = rows[method.name]
-        gaps = [row.get("gaps", {}).get(beta, []) for beta in betas]
+    for method in (m for m in methods.METHODS if rows.get(m.name, {}).keys() & ENDS.keys()):
+        gaps = [rows[method.name].get(where, {}).get(beta, []) for where in ENDS for beta in betas]
         cells = [f"{100 * np.median(g):.2f} ({100 * max(g):.2f})" if g else "–" for g in gaps]
-        lines.append([f"`{method.name}`", *cells, f"{row['cost']:.2f}" if "cost" in row else "–"])
+        lines.append([f"`{method.name}`", *cells])
     if not lines:
         return "*Not measured yet: `python benchmarks/gradients.py` goes on with it.*"
-    return table("|".join(["method", *(f"kl_coef {beta}" for beta in betas), "cost"]), lines)
+    heads = [f"{turns}kl_coef {beta}" for turns in ("", "two turns, ") for beta in betas]
+    return table("|".join(["method", *heads]), lines)
 
 
 def anatomy_tables(found: dict[str, Any]) -> dict[str, str]:
@@ -284,7 +348,9 @@ def anatomy_tables(found: dict[str, Any]) -> dict[str, str]:
 
 def write_pages(anatomy: dict[str, Any], rows: dict[str, dict[str, Any]]) -> None:
     """Write docs/gradients.md and its picture from what has been measured."""
-    from benchmarks.gradients import EPOCHS, SEEDS, UPDATES
+    from benchmarks import on_text
+    from benchmarks.gradients import BETAS, EPOCHS, SEEDS, UPDATES
+    from benchmarks.gradients_picture import draw_picture
 
     text = PAGE.format(
         batches=max(row["batches"] for row in rows.values()),
@@ -295,106 +361,13 @@ def write_pages(anatomy: dict[str, Any], rows: dict[str, dict[str, Any]]) -> Non
         plain=plain_table(rows),
         own=own_table(rows),
         old=old_table(rows),
+        elsewhere=elsewhere_table(rows),
+        order=on_text.order_table(on_text.stored(), rows),
         ends=ends_table(rows),
+        methods=len(rows),
+        betas=", ".join(f"{beta:g}" for beta in BETAS),
+        **{f"matter_{what}": matters(rows, what) for what in ("bias", "noise", "progress")},
         **anatomy_tables(anatomy),
     )
     DOCUMENT.write_text(text, encoding="utf-8")
-    draw_picture(rows)
-
-
-# -- the picture --------------------------------------------------------------------------------------------
-
-
-def groups_of_dots(rows: dict[str, dict[str, Any]]) -> list[tuple[float, float, list[str]]]:
-    """Noise, angle in degrees and the names of the methods at that place, of which there may be many."""
-    places: list[tuple[float, float, list[str]]] = []
-    for method in methods.METHODS:
-        found = rows.get(method.name, {}).get("plain", {})
-        if "cosine" not in found:
-            continue
-        noise, angle = found["noise"], math.degrees(math.acos(min(found["cosine"], 1.0)))
-        for x, y, names in places:
-            if abs(math.log(noise / x)) < 0.03 and abs(angle - y) < 0.6:
-                names.append(method.name)
-                break
-        else:
-            places.append((noise, angle, [method.name]))
-    return places
-
-
-def draw_picture(rows: dict[str, dict[str, Any]]) -> None:
-    """One dot for each method: how noisy its step is and how far its mean points away from the gradient."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    places = groups_of_dots(rows)
-    families = {method.name: method.family for method in methods.METHODS}
-    colours = dict(
-        zip(methods.FAMILIES, ("#1f2937", "#2563eb", "#059669", "#d97706", "#9333ea", "#dc2626"), strict=True)
-    )
-    figure, axes = plt.subplots(figsize=(7.2, 4.8), dpi=130, layout="constrained")
-    low, high = (f(x for x, _, _ in places) for f in (min, max))
-    top = max(y for _, y, _ in places)
-    grid = np.geomspace(low / 1.5, high * 2.2, 200)
-    for level in (0.5, 0.6, 0.7, 0.8, 0.9):
-        cosine = level * np.sqrt(1 + grid / BUDGET)
-        inside = cosine <= 1
-        line = np.degrees(np.arccos(cosine[inside]))
-        axes.plot(grid[inside], line, color="#d1d5db", lw=0.8, zorder=0)
-        if len(line) and line[0] < top + 4:
-            axes.annotate(
-                f"{level:g}", (grid[0], line[0]), color="#9ca3af", fontsize=7, va="center", ha="right"
-            )
-    best = sorted(places)
-    frontier = [p for i, p in enumerate(best) if all(p[1] < q[1] - 1e-9 for q in best[:i])]
-    axes.step(
-        *zip(*((x, y) for x, y, _ in frontier), strict=True),
-        where="post",
-        color="#111827",
-        lw=1,
-        ls=":",
-        zorder=1,
-    )
-    used: list[tuple[float, float]] = []
-    for x, y, names in sorted(places, key=lambda p: p[1]):
-        kinds = [colours[families[name]] for name in names]
-        axes.scatter([x], [y], s=34, color=kinds[0], edgecolor="white", lw=0.6, zorder=3)
-        at = y
-        while any(abs(math.log(x / u)) < 0.9 and abs(at - v) < top / 26 for u, v in used):
-            at += top / 26
-        used.append((x, at))
-        shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        axes.annotate(
-            shown,
-            (x, y),
-            (x * 1.05, at),
-            fontsize=7,
-            color=kinds[0],
-            va="center",
-            arrowprops={"arrowstyle": "-", "color": "#9ca3af", "lw": 0.5} if at != y else None,
-        )
-    axes.set(
-        xscale="log", xlabel="noise: tokens until the scatter is as long as the step", ylim=(-1.5, top + 4)
-    )
-    axes.set_xlim(low / 1.5, high * 2.2)
-    shown_ticks = [x for x in (10, 20, 30, 50, 75, 100, 150, 200, 300, 500) if low / 1.5 < x < high * 2.2]
-    axes.set_xticks(shown_ticks, [str(x) for x in shown_ticks])
-    axes.set_xticks([], minor=True)
-    axes.set_ylabel("bias: degrees between the mean step and the gradient")
-    axes.set_title(
-        f"Grey: equal progress of a step from {BUDGET} tokens. Dotted: nothing is better in both",
-        fontsize=8,
-        loc="left",
-    )
-    handles = [
-        plt.Line2D([], [], marker="o", ls="", color=colour, label=name)
-        for name, colour in colours.items()
-        if any(families[n] == name for _, _, names in places for n in names)
-    ]
-    axes.legend(handles=handles, fontsize=7, frameon=False, loc="upper right")
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    figure.savefig(PICTURE)
-    plt.close(figure)
+    draw_picture(rows, PICTURE, BUDGET)

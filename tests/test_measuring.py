@@ -8,12 +8,16 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 import agents
 from agents import GRPO, RLOO, DrGRPO, MaxRL, PassAtK
 from agents.algorithms import methods
 from agents.cli import main
 from agents.evaluation import estimators as est
+from agents.evaluation import worlds
+from textrl_env.exact.solver import log_softmax
+from textrl_env.exact.turns import evaluate_turns
 
 BATCHES = 60
 
@@ -22,7 +26,7 @@ BATCHES = 60
 def test_rollouts_are_what_stepping_the_environment_gives(world):
     env = world.make_env(est.EPISODES)
     logits = world.logits(env)
-    rollout = est.draw(env, logits, np.random.default_rng(3))
+    rollout = worlds.draw(env, logits, np.random.default_rng(3))
     agent = est.make_agent(GRPO, world)
     env.unwrapped.bind_policy(agent.policy.log_prob)
     starts = rollout.inputs["rows"][:, 0].tolist()
@@ -39,7 +43,7 @@ def test_rollouts_are_what_stepping_the_environment_gives(world):
 def test_groups_share_a_prompt_and_prompts_are_as_hard_as_the_world_says():
     env = est.RIGHT_OR_WRONG.make_env()
     logits = est.RIGHT_OR_WRONG.logits(env)
-    rollout = est.draw(env, logits, np.random.default_rng(0), episodes=8000)
+    rollout = worlds.draw(env, logits, np.random.default_rng(0), episodes=8000)
     prompts = rollout.inputs["rows"][:, 0].view(-1, est.GROUP)
     assert (prompts == prompts[:, :1]).all()
     scores = ((rollout.rewards + rollout.penalties) * rollout.mask).sum(1)
@@ -88,7 +92,7 @@ def test_the_own_gradient_is_that_of_the_mean_over_prompts():
     tree, logits = env.unwrapped.dynamics, FREE.logits(env)
 
     def objective(table):
-        rates = est.truth(env, table).value[0]  # of each prompt: its share of right answers
+        rates = worlds.truth(env, table).value[0]  # of each prompt: its share of right answers
         return float(np.mean([OBJECTIVES["pass-at-k"](rate) for rate in rates]))
 
     gradient = est.own_gradient("pass-at-k", FREE).reshape(logits.shape)
@@ -122,9 +126,63 @@ def test_old_samples_keep_their_log_probs_and_fresh_ones_do_not():
     assert min(seen[:2]) > 1e-3 and max(seen[2:]) < 1e-6
 
 
-def test_the_gap_is_one_at_the_reference_and_small_after_learning():
-    assert est.final_gap(RLOO, 0.1, 0, updates=1, rate=0.0) == pytest.approx(1.0, abs=1e-6)
-    assert 0 <= est.final_gap(RLOO, 0.1, 0, updates=60, rate=0.1) < 0.5
+@pytest.mark.parametrize("world", [est.RIGHT_OR_WRONG, worlds.TWO_TURNS], ids=lambda world: world.name)
+def test_the_gap_is_one_at_the_reference_and_small_after_learning(world):
+    assert est.final_gap(RLOO, 0.1, 0, updates=1, rate=0.0, world=world) == pytest.approx(1.0, abs=1e-6)
+    assert 0 <= est.final_gap(RLOO, 0.1, 0, updates=60, rate=0.1, world=world) < 0.5
+
+
+# -- two turns ------------------------------------------------------------------------------------------------
+
+TWO = worlds.TWO_TURNS
+
+
+def test_conversations_are_those_that_the_solver_enumerates():
+    table = TWO.logits()
+    rng = np.random.default_rng(0)
+    rollouts = [TWO.draw(None, table, rng) for _ in range(150)]
+    returns = np.concatenate([rollout.rewards.sum(1).numpy() for rollout in rollouts])
+    error = returns.std() / math.sqrt(len(returns) / est.GROUP)  # a group shares its prompt
+    found = TWO.value_of(None, table)
+    assert abs(returns.mean() - found.objective) < 3 * error
+    visits = np.zeros(len(table))
+    for rollout in rollouts:
+        mask = rollout.mask
+        assert (mask.long().diff(dim=1) <= 0).all(), "no holes"
+        assert (rollout.done.sum(1) == 1).all() and (rollout.done & ~mask).sum() == 0
+        assert (rollout.turn[mask].unique() == torch.tensor([0, 1])).all()
+        np.add.at(visits, rollout.inputs["rows"][mask].numpy(), 1 / len(returns))
+    assert abs(visits - np.concatenate(_visits(table))).max() < 0.05
+    rows = rollouts[0].inputs["rows"].view(-1, est.GROUP, mask.shape[1])
+    assert (rows[:, :, 0] == rows[:, :1, 0]).all(), "a group has one start"
+
+
+def _visits(table):
+    found = evaluate_turns(TWO.mdp(), TWO.levels(log_softmax(table)))
+    return [level for stage in found.visits for level in stage]
+
+
+def test_the_exact_values_are_the_mean_of_what_follows():
+    table = TWO.reference()
+    found = TWO.value_of(None, table)
+    assert found.values[: TWO.num_prompts].mean() == pytest.approx(found.objective)
+    assert found.objective < TWO.best()
+
+
+@pytest.mark.parametrize(("cls", "biased"), [(RLOO, False), (GRPO, True)])
+def test_over_two_turns_too_the_unbiased_are_unbiased_and_grpo_is_not(cls, biased):
+    agent = est.make_agent(cls, TWO)
+    target = TWO.value_of(None, TWO.logits()).gradient.ravel()
+    found = est.direction(*est.steps_of(agent, est.supply(TWO, 120)), target)
+    assert (found.z > 5) == biased
+    assert biased or found.cosine == pytest.approx(1, abs=0.02)
+
+
+def test_gigpo_finds_turns_that_answer_the_same_state():
+    agent = est.make_agent(agents.GiGPO, TWO)
+    plain = est.make_agent(GRPO, TWO)
+    steps = [est.steps_of(each, est.supply(TWO, 4))[0] for each in (agent, plain)]
+    assert np.abs(steps[0] - steps[1]).max() > 1e-4
 
 
 # -- textrl gradients -----------------------------------------------------------------------------------------
@@ -145,7 +203,7 @@ class Mine(Agent):
 """
 
 
-@pytest.mark.parametrize("width, columns", [(80, 5), (200, 10)])
+@pytest.mark.parametrize("width, columns", [(80, 5), (200, 11)])
 def test_a_terminal_gets_the_columns_that_it_can_hold_whole(width, columns, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(width))
     assert main(["gradients"]) == 0

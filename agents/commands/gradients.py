@@ -93,10 +93,13 @@ def _measured(spec: str, arguments: list[str], batches: int, console: Any) -> tu
 _PARTS = {
     "plain": "right or wrong",
     "real": "real scores",
+    "turns": "two turns",
     "own": "its own objective",
     "old 4": "4 updates old",
     "old 16": "16 updates old",
     "none": "another generator",
+    "temperature none": "a generator at another temperature",
+    "bf16 none": "a generator in bfloat16",
 }
 
 
@@ -106,6 +109,7 @@ _COLUMNS = (
     "verdict",
     "noise",
     "real scores",
+    "two turns",
     "4 old",
     "16 old",
     "elsewhere",
@@ -137,7 +141,7 @@ def _table(ours: dict[str, Any], label: str, row: dict[str, Any], columns: int =
     for name, each in sorted(listed, key=lambda item: -item[1].get("plain", {}).get("cosine", -1.0)):
         plain = each.get("plain")
         measured = bool(plain) and "refused" not in plain
-        others = ("real", "old 4", "old 16", *estimators.CORRECTIONS)
+        others = ("real", "turns", "old 4", "old 16", *estimators.CORRECTIONS)
         cells = (
             cell(plain, "cosine", ".3f"),
             cell(plain, "bias", ".3f"),

@@ -32,178 +32,22 @@ import torch
 
 from agents.algorithms import maths
 from agents.base import Agent
-from agents.policies.tabular import TabularPolicy
+from agents.evaluation.worlds import (
+    EPISODES,
+    GROUP,
+    REAL_SCORES,
+    RIGHT_OR_WRONG,
+    TWO_TURNS,
+    SmallWorld,
+    World,
+    truth,
+)
 from agents.rollouts.rollout import Rollout
-from textrl_env.envs.token_tree import EOS
-from textrl_env.exact import solver as exact
-from textrl_env.kl import estimate_kl
 
-#: Episodes in a rollout, and of them with one prompt.
-EPISODES, GROUP = 64, 8
 #: How far an update moves the logits along the exact gradient, where samples are some updates old.
 STEP = 0.5
 #: Ours, measured by benchmarks/gradients.py: name of the method -> what :func:`measure` gives.
 STORED = Path(__file__).with_suffix(".json")
-
-
-@dataclasses.dataclass(frozen=True)
-class World:
-    """A token tree and a policy in it.
-
-    Attributes:
-        name: For tables.
-        vocab_size: Tokens.
-        horizon: The most tokens of a response.
-        eos: Whether token 0 ends a response, so that lengths differ.
-        kl_coef: Weight of the KL.
-        kl_estimator: What the reward is charged.
-        pass_rates: Scores are 1 and 0, right and wrong, so that the policy is right with about these probabilities, one
-            for each prompt; None leaves scores drawn from N(0, 1).
-        policy_seed: Of the policy's logits.
-    """
-
-    name: str
-    vocab_size: int = 3
-    horizon: int = 4
-    eos: bool = True
-    kl_coef: float = 0.1
-    kl_estimator: str = "k1"
-    pass_rates: tuple[float, ...] | None = (0.6, 0.1)
-    policy_seed: int = 1
-
-    def make_env(self, num_envs: int = EPISODES) -> gym.vector.VectorEnv:
-        """The tree as a vector env."""
-        env = gym.make_vec(
-            "textrl_env:TokenTree-v0",
-            num_envs=num_envs,
-            vocab_size=self.vocab_size,
-            horizon=self.horizon,
-            num_prompts=2,
-            eos=self.eos,
-            kl_coef=self.kl_coef,
-            kl_estimator=self.kl_estimator,
-        )
-        if self.pass_rates is not None:
-            tree = env.unwrapped.dynamics
-            tree.score_table = _right_or_wrong(env, self.logits(env), self.pass_rates)
-        return env
-
-    def logits(self, env: gym.vector.VectorEnv) -> np.ndarray:
-        """The policy's, float64 ``[rows, V]``."""
-        shape = env.unwrapped.dynamics.ref_table.shape
-        return np.random.default_rng(self.policy_seed).standard_normal(shape)
-
-
-#: Lengths differ, scores are right or wrong, and one prompt is much harder than the other.
-RIGHT_OR_WRONG = World("right or wrong")
-#: All responses equally long, every one with a score of its own.
-REAL_SCORES = World("real scores", horizon=3, eos=False, kl_coef=0.5, pass_rates=None)
-
-
-def _right_or_wrong(env: gym.vector.VectorEnv, logits: np.ndarray, rates: tuple[float, ...]) -> np.ndarray:
-    """The scores made 1 for the responses that score best, up to a share of the policy's probability, 0 for others."""
-    tree, mdp = env.unwrapped.dynamics, exact.from_token_tree(env)
-    policy = _levels(tree, exact.log_softmax(logits))
-    found = np.zeros_like(tree.score_table)
-    for prompt, rate in enumerate(rates):
-        endings = []  # (score, probability, row, token) of every response to the prompt
-        for t, reached in enumerate(mdp.visits(policy)):
-            size = len(reached) // tree.num_prompts
-            for row in range(prompt * size, (prompt + 1) * size):
-                for token in np.flatnonzero(mdp.ends(t)):
-                    at = int(tree.level_start[t]) + row, int(token)
-                    mass = reached[row] * np.exp(policy[t][row, token]) * tree.num_prompts
-                    endings.append((tree.score_table[at], mass, at))
-        total = 0.0
-        for _, mass, at in sorted(endings, reverse=True):
-            if total + mass / 2 < rate:
-                found[at], total = 1.0, total + mass
-    return found
-
-
-def _levels(tree: Any, table: np.ndarray) -> list[np.ndarray]:
-    return [table[tree.level(t)] for t in range(tree.horizon)]
-
-
-def truth(env: gym.vector.VectorEnv, logits: np.ndarray) -> exact.PolicyValue:
-    """Everything about a policy that is a table of logits ``[rows, V]``, exactly."""
-    table = exact.log_softmax(np.asarray(logits, dtype=np.float64))
-    return exact.evaluate(exact.from_token_tree(env), _levels(env.unwrapped.dynamics, table))
-
-
-def gradient_of(env: gym.vector.VectorEnv, logits: np.ndarray) -> np.ndarray:
-    """The exact gradient of the objective by the logits, flat."""
-    return np.concatenate(truth(env, logits).gradient).ravel()
-
-
-# -- rollouts -----------------------------------------------------------------------------------------------
-
-
-def draw(
-    env: gym.vector.VectorEnv,
-    behaviour: np.ndarray,
-    rng: np.random.Generator,
-    episodes: int = EPISODES,
-    policy: np.ndarray | None = None,
-) -> Rollout:
-    """Episodes in groups, as stepping the environment gives them, all slots of a level at once.
-
-    Args:
-        env: A token tree.
-        behaviour: Logits of the table that acts, ``[rows, V]``.
-        rng: Source of randomness.
-        episodes: How many, a multiple of :data:`GROUP`.
-        policy: Logits of the policy that log-probabilities and the KL are said by, where another table acts, as a
-            generator of its own does; None is ``behaviour``.
-    """
-    tree = env.unwrapped.dynamics
-    acting = exact.log_softmax(behaviour)
-    said = acting if policy is None else exact.log_softmax(policy)
-    prompts = rng.integers(tree.num_prompts, size=episodes // GROUP).repeat(GROUP)
-    shape = episodes, tree.horizon
-    rows, actions = (np.zeros(shape, dtype=np.int64) for _ in range(2))
-    mask, done = (np.zeros(shape, dtype=bool) for _ in range(2))
-    node, alive = prompts, np.ones(episodes, dtype=bool)
-    for t in range(tree.horizon):
-        row = np.where(alive, tree.level_start[t] + node, 0)
-        cumulative = np.exp(acting[row]).cumsum(1)
-        token = (rng.random(episodes)[:, None] * cumulative[:, -1:] > cumulative).sum(1)
-        ended = alive & ((t == tree.horizon - 1) | (tree.eos & (token == EOS)))
-        rows[:, t], actions[:, t], mask[:, t], done[:, t] = row, np.where(alive, token, 0), alive, ended
-        alive = alive & ~ended
-        node = np.where(alive, node * tree.branching + token - int(tree.eos), 0)
-    return _as_rollout(tree, rows, actions, mask, done, said, None if policy is None else acting)
-
-
-def _as_rollout(
-    tree: Any,
-    rows: np.ndarray,
-    actions: np.ndarray,
-    mask: np.ndarray,
-    done: np.ndarray,
-    said: np.ndarray,
-    acting: np.ndarray | None,
-) -> Rollout:
-    log_probs, ref = said[rows, actions] * mask, tree.ref_table[rows, actions] * mask
-    penalties = tree.kl_coef * estimate_kl(log_probs - ref, tree.kl_estimator) * mask
-    scores = np.where(done, tree.score_table[rows, actions], 0.0)
-    zeros = torch.zeros(mask.shape)
-    rollout = Rollout(
-        inputs={"rows": torch.from_numpy(rows * mask)},
-        actions=torch.from_numpy(actions),
-        rewards=torch.from_numpy(scores - penalties),
-        log_probs=torch.from_numpy(log_probs).float(),
-        values=zeros,
-        next_values=zeros,
-        mask=torch.from_numpy(mask),
-        done=torch.from_numpy(done),
-        ref_log_probs=torch.from_numpy(ref).float(),
-        penalties=torch.from_numpy(penalties),
-        group=torch.arange(len(mask)) // GROUP,
-    )
-    if acting is not None:
-        rollout.sampling_log_probs = torch.from_numpy(acting[rows, actions] * mask).float()
-    return rollout
 
 
 class _Supplied(Agent):
@@ -223,7 +67,11 @@ class _Supplied(Agent):
 
 
 def make_agent(
-    cls: type[Agent], world: World, critic: str = "old", logits: np.ndarray | None = None, **settings: Any
+    cls: type[Agent],
+    world: SmallWorld,
+    critic: str = "old",
+    logits: np.ndarray | None = None,
+    **settings: Any,
 ) -> Agent:
     """An agent of a class in a world, with a table as its policy, that is to be given its rollouts.
 
@@ -239,16 +87,16 @@ def make_agent(
     logits = world.logits(env) if logits is None else logits
     fed = type(cls.__name__, (cls, _Supplied), {"__module__": cls.__module__})
     settings = {"n_episodes": EPISODES, "learning_rate": 0.0, "seed": 0} | settings
-    agent = fed(TabularPolicy, env, policy_kwargs={"logits": logits, "eos": world.eos}, **settings)
+    agent = fed(world.policy, env, policy_kwargs={"logits": logits, "eos": world.eos}, **settings)
     agent.tokens = 0
     agent.weight_norm = 0.0
     agent.supply = iter(())
     if agent.policy.has_critic:
-        table = {"old": env.unwrapped.dynamics.ref_table, "exact": logits, "wrong": None}[critic]
+        table = {"old": world.reference(env), "exact": logits, "wrong": None}[critic]
         if table is None:
             values = np.random.default_rng(2).standard_normal(len(logits))
         else:
-            values = np.concatenate(truth(env, table).value)
+            values = world.value_of(env, table).values
         agent.policy.values.data = torch.from_numpy(values).float()
     return agent
 
@@ -352,7 +200,9 @@ GENERATORS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 @functools.lru_cache(maxsize=16)
-def supply(world: World, batches: int, behind: int = 0, generator: str | None = None) -> tuple[Rollout, ...]:
+def supply(
+    world: SmallWorld, batches: int, behind: int = 0, generator: str | None = None
+) -> tuple[Rollout, ...]:
     """Rollouts for every agent alike, drawn once.
 
     Args:
@@ -363,12 +213,12 @@ def supply(world: World, batches: int, behind: int = 0, generator: str | None = 
     """
     env = world.make_env()
     logits = world.logits(env)
-    gradient = gradient_of(env, logits).reshape(logits.shape)
+    gradient = world.value_of(env, logits).gradient
     rng = np.random.default_rng(0)
     if generator is not None:
         table = GENERATORS[generator](logits, gradient)
-        return tuple(draw(env, table, rng, policy=logits) for _ in range(batches))
-    return tuple(draw(env, logits - behind * STEP * gradient, rng) for _ in range(batches))
+        return tuple(world.draw(env, table, rng, policy=logits) for _ in range(batches))
+    return tuple(world.draw(env, logits - behind * STEP * gradient, rng) for _ in range(batches))
 
 
 def steps_of(agent: Agent, rollouts: tuple[Rollout, ...], fresh: bool = True) -> tuple[np.ndarray, float]:
@@ -388,6 +238,8 @@ def steps_of(agent: Agent, rollouts: tuple[Rollout, ...], fresh: bool = True) ->
 
 #: Corrections of what another table has written: none, truncated and masked importance weights.
 CORRECTIONS: dict[str, str | None] = {"none": None, "TIS": "sequence_truncate", "MIS": "sequence_mask"}
+#: The generators that are corrected for, and what their parts of a row are called before the correction.
+ELSEWHERE = {"32 updates behind": "", "temperature 0.8": "temperature ", "in bfloat16": "bf16 "}
 #: What else an estimator's own objective is, in :func:`own_weight`.
 OWN = ("reinforce", "rloo", "dr-grpo", "maxrl", "pass-at-k")
 
@@ -453,17 +305,18 @@ def measure(
     settings: dict[str, Any] | None = None,
     batches: int = 200,
     name: str = "",
-    parts: tuple[str, ...] = ("plain", "real", "own", "old", "elsewhere"),
+    parts: tuple[str, ...] = ("plain", "real", "turns", "own", "old", "elsewhere"),
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """The row of a method, part by part.
 
     Args:
         cls: Its class.
         settings: Arguments of the class.
-        batches: Rollouts of :data:`EPISODES` episodes for the first two parts; the others take half.
+        batches: Rollouts of :data:`EPISODES` episodes for the first parts; the last two take half.
         name: Of a method of ours, for its own objective.
-        parts: Which: "plain" (right or wrong), "real" (real scores), "own" (its own objective), "old" (samples 4 and 16
-            updates old), "elsewhere" (a generator 32 updates behind, with each of :data:`CORRECTIONS`).
+        parts: Which: "plain" (right or wrong), "real" (real scores), "turns" (two turns), "own" (its own objective),
+            "old" (samples 4 and 16 updates old), "elsewhere" (another generator, one of :data:`ELSEWHERE`, with each of
+            :data:`CORRECTIONS`).
 
     Yields:
         The name of what was measured and a :class:`Direction` as a dict; {"refused": why} where the method refuses.
@@ -471,7 +324,7 @@ def measure(
     settings = dict(settings or {})
 
     def step(
-        world: World, target: np.ndarray, rollouts: tuple[Rollout, ...], fresh: bool = True, **more: Any
+        world: SmallWorld, target: np.ndarray, rollouts: tuple[Rollout, ...], fresh: bool = True, **more: Any
     ):
         try:
             with _quiet():
@@ -481,15 +334,17 @@ def measure(
         except ValueError as error:
             return {"refused": str(error)}
 
-    def exact_gradient(world: World) -> np.ndarray:
+    def exact_gradient(world: SmallWorld) -> np.ndarray:
         env = world.make_env()
-        return gradient_of(env, world.logits(env))
+        return world.value_of(env, world.logits(env)).gradient.ravel()
 
     half = max(batches // 2, 2)
     if "plain" in parts:
         yield "plain", step(RIGHT_OR_WRONG, exact_gradient(RIGHT_OR_WRONG), supply(RIGHT_OR_WRONG, batches))
     if "real" in parts:
         yield "real", step(REAL_SCORES, exact_gradient(REAL_SCORES), supply(REAL_SCORES, batches))
+    if "turns" in parts:
+        yield "turns", step(TWO_TURNS, exact_gradient(TWO_TURNS), supply(TWO_TURNS, batches))
     if "own" in parts and name in OWN:
         free = dataclasses.replace(RIGHT_OR_WRONG, kl_coef=0.0)
         yield "own", step(free, own_gradient(name, free), supply(free, batches))
@@ -500,19 +355,26 @@ def measure(
             yield f"old {behind}", step(RIGHT_OR_WRONG, target, rollouts, fresh=False)
     if "elsewhere" in parts:
         target = exact_gradient(RIGHT_OR_WRONG)
-        rollouts = supply(RIGHT_OR_WRONG, half, generator="32 updates behind")
-        for label, mode in CORRECTIONS.items():
-            yield label, step(RIGHT_OR_WRONG, target, rollouts, importance_sampling_mode=mode)
+        for generator, prefix in ELSEWHERE.items():
+            rollouts = supply(RIGHT_OR_WRONG, half, generator=generator)
+            for label, mode in CORRECTIONS.items():
+                yield prefix + label, step(RIGHT_OR_WRONG, target, rollouts, importance_sampling_mode=mode)
 
 
 def verdict(row: dict[str, Any]) -> str:
-    """In words, from the worlds of "plain" and "real": "right direction", or "biased" if it is in one of them."""
-    found = [row[part] for part in ("plain", "real") if "cosine" in row.get(part, {})]
+    """In words, from the worlds of "plain", "real" and "turns": "right direction", or "biased" in one of them."""
+    found = [row[part] for part in ("plain", "real", "turns") if "cosine" in row.get(part, {})]
     return "right direction" if all(f["z"] < 3 or f["cosine"] > 0.999 for f in found) else "biased"
 
 
 def final_gap(
-    cls: type[Agent], kl_coef: float, seed: int, updates: int = 300, rate: float = 0.05, **settings: Any
+    cls: type[Agent],
+    kl_coef: float,
+    seed: int,
+    updates: int = 300,
+    rate: float = 0.05,
+    world: SmallWorld = RIGHT_OR_WRONG,
+    **settings: Any,
 ) -> float:
     """How far from the exact optimum a method ends, ``(J* - J) / (J* - J_ref)``, from the reference.
 
@@ -524,17 +386,18 @@ def final_gap(
         seed: Of the samples.
         updates: Rollouts.
         rate: The first learning rate.
+        world: Where, but for the coefficient.
         **settings: Arguments of the class.
     """
-    world = dataclasses.replace(RIGHT_OR_WRONG, kl_coef=kl_coef)
+    world = dataclasses.replace(world, kl_coef=kl_coef)
     env = world.make_env()
-    start = env.unwrapped.dynamics.ref_table
+    start = world.reference(env)
     agent = make_agent(cls, world, logits=start, **({"learning_rate": rate, "seed": seed} | settings))
     rng = np.random.default_rng([seed, 7])
 
     def rollouts() -> Iterator[Rollout]:
         for _ in range(updates):
-            yield draw(env, agent.policy.logits.detach().double().numpy(), rng)
+            yield world.draw(env, agent.policy.logits.detach().double().numpy(), rng)
 
     agent.supply = rollouts()
     for step in range(updates):
@@ -543,9 +406,9 @@ def final_gap(
             agent.train(agent.collect())
         except StopIteration:  # it takes several rollouts for an update, and those are spent
             break
-    best = exact.solve(exact.from_token_tree(env)).objective
-    end = truth(env, agent.policy.logits.detach().double().numpy()).objective
-    return float((best - end) / (best - truth(env, start).objective))
+    best, first = world.best(env), world.value_of(env, start).objective
+    end = world.value_of(env, agent.policy.logits.detach().double().numpy()).objective
+    return float((best - end) / (best - first))
 
 
 def stored() -> dict[str, dict[str, Any]]:

@@ -78,6 +78,7 @@ class TurnValue:
         kl: ``KL(pi || pi_ref)`` of all that the policy writes.
         gradient: Of ``objective`` by the logits of a tabular softmax policy, ``[n_t, V]`` for each stage and level.
         visits: Probability of passing through each row, ``[n_t]`` for each stage and level.
+        value: What is expected from each row on, ``[n_t]`` for each stage and level.
     """
 
     objective: float
@@ -85,6 +86,7 @@ class TurnValue:
     kl: float
     gradient: list[Levels]
     visits: list[Levels]
+    value: list[Levels]
 
 
 def count_endings(stage: TokenMDP) -> int:
@@ -142,7 +144,8 @@ def evaluate_turns(mdp: TurnMDP, policies: Sequence[Levels]) -> TurnValue:
         )
         if k < len(mdp.answers):
             start = (ended[:, None] * mdp.answers[k]).ravel()
-    return TurnValue(float(_starts(mdp) @ values), score, kl, gradient, visits)
+    value = [each.value for each in found]
+    return TurnValue(float(_starts(mdp) @ values), score, kl, gradient, visits, value)
 
 
 def _starts(mdp: TurnMDP) -> np.ndarray:

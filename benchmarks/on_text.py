@@ -1,0 +1,230 @@
+"""Does the order of methods on exact worlds hold on text? And what LoRA is said to need, in one table.
+
+    python benchmarks/on_text.py order                    # methods in the embedded world, three seeds
+    python benchmarks/on_text.py lora                     # every weight, adapters everywhere or on attention, rank 1
+    python benchmarks/on_text.py real --model build/smollm2 --minutes 60    # two-digit sums on SmolLM2-135M
+
+Every run is a job whose result is kept, so what was stopped goes on; ``--minutes`` begins no job that would end later,
+``--table`` only writes what there is. Numbers go to benchmarks/on_text.json, the tables to docs/gradients.md ("On
+text", by ``python benchmarks/gradients.py --pages``) and docs/training.md. Left out: a search for the best rate of each
+method; the rates of LoRA are searched, as that is the question.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, the root is not on the path
+
+from agents.algorithms import methods
+from benchmarks.studies.frame import Job, do, markdown, put_into, read
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS, STORED = ROOT / "runs" / "on_text", Path(__file__).with_suffix(".json")
+LORA_PAGE = ROOT / "docs" / "training.md"
+#: Beside the leaders of the exact worlds, those that differ from them in one thing each.
+METHODS = ("ppo", "opo", "otb", "dr-grpo", "grpo", "gspo", "cispo", "sapo", "reinforce", "raft")
+#: Those that are tried on a real model.
+BEST = ("ppo", "opo", "dr-grpo", "grpo", "cispo")
+SEEDS, TOKENS, KL_COEF = 3, 30_000, 0.05
+ANSWERS = 8
+#: What is trained, by name: every weight, or adapters.
+TRAINED: dict[str, dict[str, Any]] = {
+    "every weight": {},
+    "LoRA, rank 16, all layers": {"lora_rank": 16},
+    "LoRA, rank 16, attention": {"lora_rank": 16, "lora_targets": ["q_proj", "k_proj", "v_proj", "o_proj"]},
+    "LoRA, rank 1, all layers": {"lora_rank": 1},
+    "LoRA, rank 1, attention": {"lora_rank": 1, "lora_targets": ["q_proj", "k_proj", "v_proj", "o_proj"]},
+}
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+LORA_SEEDS = 2
+
+
+def embedded(name: str, seed: int, policy: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    """A method learns in the embedded world and is measured on its held-out prompts."""
+    import torch
+
+    import agents
+    from agents.evaluation.evaluation import evaluate_policy, heldout_env
+
+    torch.set_num_threads(1)
+    method = methods.find_method(name)
+    settings = {k: v for k, v in method.settings.items() if k not in ("batch_size", "gamma")} | settings
+    started = time.process_time()
+    agent = getattr(agents, method.class_name)(
+        "auto",
+        "TextRLHF-v0",
+        seed=seed,
+        n_episodes=64,
+        env_kwargs={"kl_coef": KL_COEF},
+        policy_kwargs=policy,
+        **settings,
+    )
+    agent.learn(TOKENS, log_interval=None)
+    seconds = time.process_time() - started
+    found = evaluate_policy(agent, heldout_env(), ANSWERS, 1000 + seed).summary()
+    weights = sum(p.numel() for p in agent.policy.parameters() if p.requires_grad)
+    return found | {
+        "objective": found["score"] - KL_COEF * found["kl"],
+        "seconds": seconds,
+        "weights": weights,
+    }
+
+
+def sums(name: str, seed: int, folder: str, minutes: float) -> dict[str, Any]:
+    """A method learns two-digit sums on a real model, for so long; the share of held-out sums that it gets right."""
+    import torch
+
+    sys.path.insert(0, str(ROOT / "examples"))
+    from two_digit_sums import AGENTS, ENV, POLICY, REWARD, StopAfter, problems, write
+
+    import agents
+    from reward_models import numeric_answer
+    from textrl_env.envs.text_rlhf import TextRLHFEnv
+
+    torch.manual_seed(seed)
+    method = methods.find_method(name)
+    train, held_out = problems()
+    env = TextRLHFEnv(model=folder, reward=REWARD, prompts=train, **ENV)
+    settings = dict(AGENTS["ppo" if method.family == "critic" or name == "ppo" else "grpo"])
+    agent = getattr(agents, method.class_name)("auto", env, seed=seed, policy_kwargs=dict(POLICY), **settings)
+    test = TextRLHFEnv(model=env.lm, reward=REWARD, prompts=held_out, max_new_tokens=ENV["max_new_tokens"])
+    answers = [row["answer"] for row in held_out]
+
+    def right() -> float:
+        texts, _ = write(agent.policy.lm, test, deterministic=True)
+        return float(np.mean(numeric_answer(column="answer")(None, texts, answer=answers)))
+
+    before = right()
+    agent.learn(10**9, StopAfter(60 * minutes), log_interval=None)
+    return {"before": before, "after": right(), "tokens": agent.num_timesteps, "minutes": minutes}
+
+
+def jobs(what: str, seeds: int, folder: str = "", minutes: float = 3.0) -> list[Job]:
+    """All runs of a question."""
+    if what == "order":
+        return [
+            Job(f"order-{name}-{seed}", lambda _, n=name, s=seed: embedded(n, s, {}), seed)
+            for seed in range(seeds)
+            for name in METHODS
+        ]
+    if what == "real":
+        return [
+            Job(f"real-{name}-{seed}", lambda _, n=name, s=seed: sums(n, s, folder, minutes), seed)
+            for seed in range(seeds)
+            for name in BEST
+        ]
+    return [
+        Job(
+            f"lora-{i}-{rate:g}-{seed}",
+            lambda _, p=policy, r=rate, s=seed: embedded("dr-grpo", s, dict(p), learning_rate=r),
+            seed,
+        )
+        for seed in range(seeds)
+        for i, policy in enumerate(TRAINED.values())
+        for rate in RATES
+    ]
+
+
+def stored() -> dict[str, dict[str, Any]]:
+    """What has been measured, by the name of the job."""
+    return json.loads(STORED.read_text(encoding="utf-8")) if STORED.is_file() else {}
+
+
+def keep(results: dict[str, dict[str, Any]]) -> None:
+    """Add results to those that are stored, one line each."""
+    found = stored() | {
+        name: {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in result.items()}
+        for name, result in results.items()
+    }
+    lines = [f"{json.dumps(name)}: {json.dumps(found[name])}" for name in sorted(found)]
+    STORED.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+def of(found: dict[str, dict[str, Any]], prefix: str, what: str) -> list[float]:
+    """A number of the jobs of one name, a seed each."""
+    return [row[what] for name, row in found.items() if name.rpartition("-")[0] == prefix]
+
+
+def order_table(found: dict[str, dict[str, Any]], exact: dict[str, dict[str, Any]]) -> str:
+    """Methods on text beside where they end in the exact worlds, and how well the one ranks as the other does."""
+    from benchmarks.gradients_page import progress, rank_correlation
+
+    done = [name for name in METHODS if of(found, f"order-{name}", "objective")]
+    if len(done) < 3:
+        return "*Not measured yet: `python benchmarks/on_text.py order`.*"
+    lines, gaps, steps, ends = [], [], [], []
+    for name in done:
+        values, row = of(found, f"order-{name}", "objective"), exact[name]
+        gold, kl = (float(np.mean(of(found, f"order-{name}", what))) for what in ("gold", "kl"))
+        gaps.append(-float(np.median(row["gaps"]["0.1"])))
+        steps.append(progress(row["plain"]))
+        ends.append(float(np.mean(values)))
+        real = of(found, f"real-{name}", "after")
+        shown = f"{100 * np.mean(real):.0f} % ({len(real)})" if real else "–"
+        lines.append(
+            [
+                f"`{name}`",
+                f"{steps[-1]:.3f}",
+                f"{-100 * gaps[-1]:.2f}",
+                f"{np.mean(values):.2f} ± {np.std(values, ddof=1) / len(values) ** 0.5:.2f}"
+                if len(values) > 1
+                else f"{values[0]:.2f}",
+                f"{gold:.2f}",
+                f"{kl:.2f}",
+                shown,
+            ]
+        )
+    lines.sort(key=lambda cells: -float(cells[3].split(" ")[0]))
+    heads = ["method", "#progress", "#exact gap, %", "#J on text", "#gold", "#KL", "#sums on SmolLM2 (seeds)"]
+    seeds = len(of(found, f"order-{done[0]}", "objective"))
+    text = markdown(heads, lines)
+    text += (
+        f"\n\nRank correlation of *J on text* over these {len(done)} methods ({seeds} seeds) with *progress*: "
+        f"{rank_correlation(steps, ends):+.2f}; with a small exact gap: {rank_correlation(gaps, ends):+.2f}."
+    )
+    return text
+
+
+def lora_table(found: dict[str, dict[str, Any]]) -> str:
+    """What each way of training reaches at each rate, the best rate in bold."""
+    lines = []
+    for i, name in enumerate(TRAINED):
+        values = [of(found, f"lora-{i}-{rate:g}", "objective") for rate in RATES]
+        weights = of(found, f"lora-{i}-{RATES[0]:g}", "weights")
+        means = [np.mean(v) if v else -np.inf for v in values]
+        cells = [f"{m:.2f}" if np.isfinite(m) else "–" for m in means]
+        best = int(np.argmax(means))
+        cells[best] = f"**{cells[best]}**"
+        lines.append([name, f"{weights[0]:,}" if weights else "–", *cells])
+    return markdown(["trained", "#weights", *(f"#{rate:g}" for rate in RATES)], lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("order", "lora", "real"))
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--minutes", type=float, help="begin no job that would end later")
+    parser.add_argument("--model", default="build/smollm2", help="of real: a folder")
+    parser.add_argument("--minutes-each", type=float, default=3.0, help="of real: learning of a run")
+    parser.add_argument("--table", action="store_true", help="only write what there is")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    seeds = arguments.seeds or (LORA_SEEDS if arguments.what == "lora" else SEEDS)
+    todo = jobs(arguments.what, seeds, arguments.model, arguments.minutes_each)
+    keep(read(todo, RUNS) if arguments.table else do(todo, arguments.minutes, RUNS))
+    if arguments.what == "lora":
+        put_into(LORA_PAGE, "lora", lora_table(stored()))
+    print(lora_table(stored()) if arguments.what == "lora" else json.dumps(stored(), indent=1)[-1500:])
+
+
+if __name__ == "__main__":
+    main()
