@@ -4,8 +4,8 @@
     with      A_i = (r_i - mean(r)) / std(r) over the ``G`` answers to one prompt
 
 Differs from the paper by default: the KL is charged in the reward, as the environment does it (``kl_in="loss"`` is the
-paper's). Left out: process rewards. The whole method in one file
-of plain torch is ``examples/grpo_from_scratch.py``.
+paper's). Rewards of single steps of an answer are ``ProcessGRPO``'s. The whole method in one file of plain torch is
+``examples/grpo_from_scratch.py``.
 """
 
 from __future__ import annotations

@@ -135,6 +135,14 @@ METHODS: tuple[Method, ...] = (
         "biased",
     ),
     Method(
+        "process-grpo",
+        f"{_HERE}.process_grpo:ProcessGRPO",
+        "advantage",
+        "2402.03300",
+        "GRPO with a reward for each step of an answer, relative to those of all steps of the group",
+        "biased",
+    ),
+    Method(
         "maxrl",
         f"{_HERE}.maxrl:MaxRL",
         "advantage",
