@@ -70,8 +70,8 @@ below 3). *Noise* is how many tokens it takes until the scatter of the mean step
 what counts: the expected cosine of a single step from {budget} tokens, `cosine / sqrt(1 + noise / {budget})`. *Real
 scores* is the cosine where every response has a score of its own and all are equally long (`kl_coef` 0.5), *two turns*
 that of conversations: a turn of up to 2 tokens, an answer drawn by a table, a second turn; the first earns 0.5 or
-nothing, the second 1 or nothing. The *verdict* is of all three. *Cost* is the time of an update of one pass over 32
-answers on the embedded world, relative to GRPO's beside it, the two in turn.
+nothing, the second 1 or nothing. The *verdict* is of all three. *Cost* is the processor time of an update of one pass
+over 32 answers on the embedded world, relative to GRPO's beside it, the two in turn.
 
 {plain}
 
