@@ -70,12 +70,13 @@ below 3). *Noise* is how many tokens it takes until the scatter of the mean step
 what counts: the expected cosine of a single step from {budget} tokens, `cosine / sqrt(1 + noise / {budget})`. *Real
 scores* is the cosine where every response has a score of its own and all are equally long (`kl_coef` 0.5), *two turns*
 that of conversations: a turn of up to 2 tokens, an answer drawn by a table, a second turn; the first earns 0.5 or
-nothing, the second 1 or nothing. The *verdict* is of all three. *Cost* is the processor time of an update of one pass
-over 32 answers on the embedded world, relative to GRPO's beside it, the two in turn.
+nothing, the second 1 or nothing. The *verdict* is of the worst of the three: *right direction* (no significant bias, or
+a cosine above 0.999), *nearly* (above 0.99) or *biased*. *Cost* is the processor time of an update of one pass over 32
+answers on the embedded world, relative to GRPO's beside it, the two in turn.
 
 {plain}
 
-- Does it matter? Of a single step, *progress* says: it takes much bias to lose what little noise gains. Of a whole run,
+- Does it matter? For a single step, *progress* says how much, noise and bias together. For a whole run,
   [where it ends](#where-it-ends) does. Over the {methods} methods, rank correlations with the final distance from the
   optimum at `kl_coef` {betas}: of the bias {matter_bias}; of the noise {matter_noise}; of *progress* {matter_progress}.
 - PPO, VC-PPO and VAPO have a critic that lags behind: the exact values of the reference.

@@ -361,10 +361,15 @@ def measure(
                 yield prefix + label, step(RIGHT_OR_WRONG, target, rollouts, importance_sampling_mode=mode)
 
 
+#: Verdicts, and what the cosine is above for each; a bias that is not significant (z below 3) is none.
+VERDICTS = {"right direction": 0.999, "nearly": 0.99, "biased": -math.inf}
+
+
 def verdict(row: dict[str, Any]) -> str:
-    """In words, from the worlds of "plain", "real" and "turns": "right direction", or "biased" in one of them."""
+    """One of :data:`VERDICTS`, the worst of the worlds of "plain", "real" and "turns"."""
     found = [row[part] for part in ("plain", "real", "turns") if "cosine" in row.get(part, {})]
-    return "right direction" if all(f["z"] < 3 or f["cosine"] > 0.999 for f in found) else "biased"
+    least = min((f["cosine"] for f in found if f["z"] >= 3), default=1.0)
+    return next(name for name, bound in VERDICTS.items() if least > bound)
 
 
 def final_gap(
