@@ -10,17 +10,21 @@ import numbers
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from reward_models.handing_over import own_copy
 from reward_models.names import shorten
+from reward_models.notes import Notes, pass_on
 from reward_models.trust import is_own
 
 #: Keywords that the contract itself fills; no dataset column may be called so.
-RESERVED = ("prompts", "completions", "prompt_ids", "completion_ids", "trainer_state")
+RESERVED = (
+    *("prompts", "completions", "prompt_ids", "completion_ids"),
+    *("trainer_state", "log_metric", "log_extra"),
+)
 
 
 @dataclass
@@ -51,11 +55,13 @@ class RewardResult:
         parts: For each reward by name, its raw score, float64 ``[N]``: before weights, clipping and
             normalising. NaN where a reward does not apply.
         scored: bool ``[N]``, false for rows to which no reward applies; None where every row is scored.
+        logged: What functions have logged beside their scores, ``[N]`` arrays, see :mod:`reward_models.notes`.
     """
 
     total: np.ndarray
     parts: dict[str, np.ndarray]
     scored: np.ndarray | None = None
+    logged: dict[str, np.ndarray] = field(default_factory=dict)
 
     def means(self) -> dict[str, float]:
         """The mean of each part over the rows it applies to; parts that apply to no row are left out."""
@@ -73,13 +79,14 @@ class Batch:
     completion_ids: Sequence[Sequence[int]] | None = None
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     trainer_state: Any = None
+    notes: Notes = field(default_factory=Notes)
 
     def __post_init__(self) -> None:
         for name in self.columns:
             if name in RESERVED:
                 raise ValueError(f"a column cannot be called {name!r}: rewards receive {RESERVED} themselves")
         for name, values in self.offered().items():
-            if name == "trainer_state":
+            if name == "trainer_state" or callable(values):
                 continue
             if isinstance(values, str) or len(values) != len(self.prompts):
                 came = "one string" if isinstance(values, str) else f"{len(values)} entries"
@@ -95,7 +102,10 @@ class Batch:
         columns = {name: values[which] for name, values in self.columns.items()}
         lists = (self.prompts, self.completions, self.prompt_ids, self.completion_ids)
         return Batch(
-            *(None if values is None else values[which] for values in lists), columns, self.trainer_state
+            *(None if values is None else values[which] for values in lists),
+            columns,
+            self.trainer_state,
+            self.notes,
         )
 
     def copied(self) -> Batch:
@@ -103,9 +113,20 @@ class Batch:
         return Batch(
             *own_copy((self.prompts, self.completions, self.prompt_ids, self.completion_ids, self.columns)),
             self.trainer_state,
+            self.notes,
         )
 
-    def offered(self) -> dict[str, Sequence[Any]]:
+    @property
+    def log_metric(self) -> Callable[[str, float], None]:
+        """See :meth:`reward_models.notes.Notes.log_metric`."""
+        return self.notes.log_metric
+
+    @property
+    def log_extra(self) -> Callable[[str, Sequence[Any]], None]:
+        """See :meth:`reward_models.notes.Notes.log_extra`."""
+        return self.notes.log_extra
+
+    def offered(self) -> dict[str, Any]:
         """Everything a reward function may ask for, by keyword."""
         own = {name: getattr(self, name) for name in RESERVED}
         return {name: values for name, values in own.items() if values is not None} | dict(self.columns)
@@ -168,9 +189,10 @@ class Reward(ABC):
         if len(batch) == 0:
             return RewardResult(np.zeros(0), {name: np.zeros(0) for name in self.names})
         result = self.evaluate_own(batch, optional=True)
+        logged = batch.notes.columns(len(batch))
         missing = np.isnan(result.total)
         if not missing.any():
-            return result
+            return replace(result, logged=logged) if logged else result
         if not self._told_missing:
             self._told_missing = True
             row = int(missing.argmax())
@@ -181,7 +203,7 @@ class Reward(ABC):
                 f"{shorten(batch.completions[row])}",
                 stacklevel=2,
             )
-        return RewardResult(np.where(missing, 0.0, result.total), result.parts, ~missing)
+        return RewardResult(np.where(missing, 0.0, result.total), result.parts, ~missing, logged)
 
     def evaluate_own(self, batch: Batch, optional: bool = False) -> RewardResult:
         """:meth:`evaluate`, on a copy of the rows where the class is not one of this project's."""
@@ -203,10 +225,19 @@ class Reward(ABC):
         completions: Sequence[Any],
         prompt_ids: Sequence[Sequence[int]] | None = None,
         completion_ids: Sequence[Sequence[int]] | None = None,
+        trainer_state: Any = None,
+        log_metric: Any = None,
+        log_extra: Any = None,
         **columns: Sequence[Any],
     ) -> list[float]:
-        """The totals as a list, so that a Reward is itself a reward function."""
-        return self.score(prompts, completions, prompt_ids, completion_ids, columns).total.tolist()
+        """The totals as a list, so that a Reward is itself a reward function.
+
+        One inside another function may be handed all that the function got; what it logs is passed on.
+        """
+        ids = prompt_ids, completion_ids
+        result = self.score(prompts, completions, *ids, columns, trainer_state)
+        pass_on(result.logged, log_metric, log_extra)
+        return result.total.tolist()
 
     def use_ids(self, tokenizer: Any) -> bool:
         """Tell the reward which tokenizer the token ids come from; True if it will read them."""

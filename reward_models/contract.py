@@ -12,7 +12,8 @@ arrive as keywords, one list each, and so do ``prompt_ids`` and ``completion_ids
 they are known. A function without ``**kwargs`` only receives what it names. Async functions are awaited.
 
 Where prompts are message lists, a function gets them as they are, and completions as
-``[{"role": "assistant", "content": ...}]``; where they are texts, texts. ``trainer_state`` says how far training is.
+``[{"role": "assistant", "content": ...}]``; where they are texts, texts. ``trainer_state`` says how far training is;
+``log_metric`` and ``log_extra`` are functions to log with (:mod:`reward_models.notes`).
 
 None means "this reward does not apply to this row": such an entry contributes 0 to the total and is NaN in
 ``parts``. A row to which no reward applies has a total of 0, nothing is learned from it, and a warning says so.

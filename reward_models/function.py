@@ -6,11 +6,13 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from reward_models.base import Batch, Reward, RewardResult, check_scores
 from reward_models.handing_over import describe_failure, own_copy
 from reward_models.names import did_you_mean, name_of, shorten
+from reward_models.notes import Notes
 
 
 class FunctionReward(Reward):
@@ -30,7 +32,8 @@ class FunctionReward(Reward):
         self.name = name or name_of(function)
 
     def evaluate(self, batch: Batch, optional: bool = False) -> RewardResult:
-        args, kwargs = own_copy(_arguments(self.function, self.name, batch))
+        call = replace(batch, notes=Notes())
+        args, kwargs = own_copy(_arguments(self.function, self.name, call))
         try:
             values = self.function(*args, **kwargs)
             if inspect.isawaitable(values):
@@ -44,6 +47,7 @@ class FunctionReward(Reward):
             error.add_note(note)
             raise error
         scores = check_scores(values, batch, self.name, optional)
+        batch.notes.add(call.notes, self.name, len(batch))  # an attempt that failed has logged nothing
         return RewardResult(scores, {self.name: scores})
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import warnings
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import CSVOutputFormat, Logger
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from agents import GRPO
+from agents.callbacks.tracking import TrackSamples
 from agents.cli import main
 from agents.evaluation import evaluate_policy
 from agents.offline.dpo import dpo
@@ -20,7 +24,8 @@ from agents.offline.reward_model import train_reward_model
 from agents.offline.sft import sft
 from agents.preferences.collection import collect_preferences
 from agents.rollouts.episode_log import read_table
-from reward_models import HFRewardModel, TrainerState, load_reward
+from agents.runs.samples import read_samples, sample_files
+from reward_models import Guarded, HFRewardModel, TrainerState, load_reward
 from reward_models.comparisons import encode_answer, read_comparisons
 from reward_models.data.encoding import TextEncoder
 from tests.chat_templates import byte_tokenizer, chat_tokenizer, turns
@@ -99,7 +104,7 @@ def test_rewards_get_messages_where_prompts_are_messages_and_texts_where_they_ar
     assert completions == [[{"role": "assistant", "content": "yo"}]]
     assert env.lm.tokenizer.decode(ids[0]) == "yo<|im_end|>"
     assert columns == ["x"]
-    assert set(rest) == {"prompt_ids", "trainer_state"}
+    assert set(rest) == {"prompt_ids", "trainer_state", "log_metric", "log_extra"}
     assert (text_prompts, text_completions) == (["hi"], ["yo"])
 
 
@@ -150,6 +155,74 @@ def test_the_trainer_says_how_far_it_is():
     assert (first.num_timesteps, first.total_timesteps, first.global_step) == (0, 16, 0)
     assert 0 < last.num_timesteps < 16 and last.global_step > 0 and 0 < last.epoch < 1
     assert last.max_steps >= last.global_step
+
+
+def noting(prompts, completions, log_metric, log_extra, **columns):
+    """Logs as a reward that was written for TRL does."""
+    lengths = [len(c[0]["content"]) for c in completions]
+    log_metric("longest", max(lengths))
+    log_extra("letters", lengths)
+    log_extra("first", [c[0]["content"][:1] for c in completions])
+    return [float(n) for n in lengths]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_what_a_reward_logs_is_in_the_log_and_among_the_samples(fused, tmp_path):
+    env = make_env(reward=noting, max_new_tokens=3)
+    if not fused:
+        env = gym.wrappers.RecordEpisodeStatistics(env)
+    agent = GRPO("auto", env, n_episodes=4, group_size=2, seed=0)
+    agent.set_logger(Logger(str(tmp_path), [CSVOutputFormat(str(tmp_path / "log.csv"))]))
+    track = TrackSamples(tmp_path)
+    agent.learn(12, [track])
+    log = list(csv.DictReader((tmp_path / "log.csv").open()))
+    samples = read_samples(sample_files(tmp_path)[0][1])
+    for row in samples:
+        assert row["letters"] == row["score"] == len(row["response"]) and row["first"] == row["response"][:1]
+    assert len(samples) == 4 and 0 < float(log[0]["longest"]) <= max(row["letters"] for row in samples)
+
+
+def test_what_a_failed_attempt_has_logged_is_not_logged_twice_and_halves_are_put_together():
+    calls = []
+
+    def shaky(prompts, completions, log_extra, log_metric):
+        log_extra("seen", completions)
+        log_metric("calls", len(calls))
+        calls.append(len(completions))
+        if len(completions) > 1:
+            raise RuntimeError("one at a time")
+        return [1.0] * len(completions)
+
+    result = Guarded(shaky, fallback=0.0).score(["p"] * 3, ["a", "b", "c"])
+    assert result.logged["extra/seen"].tolist() == ["a", "b", "c"]
+    assert calls == [3, 1, 2, 1, 1] and result.logged["metric/calls"].tolist() == [8 / 3] * 3
+
+
+def test_a_reward_may_hand_all_that_it_got_to_another():
+    inner = load_reward(lambda prompts, completions, log_metric: log_metric("inside", 2) or [1.0])
+
+    def outer(prompts, completions, **columns):
+        return inner(prompts, completions, **columns)
+
+    result = load_reward(outer).score(["p"], ["c"], columns={"answer": ["x"]}, trainer_state=TrainerState())
+    assert result.total.tolist() == [1.0] and result.logged["metric/inside"].tolist() == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, e: e("col", [1]), r"log_extra\('col', ...\) 1 values for 2 completions"),
+        (lambda m, e: e("col", "ab"), "log_extra wants a column's name and a list"),
+        (lambda m, e: m("x", "much"), "log_metric wants a name and a number, got 'x' and 'much'"),
+    ],
+)
+def test_logging_that_cannot_be_is_named(call, message):
+    def reward(prompts, completions, log_metric, log_extra):
+        call(log_metric, log_extra)
+        return [0.0] * len(prompts)
+
+    with pytest.raises((TypeError, ValueError), match=message):
+        load_reward(reward).score(["p", "p"], ["a", "b"])
 
 
 # -- reward models --------------------------------------------------------------------------------------------

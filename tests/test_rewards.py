@@ -132,6 +132,7 @@ def test_function_with_keywords_receives_every_column_and_the_ids():
         return [0.0] * len(completions)
 
     load_reward(greedy).score(["p"], ["c"], [[1, 2]], [[3]], {"answer": ["4"]})
+    assert callable(seen.pop("log_metric")) and callable(seen.pop("log_extra"))
     assert seen == {"prompts": ["p"], "prompt_ids": [[1, 2]], "completion_ids": [[3]], "answer": ["4"]}
 
 

@@ -6,6 +6,7 @@ out: rollouts of other environments, whose observations are no texts.
 
 from __future__ import annotations
 
+import numbers
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from agents.callbacks.evaluation import EvalCallback
 from agents.evaluation.plots import episode_strip, proxy_and_gold_figure
 from agents.rollouts.rollout import Rollout
 from agents.runs.samples import DETAILED, drop_after, write_samples
+from reward_models.notes import EXTRA, METRIC
 
 #: Updates between two histograms.
 EVERY = 10
@@ -143,7 +145,11 @@ def samples_of(agent: Any, rollout: Rollout) -> dict[str, list[Any]]:
         return {}
     rows = min(count, len(rollout))
     lengths = rollout.lengths.cpu().numpy()
-    columns = {name: list(values[-rows:]) for name, values in text.items() if len(values) == count}
+    columns = {
+        name: list(values[-rows:])
+        for name, values in text.items()
+        if len(values) == count and not name.startswith(METRIC)
+    }
     token_ids = columns.pop("token_ids", [])
     # A method may leave out rows (groups without variance), and then nothing says which token belongs to which text.
     fits = rollout.advantages is not None and rows == len(rollout) == len(token_ids)
@@ -152,14 +158,19 @@ def samples_of(agent: Any, rollout: Rollout) -> dict[str, list[Any]]:
         actions = rollout.actions.cpu().numpy()
         rows_of_text = zip(token_ids, actions, lengths, strict=True)
         fits = all(np.array_equal(ids[:n], acted[:n]) for ids, acted, n in rows_of_text)
-    numbers = {"score", "response_length", "kl_sum"} | {name for name in columns if name.startswith("score/")}
     found: dict[str, list[Any]] = {
-        name: [float(value) for value in values] if name in numbers else [str(value) for value in values]
+        name.removeprefix(EXTRA): [(float if _is_number(name, values) else str)(value) for value in values]
         for name, values in columns.items()
     }
     if fits:
         found |= _of_steps(agent, rollout, lengths)
     return found
+
+
+def _is_number(name: str, values: list[Any]) -> bool:
+    if name.startswith(EXTRA):
+        return all(isinstance(value, numbers.Real) for value in values)
+    return name in ("score", "response_length", "kl_sum") or name.startswith("score/")
 
 
 def _of_steps(agent: Any, rollout: Rollout, lengths: np.ndarray) -> dict[str, list[Any]]:

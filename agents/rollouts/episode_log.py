@@ -14,6 +14,7 @@ from torch import Tensor
 
 from agents.evaluation.diversity import distinct_n
 from agents.rollouts.rollout import Rollout
+from reward_models.notes import EXTRA, METRIC
 from textrl_env.printable import markdown_cell
 
 #: Rows of the table of samples.
@@ -114,8 +115,10 @@ class EpisodeLog:
         told = "scored" in ends and np.all(ends.get("_scored", [True] * (slot + 1))[slot])
         self.text.setdefault("scored", []).append(bool(ends["scored"][slot]) if told else True)
         for name in ends:
-            if name.startswith("score/"):
+            if name.startswith(("score/", METRIC)):
                 self.text.setdefault(name, []).append(float(ends[name][slot]))
+            elif name.startswith(EXTRA):
+                self.text.setdefault(name, []).append(ends[name][slot])
 
     def add_text(self, episodes: Any) -> None:
         """Note whole :class:`~textrl_env.envs.writing.Episodes`."""
@@ -136,7 +139,7 @@ class EpisodeLog:
             "token_ids": list(episodes.tokens),
             **({"turns": episodes.turns} if hasattr(episodes, "turns") else {}),
         } | {f"score/{name}": part for name, part in episodes.parts.items()}
-        for name, values in columns.items():
+        for name, values in (columns | episodes.logged).items():
             self.text.setdefault(name, []).extend(values)
         if getattr(episodes, "success", None) is not None:
             self.successes.extend(episodes.success.tolist())
@@ -192,6 +195,8 @@ class EpisodeLog:
             elif name.startswith("score/"):
                 # NaN where one of several rewards did not apply.
                 record(f"rewards/{name.removeprefix('score/')}", _mean_of_numbers(values))
+            elif name.startswith(METRIC):
+                record(name.removeprefix(METRIC), _mean_of_numbers(values))
 
     def _log_completions(self, record: Callable[..., None]) -> None:
         lengths = np.array(self.text["response_length"])

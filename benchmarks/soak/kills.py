@@ -92,10 +92,10 @@ class Kills:
                 return ended
             if seen and seen[-1] == "":  # what `kill -9` was followed by
                 seen[-1] = _told(_ANSWERS, ended.output)
-                if not seen[-1] and ended.was_hit and ended.code < 0:
+                if not seen[-1] and ended.was_hit and ended.code:
                     seen[-1] = "hit again before it could answer"
                 elif not seen[-1]:
-                    seen[-1] = _silent_again(case) if ended.code == 0 or ended.was_hit else ""
+                    seen[-1] = _silent_again(case) if ended.code == 0 else ""
             if ended.code == 0:
                 return ended
             if ended.was_hit and ended.code < 0:

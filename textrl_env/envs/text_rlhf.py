@@ -210,7 +210,7 @@ class TextRLHFDynamics(WritingDynamics):
         }
         if scored["scored"] is not None:
             info["scored"] = scored["scored"]
-        return info | {f"score/{name}": part for name, part in scored["parts"].items()}
+        return info | {f"score/{name}": part for name, part in scored["parts"].items()} | scored["logged"]
 
     # -- the fused way ----------------------------------------------------------------------------------
 
@@ -258,7 +258,7 @@ class TextRLHFDynamics(WritingDynamics):
         prompt_ids: np.ndarray,
         is_eos: np.ndarray,
     ) -> dict[str, Any]:
-        """Responses as text, their score (missing-EOS penalty taken off) and its parts by name."""
+        """Responses as text, their score (missing-EOS penalty taken off), its parts by name, and what was logged."""
         bodies = [r[:-1] if e else r for r, e in zip(responses, is_eos, strict=True)]
         given = [self._given(text, k) for text, k in zip(texts, prompt_ids, strict=True)]
         responses_as_text = [
@@ -279,7 +279,13 @@ class TextRLHFDynamics(WritingDynamics):
         if self.gold is not None:
             parts["gold"] = self._gold_score(prompt_ids >= 0, given, completions, columns, ids)
         score = result.total - self.missing_eos_penalty * ~is_eos
-        return {"responses": responses_as_text, "score": score, "parts": parts, "scored": result.scored}
+        return {
+            "responses": responses_as_text,
+            "score": score,
+            "parts": parts,
+            "scored": result.scored,
+            "logged": result.logged,
+        }
 
     def _given(self, text: str, prompt_id: int) -> Any:
         """A prompt as rewards get it: messages where it came as messages, its text otherwise."""

@@ -41,6 +41,7 @@ class Episodes:
         rendered: ``B`` texts, what the model reads: of messages, what the chat template makes of them.
         scored: bool ``[B]``, false where no reward applied; None where every response was scored.
         truncated: bool ``[B]``, cut off by a time limit of the task's own; None where there is none.
+        logged: What reward functions have logged, ``[B]`` arrays, see :mod:`reward_models.notes`.
     """
 
     sequences: Sequences
@@ -54,6 +55,7 @@ class Episodes:
     rendered: list[str] = dataclasses.field(default_factory=list)
     scored: np.ndarray | None = None
     truncated: np.ndarray | None = None
+    logged: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.rendered = self.rendered or self.prompts
