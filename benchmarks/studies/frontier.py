@@ -103,7 +103,7 @@ def _wins(heldout: Answers) -> list[float]:
 # -- the page ---------------------------------------------------------------------------------------------------
 
 
-def found_of(results: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, float]]]:
+def found_of(results: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Figures of the finished policies by what the page calls them, one for each seed."""
     labels = {
         "PPO": [verdict.job("PPO, as the demo", seed).name for seed in range(100)],
@@ -122,11 +122,11 @@ def found_of(results: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, flo
     return found
 
 
-def _figures(result: dict[str, Any]) -> dict[str, float]:
+def _figures(result: dict[str, Any]) -> dict[str, Any]:
     if "ends" not in result:
         return result
     last = result["ends"]["final"]
-    return last | {"win_rate": result["verdict"]["gain"]["win_rate"]["mean"]}
+    return last | {"win_rate": result["verdict"]["gain"]["win_rate"]["mean"], "points": result["points"]}
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
@@ -181,11 +181,9 @@ def figure(results: dict[str, dict[str, Any]], file: Path) -> None:
             label=label,
             markersize=6,
         )
-    for result in results.values():
-        if "points" in result:
-            points = result["points"]
-            line = [p["kl"] for p in points], [p["gold_scores"] for p in points]
-            axes.plot(*line, color="#bbbbbb", linewidth=0.7, zorder=0)
+        for points in (f["points"] for f in found if "points" in f):
+            way = [p["kl"] for p in points], [p["gold_scores"] for p in points]
+            axes.plot(*way, color=colour, linewidth=0.8, alpha=0.4, zorder=0)
     style_axes(axes)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("KL to the SFT model (nats)", fontsize=9)

@@ -251,9 +251,9 @@ def figure(results: dict[str, dict[str, Any]], file: Path) -> None:
 
     from agents.evaluation.plots import style_axes
 
-    canvas = Figure(figsize=(10.5, 4.0), dpi=130, layout="constrained")
-    left, right = canvas.subplots(1, 2, sharey=True)
-    colours = ("#b8860b", "#c0504d", "#1f6fb4", "#2e7d4f", "#6a4c93", "#888888", "#444444", "#d98880")
+    canvas = Figure(figsize=(13.0, 4.0), dpi=130, layout="constrained")
+    left, middle, right = canvas.subplots(1, 3, sharey=True)
+    colours = ("#b8860b", "#c0504d", "#1f6fb4", "#2e7d4f", "#6a4c93")
     series = {
         f"{size:,} comparisons": [r for name, r in results.items() if name.startswith(f"reward-{size}-")]
         for size in SIZES
@@ -262,11 +262,15 @@ def figure(results: dict[str, dict[str, Any]], file: Path) -> None:
     for (label, found), colour in zip(series.items(), colours, strict=False):
         if found:
             _draw(left, label, BEST_OF_N, _points(found), colour)
-    for (label, runs), colour in zip(groups(results).items(), colours, strict=False):
-        _draw(right, label, LEARNING, learning_points(runs), colour)
-    left.set_title("best of n, by what the reward model learned from", fontsize=10.5, loc="left")
-    right.set_title("learning", fontsize=10.5, loc="left")
-    for axes in (left, right):
+    by_data = {label: runs for label, runs in groups(results).items() if "comparisons" in label}
+    by_beta = {label: runs for label, runs in groups(results).items() if label not in by_data}
+    for axes, shown in ((middle, by_beta), (right, by_data)):
+        for (label, runs), colour in zip(shown.items(), colours, strict=False):
+            _draw(axes, label.removeprefix("GRPO, beta 0.05, "), LEARNING, learning_points(runs), colour)
+    left.set_title("best of n, by what the reward model has seen", fontsize=10.5, loc="left")
+    middle.set_title("learning, by beta", fontsize=10.5, loc="left")
+    right.set_title("GRPO at beta 0.05, likewise", fontsize=10.5, loc="left")
+    for axes in (left, middle, right):
         style_axes(axes)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.axhline(0, color="#cccccc", linewidth=1)
