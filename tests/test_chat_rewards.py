@@ -208,6 +208,20 @@ def test_a_reward_may_hand_all_that_it_got_to_another():
     assert result.total.tolist() == [1.0] and result.logged["metric/inside"].tolist() == [2.0]
 
 
+def test_of_two_rewards_that_log_one_column_the_later_one_is_shown_and_metrics_are_averaged():
+    def naming(name, value):
+        def reward(completions, log_extra, log_metric):
+            log_extra("who", [name] * len(completions))
+            log_metric("value", value)
+            return [0.0] * len(completions)
+
+        return reward
+
+    result = load_reward([(naming("first", 1), 1.0), (naming("second", 2), 1.0)]).score(["p"] * 2, ["a", "b"])
+    assert result.logged["extra/who"].tolist() == ["second"] * 2
+    assert result.logged["metric/value"].tolist() == [1.5] * 2
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
