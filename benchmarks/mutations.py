@@ -1,17 +1,21 @@
 """Do the tests notice? Bugs planted one at a time in a copy of the project, and which test finds each.
 
-    python benchmarks/mutations.py [--only NAME ...] [--jobs 2]
+    python benchmarks/mutations.py [--only NAME ...] [--minutes 10]
+    python benchmarks/mutations.py --again      # also those that have been planted before
 
 Every bug is one that people have really made: a sign, a shift by one token, a forgotten mask, a state that a
 checkpoint leaves out. The project's tracked files are copied to a temporary folder, a bug is planted there, the
-tests that should notice run, and the file is put back. A whole pass writes docs/mutations.md. Only tests that
-fail count as noticing: a file that no longer imports does not. Left out: generated mutations, of which most
-change nothing that anyone would call behaviour.
+tests that should notice run, and the file is put back. What was found is kept in benchmarks/mutations.json, so a
+pass may be stopped and gone on with, and docs/mutations.md is written of all that is there; a bug that is changed is
+planted again. Only tests that fail count as noticing: a file that no longer imports does not. Left out: generated
+mutations, of which most change nothing that anyone would call behaviour.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -19,13 +23,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
-from queue import Queue
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENT = ROOT / "docs" / "mutations.md"
+DOCUMENT, STORED = ROOT / "docs" / "mutations.md", Path(__file__).with_suffix(".json")
 PACKAGES = ("agents", "textrl_env", "reward_models")
 #: Seconds after which a run of tests is given up.
 TIMEOUT = 600
@@ -592,52 +596,73 @@ def try_bug(bug: Bug, folder: Path) -> Verdict:
         path.write_text(right, encoding="utf-8")
 
 
-def try_all(bugs: list[Bug], jobs: int) -> list[Verdict]:
-    """Every bug on its own, in ``jobs`` copies side by side.
+def try_all(bugs: list[Bug], minutes: float | None) -> Iterator[tuple[Bug, Verdict]]:
+    """Every bug on its own, those that the same tests should notice one after another.
+
+    Args:
+        bugs: Which.
+        minutes: None is planted later than this; None is no limit.
 
     Raises:
         RuntimeError: The tests do not pass without a bug, or do not import the copy.
     """
+    started = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
-        base = Path(temporary).resolve()
-        copies: Queue[Path] = Queue()
-        for i in range(jobs):
-            copies.put(copy_project(base / str(i)))
-        check_imports(base / "0")
-        sound = run_tests(base / "0", tuple(sorted({name for bug in bugs for name in bug.tests})))
-        if sound.outcome != "survived":
-            raise RuntimeError(f"the tests have to pass without a bug first, but: {sound.test}")
-        print(f"without a bug the tests pass ({sound.seconds:.0f} s)", flush=True)
-
-        def one(bug: Bug) -> Verdict:
-            folder = copies.get()
-            try:
+        folder = copy_project(Path(temporary).resolve())
+        check_imports(folder)
+        for tests, group in groupby(sorted(bugs, key=lambda bug: bug.tests), key=lambda bug: bug.tests):
+            sound = None
+            for bug in group:
+                if minutes is not None and time.monotonic() - started > 60 * minutes:
+                    return
+                if sound is None:
+                    sound = run_tests(folder, tests)
+                    if sound.outcome != "survived":
+                        raise RuntimeError(f"the tests have to pass without a bug first, but: {sound.test}")
+                    print(f"without a bug {' and '.join(tests)} pass ({sound.seconds:.0f} s)", flush=True)
                 verdict = try_bug(bug, folder)
-            finally:
-                copies.put(folder)
-            print(f"{verdict.outcome:8} {verdict.seconds:4.0f} s  {bug.name}: {verdict.test}", flush=True)
-            return verdict
-
-        with ThreadPoolExecutor(jobs) as pool:
-            return list(pool.map(one, bugs))
+                print(f"{verdict.outcome:8} {verdict.seconds:4.0f} s  {bug.name}: {verdict.test}", flush=True)
+                yield bug, verdict
 
 
-def document(bugs: list[Bug], verdicts: list[Verdict]) -> str:
+def fingerprint(bug: Bug) -> str:
+    """What was planted, in short: another change of the same name is another bug."""
+    return hashlib.sha256(repr((bug.file, bug.old, bug.new)).encode()).hexdigest()[:12]
+
+
+def stored() -> dict[str, dict[str, str]]:
+    """What has been found, by the names of the bugs."""
+    return json.loads(STORED.read_text(encoding="utf-8")) if STORED.is_file() else {}
+
+
+def keep(bug: Bug, verdict: Verdict) -> None:
+    """Add what was found of a bug, and forget those that are no longer in the list."""
+    found = stored() | {
+        bug.name: {"planted": fingerprint(bug), "outcome": verdict.outcome, "test": verdict.test}
+    }
+    lines = [f"{json.dumps(b.name)}: {json.dumps(found[b.name])}" for b in BUGS if b.name in found]
+    STORED.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+def document(bugs: list[Bug], found: dict[str, dict[str, str]]) -> str:
     """The page, in Markdown."""
-    killed = sum(verdict.outcome == "killed" for verdict in verdicts)
+    planted = [bug for bug in bugs if found.get(bug.name, {}).get("planted") == fingerprint(bug)]
+    killed = sum(found[bug.name]["outcome"] == "killed" for bug in planted)
     lines = [
         "# Bugs planted, bugs noticed",
         "",
         "Written by `python benchmarks/mutations.py`, which plants one bug at a time in a copy of the project and",
         "runs the test files that should notice, up to the first failure.",
         "",
-        f"{killed} of {len(bugs)} bugs are noticed.",
+        f"{killed} of {len(planted)} bugs that have been planted are noticed; the list has {len(bugs)}. What has no",
+        "test beside it has been added or changed since, and waits for the next pass.",
         "",
         "| bug | file | noticed by |",
         "|---|---|---|",
     ]
-    for bug, verdict in zip(bugs, verdicts, strict=True):
-        by = f"`{verdict.test}`" if verdict.outcome == "killed" else f"**{verdict.outcome}**"
+    for bug in bugs:
+        row = found[bug.name] if bug in planted else {"outcome": ""}
+        by = {"killed": f"`{row.get('test')}`", "": ""}.get(row["outcome"], f"**{row['outcome']}**")
         lines.append(f"| {bug.name} | `{bug.file}` | {by} |")
     return "\n".join(lines) + "\n"
 
@@ -646,25 +671,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--only", nargs="+", metavar="NAME", help="bugs whose name holds this; writes no page"
-    )
-    parser.add_argument("--jobs", type=int, default=1, help="copies of the project to work in side by side")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="bugs whose name holds this")
+    parser.add_argument("--tests", nargs="+", metavar="NAME", help="bugs that these test files should notice")
+    parser.add_argument("--again", action="store_true", help="also those that have been planted before")
+    parser.add_argument("--minutes", type=float, help="plant none later than this")
     parser.add_argument("--list", action="store_true", help="list the bugs and run nothing")
     args = parser.parse_args()
+    found = stored()
     bugs = [bug for bug in BUGS if not args.only or any(name in bug.name for name in args.only)]
+    bugs = [bug for bug in bugs if not args.tests or set(args.tests) & set(bug.tests)]
     if not bugs:
-        parser.error(f"no bug's name holds any of {args.only}; --list lists them")
+        parser.error("no bug is called that; --list lists them")
     for bug in bugs:
         check_bug(bug)
     if args.list:
         print("\n".join(f"{bug.file:32} {bug.name}" for bug in bugs))
         return
-    verdicts = try_all(bugs, args.jobs)
-    if not args.only:
-        DOCUMENT.write_text(document(bugs, verdicts), encoding="utf-8")
+    if not args.again:
+        bugs = [bug for bug in bugs if found.get(bug.name, {}).get("planted") != fingerprint(bug)]
+    verdicts = []
+    for bug, verdict in try_all(bugs, args.minutes):
+        verdicts.append(verdict)
+        keep(bug, verdict)
+    DOCUMENT.write_text(document(BUGS, stored()), encoding="utf-8")
     left = sum(verdict.outcome != "killed" for verdict in verdicts)
-    print(f"{len(bugs) - left} of {len(bugs)} noticed")
+    print(f"{len(verdicts) - left} of {len(verdicts)} noticed, {len(bugs) - len(verdicts)} not planted")
     sys.exit(1 if left else 0)
 
 

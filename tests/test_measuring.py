@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 
@@ -276,6 +277,46 @@ def test_the_page_shows_every_method_once():
         assert table.count(f"| `{method.name}` |") == 1, (
             "write it again: python benchmarks/gradients.py --pages"
         )
+
+
+def test_ranks_are_compared_and_ties_share_one():
+    from benchmarks.gradients_page import rank_correlation
+
+    assert rank_correlation([1.0, 2.0, 3.0, 10.0], [0.1, 0.2, 0.3, 0.31]) == pytest.approx(1.0)
+    assert rank_correlation([1.0, 2.0, 3.0], [3.0, 2.0, 1.0]) == pytest.approx(-1.0)
+    # Ranks 0, 1.5, 1.5, 3 against 0, 1, 2, 3: 4.5 / sqrt(4.5 * 5).
+    assert rank_correlation([1.0, 2.0, 2.0, 3.0], [1.0, 2.0, 3.0, 4.0]) == pytest.approx(
+        4.5 / math.sqrt(22.5)
+    )
+
+
+def test_the_picture_has_every_method_and_its_frontier_falls():
+    from benchmarks import gradients_picture as picture
+
+    places = picture.groups_of_dots(est.stored())
+    assert sum(len(names) for _, _, names in places) == len(SHOWN)
+    frontier = picture.frontier_of(places)
+    assert all(x <= v and y >= w for (x, y), (v, w) in itertools.pairwise(frontier))
+    assert min(y for _, y, _ in places) == pytest.approx(frontier[-1][1])
+
+
+def test_the_order_on_text_is_ranked_against_the_exact_worlds():
+    from benchmarks import on_text
+
+    exact = {
+        name: {"gaps": {"0.1": [0.01 * i]}, "plain": {"cosine": 1.0, "noise": 50.0 + i}}
+        for i, name in enumerate(on_text.METHODS)
+    }
+    found = {
+        f"order-{name}-{seed}": {"objective": 2.0 - i + 0.1 * seed, "gold": 0.5, "kl": 1.0}
+        for i, name in enumerate(on_text.METHODS)
+        for seed in range(2)
+    }
+    table = on_text.order_table(found, exact)
+    assert "(2 seeds) with *progress*: +1.00; with a small exact gap: +1.00" in table
+    rows = [line.split("|")[1].strip(" `") for line in table.splitlines() if line.startswith("| `")]
+    assert rows == list(on_text.METHODS), "the best first"
+    assert "Not measured yet" in on_text.order_table({}, exact)
 
 
 def test_a_method_measured_again_gives_what_is_stored():

@@ -11,10 +11,28 @@ ROOT = Path(__file__).parents[1]
 
 
 def _bugs():
+    return _module().BUGS
+
+
+def _module():
     spec = importlib.util.spec_from_file_location("mutations", ROOT / "benchmarks" / "mutations.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.BUGS
+    return module
+
+
+def test_the_page_tells_what_was_noticed_from_what_has_not_been_planted():
+    mutations = _module()
+    first, second, third = mutations.BUGS[:3]
+    noticed = {"planted": mutations.fingerprint(first), "outcome": "killed", "test": "test_a.py::test_b"}
+    survived = noticed | {"planted": mutations.fingerprint(second), "outcome": "survived"}
+    other = noticed | {"planted": "of another change"}
+    page = mutations.document(
+        [first, second, third], {first.name: noticed, second.name: survived, third.name: other}
+    )
+    assert "1 of 2 bugs that have been planted are noticed; the list has 3." in page
+    rows = [line.rpartition("| ")[2].rstrip(" |") for line in page.splitlines() if line.startswith("| ")]
+    assert rows[-3:] == ["`test_a.py::test_b`", "**survived**", ""]
 
 
 @pytest.mark.parametrize("bug", _bugs(), ids=lambda bug: bug.name)
