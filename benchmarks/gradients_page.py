@@ -27,7 +27,8 @@ gradient of `E[score] - kl_coef * KL`: {expectations}. What was measured is in [
 
 {families}
 A method of one's own needs no entry: `--agent my_module:MyAgent`. To add one here, write a class in a file of
-`agents/algorithms/methods/` and its entry in the table, then this page again.
+`agents/algorithms/methods/` (what it changes of a base class's settings needs no constructor, see
+[your own](your_own.md#a-method)) and its entry in the table, then this page again.
 """
 
 
