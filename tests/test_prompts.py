@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from agents.offline.demonstration_data import load_demonstrations
 from textrl_env.data.prompts import PromptSet, RecordSet, load_prompts, load_records
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]
@@ -219,6 +220,29 @@ def test_half_of_a_surrogate_pair_is_no_text(tmp_path):
     path = write(tmp_path / "p.jsonl", '{"prompt": "ab\\ud83d"}\n')
     with pytest.raises(ValueError, match=r"line 1, column 'prompt': character 3 is half of a surrogate pair"):
         load_prompts(path)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "problem"),
+    [
+        ("tools", {"x": False}, r"expected a list of tools, each a JSON schema, got dict \{'x': False\}"),
+        ("tools", [5], r"tool 0: expected a JSON schema \(an object\), got int 5"),
+        ("tools", "{add", r"expected a list of tools, got a text that is no JSON"),
+        ("chat_template_kwargs", ["on"], r"expected an object, the template's variables by name, got list"),
+        ("chat_template_kwargs", "on", r"expected an object of variables, got a text that is no JSON"),
+        ("chat_template_kwargs", {"messages": []}, r"'messages' is set for the template already"),
+    ],
+)
+def test_what_a_template_cannot_take_is_named_where_it_stands(column, value, problem, tmp_path):
+    chat = {"prompt": [{"role": "user", "content": "hi"}], "completion": "yo"}
+    file = tmp_path / "data.jsonl"
+    file.write_text(f"{json.dumps(chat)}\n{json.dumps(chat | {column: value})}\n")
+    for load in (load_prompts, load_demonstrations):
+        with pytest.raises(ValueError, match=rf"data.jsonl, line 2, column '{column}': {problem}"):
+            load(file)
+    plain = {"prompt": "hi", "completion": "yo", column: value}  # no template: the column may hold anything
+    assert load_prompts([plain]).texts == ["hi"]
+    assert load_prompts([chat | {column: ""}]).texts == ["hi"]  # an empty cell
 
 
 def test_a_generator_is_a_source_and_a_table_of_pandas_says_how():

@@ -23,6 +23,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from reward_models.names import shorten
+
 #: A conversation: dicts with "role" and "content", and whatever else the template reads.
 Messages = Sequence[Mapping[str, Any]]
 
@@ -35,6 +37,12 @@ _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 #: A thought without words, white space left out.
 _NO_THOUGHT = "<think></think>"
 _OPEN_TAG = re.compile(r"<([A-Za-z_][\w-]*)>\s*$")
+#: Arguments of a tokenizer's ``apply_chat_template`` that no record may set.
+_TAKEN = {
+    *("messages", "conversation", "tools", "chat_template", "add_generation_prompt", "continue_final_message"),
+    *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs"),
+    "return_assistant_tokens_mask",
+}
 
 
 class Rendered(NamedTuple):
@@ -89,8 +97,11 @@ class ChatTemplate:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         allow_control_tokens: bool = False,
     ) -> None:
+        problem = problem_in_settings(chat_template_kwargs)
+        if problem is not None:
+            raise ValueError(f"chat_template_kwargs: {problem}")
         self.tokenizer = tokenizer
-        self.kwargs = dict(chat_template_kwargs or {})
+        self.kwargs = dict(_parsed(chat_template_kwargs) or {})
         self.allow_control_tokens = allow_control_tokens
         tokens = {str(token) for token in tokenizer.all_special_tokens}
         tokens |= {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
@@ -311,13 +322,13 @@ class ChatTemplate:
             return self.tokenizer.apply_chat_template(
                 messages, tools=tools, tokenize=False, **(settings | options)
             )
-        except Exception as error:
-            if type(error).__module__.split(".")[0] != "jinja2":
+        except Exception as error:  # of the template's own, of Jinja, or of what was handed to it
+            if not self.tokenizer.chat_template:
                 raise
             roles = ", ".join(str(message.get("role")) for message in messages)
             raise ValueError(
                 f"the chat template of {self.tokenizer.name_or_path!r} refuses a conversation of the roles "
-                f"[{roles}]: {error}"
+                f"[{roles}] that begins with {shorten(readable(messages[:1]))}: {error}"
             ) from error
 
     @functools.cached_property
@@ -534,6 +545,39 @@ def problem_in(messages: Sequence[Any]) -> str | None:
     return None
 
 
+def problem_in_tools(value: Any) -> str | None:
+    """What is wrong with a record's ``tools``, to be put behind its place, or None."""
+    try:
+        tools = _parsed(value)
+    except ValueError as error:
+        return f"expected a list of tools, got a text that is no JSON ({error})"
+    if tools is None:
+        return None
+    if not isinstance(tools, list | tuple):
+        return f"expected a list of tools, each a JSON schema, got {_described(tools)}"
+    for i, tool in enumerate(tools):
+        if not isinstance(tool, Mapping) and not callable(tool):
+            return f"tool {i}: expected a JSON schema (an object), got {_described(tool)}"
+    return None
+
+
+def problem_in_settings(value: Any) -> str | None:
+    """What is wrong with a record's ``chat_template_kwargs``, to be put behind its place, or None."""
+    try:
+        given = _parsed(value)
+    except ValueError as error:
+        return f"expected an object of variables, got a text that is no JSON ({error})"
+    if given is None:
+        return None
+    if not isinstance(given, Mapping):
+        return f"expected an object, the template's variables by name, got {_described(given)}"
+    strange = [name for name in given if not isinstance(name, str)]
+    if strange:
+        return f"expected names of variables, got {_described(strange[0])}"
+    taken = sorted(_TAKEN & given.keys())
+    return f"{taken[0]!r} is set for the template already" if taken else None
+
+
 def problem_in_text(text: str) -> str | None:
     """Why no tokenizer takes a text, or None: JSON can write half a character, which Python reads."""
     try:
@@ -633,7 +677,8 @@ def _excerpt(text: str, other: str) -> str:
 
 
 def _parsed(value: Any) -> Any:
-    return json.loads(value) if isinstance(value, str) else value
+    """A cell that may be JSON; an empty one of a .csv file is None."""
+    return (json.loads(value) if value.strip() else None) if isinstance(value, str) else value
 
 
 def _any_of(tokens: Sequence[str]) -> re.Pattern:

@@ -14,7 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from reward_models.data.chat import problem_in, problem_in_text, split_prompt
+from reward_models.data.chat import (
+    problem_in,
+    problem_in_settings,
+    problem_in_text,
+    problem_in_tools,
+    split_prompt,
+)
 from reward_models.data.rows import BadRow, Bare, describe, read_rows, source_name
 from reward_models.names import did_you_mean
 
@@ -60,7 +66,8 @@ def load_records(
     What a column may hold goes by its name: ``prompt`` is a text that is not empty or a message list;
     ``completion``, ``chosen``, ``rejected`` and ``text`` a text (an answer may be empty) or, but for ``text``, a
     message list; ``messages`` a message list; ``label``, ``ended``, ``chosen_ended`` and ``rejected_ended`` a bool, or
-    0 or 1; ``margin`` a number. Any other column may hold anything.
+    0 or 1; ``margin`` a number; beside messages, ``tools`` a list of JSON schemas and ``chat_template_kwargs`` an
+    object, or JSON of these. Any other column may hold anything.
 
     Args:
         source: A list of dicts, a path, a dataset; see :mod:`reward_models.data.rows`. Rows may be mere texts or
@@ -151,6 +158,11 @@ def _check_row(
         if problem is not None:
             return f", column {column!r}: {problem}"
         row[column] = tidy(row[column])
+    if any(isinstance(row.get(column), list | tuple) for column in form):  # a template will read them
+        for column, check in _FOR_TEMPLATES.items():
+            problem = check(row.get(column))
+            if problem is not None:
+                return f", column {column!r}: {problem}"
     return None
 
 
@@ -226,6 +238,8 @@ def _as_it_is(value: Any) -> Any:
     return value
 
 
+#: What is checked where a row has messages.
+_FOR_TEMPLATES = {"tools": problem_in_tools, "chat_template_kwargs": problem_in_settings}
 #: What a column of this name may hold: a function that tells what is wrong, and one that tidies up what is right.
 _COLUMNS: dict[str, tuple[Callable[[Any], str | None], Callable[[Any], Any]]] = {
     "prompt": (_check_prompt, _as_it_is),
