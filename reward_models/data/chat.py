@@ -39,7 +39,14 @@ _NO_THOUGHT = "<think></think>"
 _OPEN_TAG = re.compile(r"<([A-Za-z_][\w-]*)>\s*$")
 #: Arguments of a tokenizer's ``apply_chat_template`` that no record may set.
 _TAKEN = {
-    *("messages", "conversation", "tools", "chat_template", "add_generation_prompt", "continue_final_message"),
+    *(
+        "messages",
+        "conversation",
+        "tools",
+        "chat_template",
+        "add_generation_prompt",
+        "continue_final_message",
+    ),
     *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs"),
     "return_assistant_tokens_mask",
 }
