@@ -32,6 +32,7 @@ from benchmarks.studies.frame import (
 from benchmarks.studies.policies import (
     CHOSEN_FROM,
     COMPARED,
+    TOKENS,
     Answers,
     Recipe,
     accuracy,
@@ -47,7 +48,6 @@ SEEDS = 3
 SIZES, MEMBERS_OF = (250, 1000, 4000), 1000
 #: What GRPO is penalised by, beside the default of 0.05.
 BETAS = (0.0, 0.2)
-TOKENS = 60_000
 #: n of best-of-n.
 CHOICES = (1, 2, 4, 8, 16, 32, 64)
 #: Nats at which a run might have been stopped.
@@ -85,7 +85,7 @@ def _grpo(name: str, seed: int, beta: float, size: int | None = None) -> Job:
         if size is not None:
             result_of(reward_job(size, seed))
             reward = str(RUNS / reward_job(size, seed).name)
-        return train(Recipe("GRPO", TOKENS, beta, seed, reward=reward), arrays)
+        return train(Recipe("GRPO", beta, seed, reward=reward), arrays)
 
     return Job(f"grpo-{name}-{TOKENS // 1000}k-{seed}", run, seed)
 
@@ -186,7 +186,7 @@ def _where(law: str, found: Fit, furthest: float) -> str:
 def groups(results: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Runs of every kind by what the page calls them."""
     names = {name: [verdict.job(name, seed).name for seed in range(100)] for name in verdict.RECIPES}
-    labels = {"PPO, as the demo": "PPO, beta 0.1", "GRPO": "GRPO, beta 0.05", "PPO without KL": "PPO, beta 0"}
+    labels = {"PPO": "PPO, beta 0.1", "GRPO": "GRPO, beta 0.05", "PPO without KL": "PPO, beta 0"}
     found = {label: names[name] for name, label in labels.items()}
     found |= {f"GRPO, beta {b:g}": [_grpo(f"beta-{b:g}", s, b).name for s in range(100)] for b in BETAS}
     found |= {
