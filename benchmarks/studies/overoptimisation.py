@@ -166,14 +166,16 @@ def _law(law: str, seeds: list[tuple[list[float], list[float]]]) -> list[str]:
     Each seed is fitted by itself and the error is that of their mean: points of one seed share their answers, so what
     least squares says of them is too sure. It is all there is of one seed.
     """
-    found = [fit(law, *points) for points in seeds]
     together = fit(law, *([x for points in seeds for x in points[i]] for i in (0, 1)))
+    found = [fit(law, *points) for points in seeds if sum(d > 0 for d in points[0]) > 2]
     cells = []
     for name in ("a", "b"):
         values = [getattr(each, name) for each in found]
-        error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
-        error = getattr(found[0], f"{name}_error") if error is None else error
-        cells.append(f"{np.mean(values):.3f} ± {error:.3f}")
+        if len(values) > 1:
+            middle, error = np.mean(values), np.std(values, ddof=1) / np.sqrt(len(values))
+        else:
+            middle, error = getattr(together, name), getattr(together, f"{name}_error")
+        cells.append(f"{middle:.3f} ± {error:.3f}")
     return [*cells, _where(law, together, max(max(points[0]) for points in seeds))]
 
 
