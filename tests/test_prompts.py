@@ -216,6 +216,17 @@ def test_a_bad_row_of_a_table_is_placed_where_it_begins(tmp_path):
         load_prompts(path)
 
 
+def test_a_cell_of_parquet_that_is_no_text_is_named_and_can_be_left_out(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    cells = pa.array([b"fine", b"\xb0 torn"], pa.binary()).view(pa.string())
+    parquet.write_table(pa.table({"prompt": cells}), tmp_path / "p.parquet")
+    with pytest.raises(ValueError, match=r"^p\.parquet, row 1, column 'prompt': it cannot be read: .* 0xb0"):
+        load_prompts(tmp_path / "p.parquet")
+    found = load_prompts(tmp_path / "p.parquet", skip_bad_rows=True)
+    assert found.texts == ["fine"] and found.skipped[0].startswith("p.parquet, row 1, column 'prompt'")
+
+
 def test_half_of_a_surrogate_pair_is_no_text(tmp_path):
     path = write(tmp_path / "p.jsonl", '{"prompt": "ab\\ud83d"}\n')
     with pytest.raises(ValueError, match=r"line 1, column 'prompt': character 3 is half of a surrogate pair"):

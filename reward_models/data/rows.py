@@ -283,8 +283,23 @@ def _read_parquet(path: Path, bare: Bare | None) -> Iterator[Row]:
         table = pyarrow.parquet.read_table(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path.name}: not a parquet file: {error}") from error
-    for i, row in enumerate(table.to_pylist()):
+    try:
+        rows = table.to_pylist()
+    except ValueError:  # a cell that is no text, in a column of texts
+        rows = [_parquet_row(table, i) for i in range(table.num_rows)]
+    for i, row in enumerate(rows):
         yield f"{path.name}, row {i}", row
+
+
+def _parquet_row(table: Any, i: int) -> Any:
+    """One row, or why it is none."""
+    found = {}
+    for name in table.column_names:
+        try:
+            (found[name],) = table.column(name).slice(i, 1).to_pylist()
+        except ValueError as error:
+            return BadRow(f", column {name!r}: it cannot be read: {error}")
+    return found
 
 
 _READERS: dict[str, Callable[[Path, Bare | None], Iterator[Row]]] = {
