@@ -52,7 +52,7 @@ def read_samples(file: Path) -> list[dict[str, Any]]:
 
     try:
         rows = pq.read_table(file).to_pylist()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{file} holds no samples of a run: {error}") from error
     if rows and "response" not in rows[0]:
         raise ValueError(f"{file} holds no samples of a run: it has no column 'response'")
