@@ -8,22 +8,27 @@ answered in one of two ways by a table of random probabilities, with a random re
 ``(J* - J) / (J* - J_ref)`` of the final policies, in per cent.
 
 The cost. 64 conversations of four turns of 32 tokens, two tokens answered to each, against 64 responses of 128
-tokens by the same model: with the cache kept across turns, and without. Prints processor time, and its ratio to one
-response.
+tokens by the same model: with the cache kept across turns, and without. The three alternate; prints the medians of
+their processor time and the ratios to one response, and a line of JSON.
 Left out: other sizes, and the token tree (benchmarks/optimality.py).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+import sys
 import time
 import zlib
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, the root is not on the path
 
 from agents.callbacks.kl_control import AnnealKL
 from benchmarks.optimality import AGENTS, MAIN, TEXT_AGENTS, TEXT_ANNEALING, hold_then_fall, tiny_transformer
@@ -117,16 +122,15 @@ def conversation_seconds(lm: CausalLM, turns: int, keeps: bool = True) -> float:
     return time.process_time() - began
 
 
-def speed(repeats: int = 3) -> None:
+def speed(repeats: int = 5) -> None:
     """Print what a conversation costs, as a share of one response with as many tokens."""
     lm = medium_llama()
     ways = {"one response": (1, True), "cache kept": (TURNS, True), "read again": (TURNS, False)}
-    seconds = {
-        name: statistics.median(conversation_seconds(lm, *way) for _ in range(repeats))
-        for name, way in ways.items()
-    }
+    rounds = [{name: conversation_seconds(lm, *way) for name, way in ways.items()} for _ in range(repeats)]
+    seconds = {name: statistics.median(each[name] for each in rounds) for name in ways}
     for name, value in seconds.items():
         print(f"| {name} | {value:.2f} s | {value / seconds['one response']:.2f} |", flush=True)
+    print(json.dumps(seconds | {"rounds": rounds}))
 
 
 def main() -> None:

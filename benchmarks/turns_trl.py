@@ -1,11 +1,12 @@
 """A GRPO step on a game with a tool: ours against TRL's ``environment_factory``, the same class, model and budget.
 
-    python benchmarks/turns_trl.py [--steps 6]
+    python benchmarks/turns_trl.py [--turns 4] [--steps 6]
 
-A random Llama is taught in a few seconds to call a calculator and then to answer. Both sides train it on the same
-class (``reset``, a tool, ``get_reward``), 64 episodes in groups of 8, with the same rate and KL coefficient. Steps
-alternate in one process, so that a busy machine slows both alike; prints the medians of the processor time of a step,
-the first left out, and their ratio. TRL reads the calls by a response template, as it does for well-known models.
+A random Llama is taught in a minute to call a calculator in every turn but the last, and then to answer. Both sides
+train it on the same class (``reset``, a tool, ``get_reward``), 64 episodes in groups of 8, with the same rate and KL
+coefficient. Steps alternate in one process, so that a busy machine slows both alike; prints the medians of the
+processor time of a step, the first left out, and their ratio. TRL reads the calls by a response template, as it does
+for well-known models. The last line is JSON.
 
 Left out: sampling the same tokens on both sides; lengths agree on average, and are printed.
 """
@@ -30,8 +31,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 EPISODES, GROUP, RATE, KL_COEF = 64, 8, 1e-5, 0.04
-#: Tokens of a call, a tool's answer and an answer together; of one turn.
-CONVERSATION, TURN = 48, 16
+#: Tokens of one turn, and of a call with what is put around its answer.
+TURN, EXCHANGE = 16, 24
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\\n{{ message.content }}"
     "{% for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}"
@@ -55,12 +56,12 @@ CALL, CALLED = '<tool_call>{"name": "multiply", "arguments": {"a": ', "}}</tool_
 PIECES = r'<tool_call>\{"name[^0-9]*| ?"b": |\}\}</tool_call>|, |\d\d|\d| ?[A-Za-z]+|\s|[^\w\s]'
 
 
-class Product:
-    """What both sides play."""
+class Products:
+    """What both sides play: some products, one call of the tool for each."""
 
-    def reset(self, a: int, b: int, **row: Any) -> None:
+    def reset(self, numbers: list[int], **row: Any) -> None:
         """A row of the data."""
-        self.a, self.b, self.found = int(a), int(b), None
+        self.left = [a * b for a, b in pairs_of(numbers)]
 
     def multiply(self, a: int, b: int) -> int:
         """Multiply two numbers.
@@ -69,33 +70,43 @@ class Product:
             a: One number.
             b: The other.
         """
-        self.found = a * b
-        return self.found
+        if a * b in self.left:
+            self.left.remove(a * b)
+        return a * b
 
     def get_reward(self) -> float:
-        """Whether the product has been worked out."""
-        return float(self.found == self.a * self.b)
+        """Whether all products have been worked out."""
+        return float(not self.left)
 
 
-def rows(count: int, seed: int) -> list[dict[str, Any]]:
+def pairs_of(numbers: list[int]) -> list[tuple[int, int]]:
+    """The first two, the next two, and so on."""
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def rows(count: int, calls: int, seed: int) -> list[dict[str, Any]]:
     """Questions as rows, for both sides."""
     rng = random.Random(seed)
-    pairs = [(rng.randint(10, 99), rng.randint(10, 99)) for _ in range(count)]
-    return [
-        {"prompt": [{"role": "user", "content": f"What is {a} * {b}?"}], "a": a, "b": b} for a, b in pairs
-    ]
+    drawn = [[rng.randint(10, 99) for _ in range(2 * calls)] for _ in range(count)]
+    return [{"prompt": [{"role": "user", "content": question(n)}], "numbers": n} for n in drawn]
 
 
-def make_model(folder: Path, demonstrations: int) -> None:
-    """A small Llama that calls the tool, and then answers."""
+def question(numbers: list[int]) -> str:
+    """All the products that are asked for."""
+    return "What is " + " and ".join(f"{a} * {b}" for a, b in pairs_of(numbers)) + "?"
+
+
+def make_model(folder: Path, demonstrations: int, calls: int) -> None:
+    """A small Llama that calls the tool so many times, and then answers."""
     from agents.offline.sft import sft
 
     talks = []
-    for row in rows(demonstrations, 1):
-        call = f'{CALL}{row["a"]}, "b": {row["b"]}{CALLED}'
-        product = str(row["a"] * row["b"])
-        turns = (("assistant", call), ("tool", product), ("assistant", product))
-        talks.append([*row["prompt"], *({"role": role, "content": text} for role, text in turns)])
+    for row in rows(demonstrations, calls, 1):
+        talk = list(row["prompt"])
+        for a, b in pairs_of(row["numbers"]):
+            talk.append({"role": "assistant", "content": f'{CALL}{a}, "b": {b}{CALLED}'})
+            talk.append({"role": "tool", "content": str(a * b)})
+        talks.append([*talk, {"role": "assistant", "content": talk[-1]["content"]}])
     splitter = pre_tokenizers.Split(Regex(PIECES), "isolated")
     texts = {message["content"] for talk in talks for message in talk} | {"\nuser", "assistant", "tool", "\n"}
     pieces = {piece for text in texts for piece, _ in splitter.pre_tokenize_str(text)}
@@ -118,7 +129,7 @@ def make_model(folder: Path, demonstrations: int) -> None:
         intermediate_size=352,
         num_hidden_layers=4,
         num_attention_heads=4,
-        max_position_embeddings=128,
+        max_position_embeddings=512,
         initializer_range=0.05,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
@@ -134,7 +145,7 @@ def make_model(folder: Path, demonstrations: int) -> None:
 class Ours:
     """Our side: one update at a call."""
 
-    def __init__(self, folder: Path, data: list[dict[str, Any]]) -> None:
+    def __init__(self, folder: Path, data: list[dict[str, Any]], turns: int) -> None:
         import gymnasium as gym
         from stable_baselines3.common.callbacks import CallbackList
 
@@ -143,13 +154,13 @@ class Ours:
 
         env = gym.make(
             "TextGame-v0",
-            game=Product,
+            game=Products,
             rows=data,
             num_seeds=1,
             model=str(folder),
-            max_turns=2,
+            max_turns=turns,
             max_new_tokens=TURN,
-            max_length=96,
+            max_length=512,
             kl_coef=KL_COEF,
             device="cpu",
         )
@@ -172,15 +183,15 @@ class Ours:
         self.calls = float((rollout.turn * rollout.mask).max(1).values.float().mean())
 
 
-def compare(steps: int, folder: Path) -> dict[str, Any]:
+def compare(steps: int, folder: Path, turns: int) -> dict[str, Any]:
     """Alternate steps of both sides."""
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     import datasets
     import trl
     from transformers import AutoTokenizer, TrainerCallback
 
-    data = rows(EPISODES // GROUP * (steps + 1), 2)
-    ours = Ours(folder, data)
+    data = rows(EPISODES // GROUP * (steps + 1), turns - 1, 2)
+    ours = Ours(folder, data, turns)
     theirs: list[float] = []
     logged: list[dict[str, float]] = []
 
@@ -206,8 +217,8 @@ def compare(steps: int, folder: Path) -> dict[str, Any]:
         gradient_checkpointing=False,
         per_device_train_batch_size=EPISODES,
         num_generations=GROUP,
-        max_completion_length=CONVERSATION,
-        max_tool_calling_iterations=1,
+        max_completion_length=turns * TURN + (turns - 1) * EXCHANGE,
+        max_tool_calling_iterations=turns - 1,
         max_steps=steps,
         learning_rate=RATE,
         beta=KL_COEF,
@@ -221,7 +232,7 @@ def compare(steps: int, folder: Path) -> dict[str, Any]:
         processing_class=tokenizer,
         args=config,
         train_dataset=datasets.Dataset.from_list(data),
-        environment_factory=Product,
+        environment_factory=Products,
         callbacks=[Alternating()],
     )
     trainer.train()
@@ -236,6 +247,7 @@ def compare(steps: int, folder: Path) -> dict[str, Any]:
         "trl_tokens": statistics.mean(row["completions/mean_length"] for row in logs),
         "trl_calls": statistics.mean(row.get("tools/call_frequency", float("nan")) for row in logs),
         "trl_version": trl.__version__,
+        "turns": turns,
         "steps": steps,
     }
 
@@ -244,16 +256,17 @@ def main() -> None:
     """Make the model, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=6, help="of each side, the first not counted")
-    parser.add_argument("--demonstrations", type=int, default=1600)
+    parser.add_argument("--turns", type=int, default=4, help="of a conversation: calls, and an answer")
+    parser.add_argument("--demonstrations", type=int, default=3200)
     parser.add_argument("--folder", type=Path, help="keeps the model; by default it is made anew")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.folder or Path(scratch)
         if not (folder / "config.json").is_file():
-            make_model(folder, arguments.demonstrations)
-        found = compare(arguments.steps, folder)
-    print(f"| ours {found['ours']:.2f} s | TRL {found['trl']:.2f} s | {found['ratio']:.1f} |")
+            make_model(folder, arguments.demonstrations, arguments.turns - 1)
+        found = compare(arguments.steps, folder, arguments.turns)
+    print(f"| {found['turns']} | {found['ours']:.2f} s | {found['trl']:.2f} s | {found['ratio']:.1f} |")
     print(json.dumps(found))
 
 

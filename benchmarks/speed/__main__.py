@@ -1,6 +1,6 @@
 """Speed, against what the parts cost by themselves and against every peer, in one run.
 
-    python benchmarks/speed [--repeats 6] [--only grpo ppo step classic scaling ablation] [--no-peers]
+    python benchmarks/speed [--repeats 6] [--only grpo ppo step turns classic scaling ablation] [--no-peers]
 
 Every measurement is a process of its own, one after another, with torch's default threads; medians of the steps
 after the first. Peers get virtual environments of their own in .peers. Writes docs/speed.md, benchmarks/speed.json
@@ -109,6 +109,15 @@ def step(steps: int, with_peers: bool, before: dict[str, Any]) -> dict[str, Any]
     return run(sys.executable, "step_way.py", folder, "--repeats", max(5, steps))
 
 
+def turns(steps: int, with_peers: bool, before: dict[str, Any]) -> dict[str, Any]:
+    """Conversations: against one response with as many tokens, and TRL's environment_factory; processor time."""
+    results = dict(before) | {"conversation": run(sys.executable, "../turns.py", "--only", "speed")}
+    for count in (2, 4) if with_peers else ():
+        flags = ("--turns", count, "--steps", steps, "--folder", SCRATCH / f"tools-{count}")
+        results[f"TRL {count}"] = run(sys.executable, "../turns_trl.py", *flags)
+    return results
+
+
 def classic(steps: int, with_peers: bool, before: dict[str, Any]) -> dict[str, Any]:
     """CartPole against stable-baselines3, toy environments, cold start, memory."""
     import classic as work
@@ -137,7 +146,14 @@ def without_each(steps: int, with_peers: bool, before: dict[str, Any]) -> dict[s
     )
 
 
-PARTS = {"grpo": grpo, "ppo": ppo, "step": step, "classic": classic, "scaling": scaling_slopes}
+PARTS = {
+    "grpo": grpo,
+    "ppo": ppo,
+    "step": step,
+    "turns": turns,
+    "classic": classic,
+    "scaling": scaling_slopes,
+}
 PARTS["ablation"] = without_each
 
 

@@ -140,6 +140,24 @@ def step_ratios(results: dict[str, Any]) -> list[Ratio]:
     return [Ratio(what, "bare decode loop of one model", results["ratio"], 0.4, detail, headline=True)]
 
 
+def turns_ratios(results: dict[str, Any]) -> list[Ratio]:
+    """Conversations, by processor time."""
+    talk = results["conversation"]
+    kept, single = talk["cache kept"], talk["one response"]
+    what = "four turns of 32 tokens, 64 slots, our time over theirs"
+    detail = _times(kept, single, " (of the processor)")
+    lines = [
+        Ratio(what, "one response of 128 tokens", kept / single, 1.15, detail, at_most=True, headline=True)
+    ]
+    for name in sorted(n for n in results if n.startswith("TRL ")):
+        row = results[name]
+        what = f"GRPO step, a tool, {row['turns']} turns, {row['our_tokens']:.0f} tokens of the policy"
+        detail = _times(row["ours"], row["trl"], " (of the processor)")
+        against = "TRL 1.16's environment_factory"
+        lines.append(Ratio(what, against, row["ratio"], 3.0, detail, headline=row["turns"] == 4))
+    return lines
+
+
 def classic_ratios(results: dict[str, Any]) -> list[Ratio]:
     """Without a language model."""
     pole, toys = results["cartpole"], results["toy_envs"]
@@ -194,6 +212,7 @@ def ratios(results: dict[str, Any]) -> list[Ratio]:
         ("grpo", grpo_ratios),
         ("ppo", ppo_ratios),
         ("step", step_ratios),
+        ("turns", turns_ratios),
         ("classic", classic_ratios),
         ("scaling", scaling_ratios),
     ):
