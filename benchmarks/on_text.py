@@ -45,10 +45,12 @@ TRAINED: dict[str, dict[str, Any]] = {
     "LoRA, rank 1, attention": {"lora_rank": 1, "lora_targets": ["q_proj", "k_proj", "v_proj", "o_proj"]},
 }
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-LORA_SEEDS = 2
+LORA_SEEDS, LORA_TOKENS = 2, 12_000
 
 
-def embedded(name: str, seed: int, policy: dict[str, Any], **settings: Any) -> dict[str, Any]:
+def embedded(
+    name: str, seed: int, policy: dict[str, Any], tokens: int = TOKENS, **settings: Any
+) -> dict[str, Any]:
     """A method learns in the embedded world and is measured on its held-out prompts."""
     import torch
 
@@ -68,7 +70,7 @@ def embedded(name: str, seed: int, policy: dict[str, Any], **settings: Any) -> d
         policy_kwargs=policy,
         **settings,
     )
-    agent.learn(TOKENS, log_interval=None)
+    agent.learn(tokens, log_interval=None)
     seconds = time.process_time() - started
     found = evaluate_policy(agent, heldout_env(), ANSWERS, 1000 + seed).summary()
     weights = sum(p.numel() for p in agent.policy.parameters() if p.requires_grad)
@@ -125,7 +127,7 @@ def jobs(what: str, seeds: int, folder: str = "", minutes: float = 3.0) -> list[
     return [
         Job(
             f"lora-{i}-{rate:g}-{seed}",
-            lambda _, p=policy, r=rate, s=seed: embedded("dr-grpo", s, dict(p), learning_rate=r),
+            lambda _, p=policy, r=rate, s=seed: embedded("dr-grpo", s, dict(p), LORA_TOKENS, learning_rate=r),
             seed,
         )
         for seed in range(seeds)
@@ -188,7 +190,7 @@ def order_table(found: dict[str, dict[str, Any]], exact: dict[str, dict[str, Any
     seeds = len(of(found, f"order-{done[0]}", "objective"))
     text = markdown(heads, lines)
     text += (
-        f"\n\nRank correlation of *J on text* over these {len(done)} methods ({seeds} seeds) with *progress*: "
+        f"\n\nRank correlation of *J on text* over these {len(done)} methods ({seeds} seed{'s' * (seeds > 1)}) with *progress*: "
         f"{rank_correlation(steps, ends):+.2f}; with a small exact gap: {rank_correlation(gaps, ends):+.2f}."
     )
     return text
@@ -198,6 +200,8 @@ def lora_table(found: dict[str, dict[str, Any]]) -> str:
     """What each way of training reaches at each rate, the best rate in bold."""
     lines = []
     for i, name in enumerate(TRAINED):
+        if not any(of(found, f"lora-{i}-{rate:g}", "objective") for rate in RATES):
+            continue
         values = [of(found, f"lora-{i}-{rate:g}", "objective") for rate in RATES]
         weights = of(found, f"lora-{i}-{RATES[0]:g}", "weights")
         means = [np.mean(v) if v else -np.inf for v in values]
@@ -205,7 +209,9 @@ def lora_table(found: dict[str, dict[str, Any]]) -> str:
         best = int(np.argmax(means))
         cells[best] = f"**{cells[best]}**"
         lines.append([name, f"{weights[0]:,}" if weights else "–", *cells])
-    return markdown(["trained", "#weights", *(f"#{rate:g}" for rate in RATES)], lines)
+    seeds = max((len(of(found, f"lora-0-{rate:g}", "objective")) for rate in RATES), default=0)
+    heads = ["trained", "#weights", *(f"#{rate:g}" for rate in RATES)]
+    return markdown(heads, lines) + f"\n\nMeans of {seeds} seed{'s' * (seeds != 1)}; the best rate in bold."
 
 
 def main() -> None:
