@@ -79,7 +79,8 @@ answers on the embedded world, relative to GRPO's beside it, the two in turn.
 
 - Does it matter? For a single step, *progress* says how much, noise and bias together. For a whole run,
   [where it ends](#where-it-ends) does. Over the {methods} methods, rank correlations with the final distance from the
-  optimum at `kl_coef` {betas}: of the bias {matter_bias}; of the noise {matter_noise}; of *progress* {matter_progress}.
+  optimum at `kl_coef` {betas}: of the bias {matter_bias}; of the noise {matter_noise}; of *progress*
+  {matter_progress}.
 - PPO, VC-PPO and VAPO have a critic that lags behind: the exact values of the reference.
 - Methods that differ in their ratios and clips alone take the same first step, and are one dot.
 - The division by a group's standard deviation weighs prompts by how hard they are, and a mean over each response
@@ -122,10 +123,10 @@ in brackets; responses of one turn, and conversations of two.
 
 {ends}
 
-- GDPO and process supervision divide scores and leave the KL at its size, so the score weighs more than `J` says: little
-  is lost where `kl_coef` is small, most of it at 0.3.
-- Critics end nearest to the optimum at every coefficient and in both worlds, and plain REINFORCE and GPG, which take one
-  pass, furthest of those that climb `J`.
+- GDPO and process supervision divide scores and leave the KL at its size, so scores weigh more than in `J`: little is
+  lost where `kl_coef` is small, more than half of it at 0.3 with responses of one turn.
+- PPO, VC-PPO and VAPO, with a critic, are among the nearest everywhere; ScaleRL is nearest where `kl_coef` is small.
+  REINFORCE and GPG, which take a single pass, are the furthest of those whose step has the right direction.
 
 One world of each kind and one learning rate for all: the order of neighbours means little. A method that climbs another
 objective (MaxRL, pass@k) is measured by `J` all the same. A tiny transformer in a game of two turns is in

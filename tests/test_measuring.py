@@ -313,7 +313,7 @@ def test_the_order_on_text_is_ranked_against_the_exact_worlds():
         for seed in range(2)
     }
     table = on_text.order_table(found, exact)
-    assert "(2 seeds) with *progress*: +1.00; with a small exact gap: +1.00" in table
+    assert "2 seeds each, with *progress*: +1.00; with a small exact gap: +1.00" in table
     rows = [line.split("|")[1].strip(" `") for line in table.splitlines() if line.startswith("| `")]
     assert rows == list(on_text.METHODS), "the best first"
     assert "Not measured yet" in on_text.order_table({}, exact)
