@@ -123,6 +123,18 @@ def test_rungs_of_the_ladder_are_drawn_as_best_of_n_chooses(monkeypatch):
     assert np.mean(drawn) == pytest.approx(expected, abs=0.015)
 
 
+def test_the_true_change_of_a_run_has_the_error_of_its_answers():
+    rng = np.random.default_rng(0)
+    hard = rng.standard_normal((100, 1))  # what all answers to a prompt share is no error
+    changes = []
+    for _ in range(200):
+        best, last = (hard + 0.3 * rng.standard_normal((100, 4)) for _ in range(2))
+        pool = verdict.Pool((best, best), (last - 0.1, last - 0.1))
+        changes.append(pool.change)
+    assert np.mean(changes) == pytest.approx(-0.1, abs=0.01)
+    assert pool.error == pytest.approx(np.std(changes), rel=0.2)
+
+
 def test_pools_are_drawn_without_an_answer_in_both_sides(monkeypatch):
     monkeypatch.setattr(verdict, "_DRAWS", 25)
     gold = np.random.default_rng(0).random((64, 16))

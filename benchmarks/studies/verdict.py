@@ -5,6 +5,8 @@ for a higher learning rate. Each run's verdict rests on four answers to each of 
 24 fresh answers of the same policies. Verdicts are then drawn again and again from those answers, four at a time, which
 tells how much of a verdict is luck; where both sides are drawn from one policy, every alarm is a false one.
 
+Beside them four runs of the command line, which are trained if they are not there (:data:`COMMANDS`).
+
 Runs take half an hour, and their falls are as large as they happen to be. So there is a ladder beside them that trains
 nothing: best-of-n of the SFT model's own answers by the reward model, whose gold is known exactly for every n. Its
 rungs are compared with one another as the best and the last policy of a run would be.
@@ -15,6 +17,8 @@ Left out: luck in the choice of prompts. All policies answer the same 128, and t
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -27,6 +31,7 @@ from agents.evaluation.evaluation import EvaluationResult
 from agents.evaluation.verdict import Comparison, compare
 from benchmarks.studies.frame import ROOT, RUNS, Job, markdown, result_of
 from benchmarks.studies.policies import (
+    ANSWERS,
     CHOSEN_FROM,
     RATE,
     TOKENS,
@@ -44,6 +49,16 @@ RECIPES: dict[str, dict[str, Any]] = {
     "GRPO": {"agent": "GRPO", "kl_coef": 0.05},
     "PPO without KL": {"agent": "PPO", "kl_coef": 0.0},
 }
+#: Runs of the command line, whose verdicts are drawn again too.
+COMMANDS = {
+    "demo": ["demo"],
+    "grpo-60k": ["train", "--agent", "grpo", "--total-timesteps", "60000"],
+    "grpo-100k": ["train", "--agent", "grpo"],
+    "ppo-without-kl": [
+        *["train", "--agent", "ppo", "--kl-coef", "0", "--total-timesteps", "24000"],
+        *["--learning-rate", "1e-3", "--eval-every", "8000"],
+    ],
+}
 #: Verdicts that are drawn for each run, and answers of each.
 _DRAWS, _ANSWERS = 200, 4
 #: True falls of gold that count as one, and as none.
@@ -55,6 +70,7 @@ TOP, RUNGS = 8, (8, 7, 6, 5, 4, 3, 2)
 def jobs(seeds: int) -> list[Job]:
     """The ladder, and for each run its training and what its verdicts might have been."""
     found = [answers_of_sft("heldout", CHOSEN_FROM), Job("verdict-ladder", _ladder, -1)]
+    found += [_command(name) for name in COMMANDS]
     for seed in range(seeds):
         for name in RECIPES:
             found += [job(name, seed), _drawn_again(name, seed)]
@@ -67,6 +83,43 @@ def job(name: str, seed: int) -> Job:
     return Job(f"{slug}-{TOKENS // 1000}k-{seed}", partial(train, Recipe(seed=seed, **RECIPES[name])), seed)
 
 
+def _command(name: str) -> Job:
+    """A run of the command line: many answers of its best and its last policy, and verdicts drawn from them."""
+
+    def run(arrays: Path) -> dict[str, Any]:
+        import torch
+
+        from agents.evaluation.evaluation import evaluate_policy, heldout_env
+        from agents.evaluation.records import read_ends
+
+        torch.set_num_threads(1)
+        if not (arrays / "final").is_dir():
+            command = [sys.executable, "-m", "agents.cli", *COMMANDS[name], "--run-dir", str(arrays)]
+            subprocess.run(command, cwd=ROOT, check=True)
+        if not (arrays / "best").is_dir():
+            return {"change": None}  # the last policy is the best
+        env = heldout_env()
+        sides = [
+            evaluate_policy(arrays / end, env, ANSWERS, 2000 + i) for i, end in enumerate(("best", "final"))
+        ]
+        ends = {name: record.means() for name, record in read_ends(arrays).items()}
+        pool = Pool(*((side.score, side.gold) for side in sides))
+        golds = [ends[end]["gold_scores"] for end in ("start", "best", "final")]
+        return {"golds": golds, "kl": ends["final"]["kl"]} | _drawn_from(pool)
+
+    return Job(f"verdict-of-{name}", run, -1)
+
+
+def _drawn_from(pool: Pool) -> dict[str, Any]:
+    """What is true of a run, and what its verdicts might have been."""
+    return {
+        "change": pool.change,
+        "error": pool.error,
+        "drawn": shares(pool.draws()),
+        "null": shares(pool.draws(null=True)),
+    }
+
+
 def _drawn_again(name: str, seed: int) -> Job:
     """Verdicts drawn from the many answers of a run's best and last policy."""
 
@@ -76,7 +129,7 @@ def _drawn_again(name: str, seed: int) -> Job:
             return {"change": None}
         known = read_arrays(RUNS / trained.name)
         pool = Pool(*((known[f"pool_{end}_score"], known[f"pool_{end}_gold"]) for end in ("best", "final")))
-        return {"change": pool.change, "drawn": shares(pool.draws()), "null": shares(pool.draws(null=True))}
+        return _drawn_from(pool)
 
     return Job(f"verdict-{job(name, seed).name}", run, seed)
 
@@ -106,6 +159,12 @@ class Pool:
     def change(self) -> float:
         """The true change of gold since the best policy, on these prompts."""
         return float(self.last[1].mean() - self.best[1].mean())
+
+    @property
+    def error(self) -> float:
+        """The standard error of that, from how answers to one prompt scatter."""
+        parts = [gold.var(1, ddof=1).mean() / gold.size for gold in (self.best[1], self.last[1])]
+        return float(np.sqrt(sum(parts)))
 
     def draws(self, null: bool = False) -> Iterator[Comparison]:
         """Comparisons of four answers a side; with ``null`` both sides are the best policy's, no answer in both."""
@@ -184,6 +243,12 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         ]
         heads = ["true fall of gold", *_HEADS]
         parts += [f"Policies whose gold is known exactly, {_DRAWS} verdicts each.", markdown(heads, rows)]
+    commands = _commands(results)
+    if commands:
+        parts += [
+            f"Runs of the command line: {_DRAWS} verdicts each, drawn from {ANSWERS} answers a side.",
+            commands,
+        ]
     runs = _runs(results)
     if runs:
         parts += [f"Runs of {TOKENS:,} tokens at a learning rate of {RATE:g}.", runs]
@@ -198,6 +263,20 @@ _HEADS = ("#fell, by gold alone", "#fell, by both", "#in doubt")
 
 def _per_cent(drawn: dict[str, float]) -> list[str]:
     return [f"{100 * share:.1f} %" for share in drawn.values()]
+
+
+def _commands(results: dict[str, dict[str, Any]]) -> str:
+    """A row for each run of the command line, the largest fall first."""
+    rows = []
+    for name, words in COMMANDS.items():
+        found = results.get(_command(name).name)
+        if found is not None and found["change"] is not None:
+            true = f"{found['change']:+.3f} ± {found['error']:.3f}"
+            alarms = 100 * found["null"]["by both"]
+            cells = [f"`textrl {' '.join(words)}`", true, *_per_cent(found["drawn"]), f"{alarms:.1f} %"]
+            rows.append((found["change"], cells))
+    heads = ["run", "#gold, best to last", *_HEADS, "#fell, the best policy twice"]
+    return markdown(heads, [cells for _, cells in sorted(rows)]) if rows else ""
 
 
 def _runs(results: dict[str, dict[str, Any]]) -> str:
@@ -248,7 +327,9 @@ def _rates(results: dict[str, dict[str, Any]]) -> str:
 
 def _drawn(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Of the runs whose last policy is not the best one."""
-    return [r for r in results.values() if r.get("change") is not None and "null" in r]
+    names = {_command(name).name for name in COMMANDS}
+    runs = [r for name, r in results.items() if name not in names]
+    return [r for r in runs if r.get("change") is not None and "null" in r]
 
 
 def figure(results: dict[str, dict[str, Any]], file: Path) -> None:

@@ -10,9 +10,6 @@ grid that was computed here. Everything is seeded; figures are rounded to five d
 The sections in :data:`OF_RUNS` need trained policies, ``textrl demo`` and a run of GRPO in the embedded world, which
 the command line makes in ``build/explainer`` (some minutes on two cores) and which stay there.
 
-The numbers that are stored show the first 42,172 tokens of the run of GRPO and the first 76,357 of the demo (its best
-policy, at 45,573, is the one that is drawn); a build from nothing goes on to the ends of both.
-
 Left out: the pages themselves, which are written by hand.
 """
 
@@ -56,7 +53,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 NUMBERS = HERE / "numbers.js"
 _PREFIX = "window.NUMBERS = "
-_GRPO = ["train", "--agent", "grpo", "--total-timesteps", "60000", "--eval-every", "6000"]
+_GRPO = ["train", "--agent", "grpo", "--total-timesteps", "60000"]
 #: Runs by name, as the command line makes them.
 RUNS = {"ppo": ["demo", "--run-dir"], "grpo": [*_GRPO, "--run-dir"]}
 
