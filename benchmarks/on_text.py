@@ -70,7 +70,10 @@ def embedded(
         policy_kwargs=policy,
         **settings,
     )
-    agent.learn(tokens, log_interval=None)
+    try:
+        agent.learn(tokens, log_interval=None)
+    except FloatingPointError:  # a rate that is far too high
+        return {"diverged": agent.num_timesteps}
     seconds = time.process_time() - started
     found = evaluate_policy(agent, heldout_env(), ANSWERS, 1000 + seed).summary()
     weights = sum(p.numel() for p in agent.policy.parameters() if p.requires_grad)
@@ -153,7 +156,8 @@ def keep(results: dict[str, dict[str, Any]]) -> None:
 
 def of(found: dict[str, dict[str, Any]], prefix: str, what: str) -> list[float]:
     """A number of the jobs of one name, a seed each."""
-    return [row[what] for name, row in found.items() if name.rpartition("-")[0] == prefix]
+    rows = (row for name, row in found.items() if name.rpartition("-")[0] == prefix)
+    return [row[what] for row in rows if what in row]
 
 
 def order_table(found: dict[str, dict[str, Any]], exact: dict[str, dict[str, Any]]) -> str:
@@ -204,9 +208,12 @@ def lora_table(found: dict[str, dict[str, Any]]) -> str:
         if not any(of(found, f"lora-{i}-{rate:g}", "objective") for rate in RATES):
             continue
         values = [of(found, f"lora-{i}-{rate:g}", "objective") for rate in RATES]
-        weights = of(found, f"lora-{i}-{RATES[0]:g}", "weights")
+        weights = [w for rate in RATES for w in of(found, f"lora-{i}-{rate:g}", "weights")]
         means = [np.mean(v) if v else -np.inf for v in values]
         cells = [f"{m:.2f}" if np.isfinite(m) else "–" for m in means]
+        for j, rate in enumerate(RATES):
+            if of(found, f"lora-{i}-{rate:g}", "diverged"):
+                cells[j] = "diverged"
         best = int(np.argmax(means))
         cells[best] = f"**{cells[best]}**"
         lines.append([name, f"{weights[0]:,}" if weights else "–", *cells])
