@@ -51,7 +51,7 @@ HYPER_PARAMETERS: dict[str, Any] = {
     "stats_window_size": 64,
 }
 #: Random walks that the language model is made from.
-WALKS = 1200
+WALKS = 3000
 TOTAL_TIMESTEPS = 12_000
 #: What cells look like, two characters wide.
 _CELLS = {
