@@ -6,8 +6,8 @@
 ``l_i`` is the length of the answer: ``1/(1 - lambda)`` is how many of the following errors of the critic an advantage
 adds up, a share ``alpha`` of the answer at any length (0 where that is less than one token). The critic learns the
 return, lambda 1, and alone at first. The second term imitates answers whose score is above ``right_above``. Left out:
-the paper's batches of 512 prompts. The defaults, 50 rollouts for the critic and ``mu = 0.1`` among them, are those of
-the paper's experiments.
+the paper's batches of 512 prompts. The defaults, 50 rollouts for the critic and ``mu = 0.1`` among them, are those that
+two accounts of the paper's experiments give.
 """
 
 from typing import Any
