@@ -442,8 +442,8 @@ def draw(results: Sequence[dict[str, Any]], file: Path) -> None:
             runs = [r for r in results if r["learner"] == name]
             if not runs:
                 continue
-            # The windows at both ends hold few updates.
-            at = np.linspace(0.03, 0.97, 200) * min(r["episodes"][-1] for r in runs)
+            # The last windows hold few updates.
+            at = np.linspace(0, 0.97, 200) * min(r["episodes"][-1] for r in runs)
             curves = [np.interp(at, r["episodes"], smoothed(np.array(r["right"]), 0.06)) for r in runs]
             low, middle, high = np.quantile(curves, [0, 0.5, 1], axis=0)
             axes.fill_between(at, low, high, color=learner.colour, alpha=0.18, linewidth=0)

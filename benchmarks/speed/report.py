@@ -245,6 +245,8 @@ step can cost less than that, because the prompt of a group is read once and not
 - **PPO.** Four passes of forward and backward over 64 different prompts are the same products on both sides; what can
   be saved is the critic's body (a value head instead), one forward pass (the rollout's evaluation is the first
   update's), generation and precision. In float32 the products weigh most, so least is saved.
+- **Several turns.** A model of four layers and width 128 has small products to make on both sides. Of ours 31 % is
+  generation, 13 % the reference, 43 % the gradient, and 7 % the layout of what the game answers.
 - **CartPole.** A gradient step takes 0.78 ms: 0.18 ms are matrix products and activations, 0.25 ms autograd's calls for
   them, the rest the loss, the log and the optimiser, a few microseconds for each call of torch. A backward pass by hand
   was slower than autograd's. Acting and stepping take a sixth of the time.
