@@ -340,7 +340,9 @@ def figure(results: dict[str, dict[str, Any]], file: Path) -> None:
 
     canvas = Figure(figsize=(7.2, 3.6), dpi=150, layout="constrained")
     axes = canvas.subplots()
+    commands = (results.get(_command(name).name, {"change": None}) for name in COMMANDS)
     found = [*results.get("verdict-ladder", {"rungs": []})["rungs"], *_drawn(results)]
+    found += [each for each in commands if each["change"] is not None]
     colours = {"by gold alone": "#888888", "by both": "#1f6fb4", "in doubt": "#b8860b"}
     for (name, colour), marker in zip(colours.items(), "o^x", strict=True):
         marks = [100 * each["drawn"][name] for each in found]
