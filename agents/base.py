@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium import logger
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
@@ -54,6 +53,7 @@ from agents.rollouts.vector_envs import (
     make_envs,
     seed_action_spaces,
 )
+from reward_models.warning import warn
 from textrl_env.errors import check_choice
 from textrl_env.lm.causal_lm import choose_device
 from textrl_env.lm.offloading import Offloading
@@ -297,13 +297,13 @@ class Agent(LearningLoop, ClassTables):
             return
         made = env.num_envs if isinstance(env, (gym.vector.VectorEnv, VecEnv)) else 1
         if self._asked_envs not in (None, made):
-            logger.warn(
+            warn(
                 f"n_envs={self._asked_envs} is for an env that is made from its id; {env} is there already, with "
                 f"{made} slot{'s' if made > 1 else ''}, and is taken as it is. Pass the id, or "
                 f"gym.make_vec(id, num_envs={self._asked_envs})"
             )
         if self.env_kwargs:
-            logger.warn(
+            warn(
                 f"env_kwargs={self.env_kwargs} is for an env that is made from its id; {env} is there already and is "
                 "taken as it is. Pass the id, or give the arguments to gym.make"
             )
@@ -333,7 +333,7 @@ class Agent(LearningLoop, ClassTables):
             self.text_env = None
         self._check_generator()
         if self.offload and not Offloading.may_leave(self.device):
-            logger.warn("offload=True spares nothing here: the models are in the host's memory anyway")
+            warn("offload=True spares nothing here: the models are in the host's memory anyway")
         self.ahead = None
         if self.generate_ahead and self.envs is not None:
             if self.processes.are_several:
@@ -374,7 +374,7 @@ class Agent(LearningLoop, ClassTables):
         if self._device_choice != "auto":
             device = choose_device(self._device_choice)
             if device.type == "cuda" and not torch.cuda.is_available() and not self.policy.whole_episodes:
-                logger.warn(f"device={str(device)!r}, but there is no GPU here: the CPU is used")
+                warn(f"device={str(device)!r}, but there is no GPU here: the CPU is used")
                 return torch.device("cpu")
             return device
         if not self.policy.whole_episodes:
@@ -385,7 +385,7 @@ class Agent(LearningLoop, ClassTables):
         """Warn of a GPU under a network that is too small for one; by the name that it has in stable-baselines3."""
         if self.device.type != "cpu" and self.policy.flat:
             name = type(self).__name__
-            logger.warn(
+            warn(
                 f"You are trying to run {name} on the GPU with a network so small that its steps are faster on the "
                 'CPU: leave device="auto"'
             )

@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from gymnasium import logger
 from tenacity import Retrying, stop_after_attempt, wait_exponential
 
 from reward_models.base import Batch, Reward, RewardResult
 from reward_models.contract import load_reward
+from reward_models.warning import warn
 
 #: The fallback that leaves a row without a score.
 DROP = "drop"
@@ -78,7 +78,7 @@ class Guarded(Reward):
         if errors and self.failed.bit_length() > before.bit_length():  # the 1st, 2nd, 4th, 8th, ...
             notes = "; ".join(getattr(errors[-1], "__notes__", ()))
             fate = "have no score" if self.fallback == DROP else f"got the fallback {self.fallback:g}"
-            logger.warn(
+            warn(
                 f"{self.failed} completions so far {fate} of the reward {self.name!r}, "
                 f"which failed: {type(errors[-1]).__name__}: {errors[-1]} ({notes})"
             )

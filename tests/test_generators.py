@@ -57,7 +57,7 @@ class Rewritten(CausalLMPolicy):
 def warned(monkeypatch):
     """Warnings about the generator."""
     texts = []
-    monkeypatch.setattr("agents.rollouts.episode_log.logger.warn", texts.append)
+    monkeypatch.setattr("agents.rollouts.episode_log.warn", texts.append)
     return texts
 
 

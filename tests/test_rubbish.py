@@ -15,9 +15,10 @@ from agents import PPO
 from agents.offline.demonstration_data import load_demonstrations
 from agents.offline.preference_data import load_preferences
 from agents.runs import run_directory as runs
-from agents.runs.logs import read_progress
+from agents.runs.logs import open_logger, read_progress
 from agents.runs.whole import TornCheckpointError, check_whole, seal
 from reward_models.comparisons import read_comparisons
+from reward_models.warning import warn
 from tests.tiny import make_tokenizer
 from textrl_env.data.prompts import load_prompts
 
@@ -228,3 +229,11 @@ def test_a_document_without_checksums_that_says_nonsense_is_named(name, value, t
         TornCheckpointError, match=r"cannot be loaded, what its agent\.json says may be wrong"
     ):
         PPO.load(tmp_path)
+
+
+def test_a_percent_sign_in_what_a_warning_tells_is_one(tmp_path):
+    with pytest.warns(UserWarning, match=r"100% of %s and 5 %d"):
+        warn("100% of %s and 5 %d")
+    (tmp_path / "progress.csv").write_text("rollout/ep_rew_mean,time/total_timesteps\n0.5,8\n%d,x%s\n")
+    with pytest.warns(UserWarning, match="the 1 rows before it are kept"):
+        open_logger(tmp_path, resume_at=16, report_to=["csv"]).close()

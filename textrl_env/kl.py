@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from gymnasium import logger
 
+from reward_models.warning import warn
 from textrl_env.core import Dynamics, DynamicsEnv, DynamicsVectorEnv
 from textrl_env.errors import check_choice
 
@@ -63,7 +63,7 @@ class KLDynamics(Dynamics):
         """``log pi(a|s)`` of the acting policy, float64 ``[N]``; uniform when no policy is bound."""
         if self.log_prob is None:
             if not self._warned:
-                logger.warn(
+                warn(
                     "No acting policy is bound, so the KL takes it to be uniform (as action_space.sample() "
                     "is). Tell the env who acts: env.unwrapped.bind_policy(log_prob)."
                 )

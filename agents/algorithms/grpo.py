@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from gymnasium import logger
 from torch import Tensor
 
 from agents.algorithms import maths
@@ -31,6 +30,7 @@ from agents.base import Agent
 from agents.policies.base import Evaluation, Policy
 from agents.rollouts.rollout import Rollout
 from agents.rollouts.vector_envs import longest_episode
+from reward_models.warning import warn
 from textrl_env.errors import check_choice
 
 
@@ -348,7 +348,7 @@ class GRPO(Agent):
         budget = longest_episode(self.envs)
         if budget is None and not self._told:
             self._told = True
-            logger.warn(
+            warn(
                 f'{type(self).__name__} averages over a constant length (average="constant"), but {self.envs} has no '
                 "limit on the length of an episode: each minibatch is divided by its own longest episode. Wrap the "
                 "env in gymnasium.wrappers.TimeLimit, or make it with max_episode_steps"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from gymnasium import logger
 from torch import Tensor
 
 from agents.algorithms import maths
@@ -19,6 +18,7 @@ from agents.algorithms.schedules import Schedule, ScheduleFunction, check_schedu
 from agents.base import Agent
 from agents.policies.base import Evaluation, Policy
 from agents.rollouts.rollout import Rollout
+from reward_models.warning import warn
 from textrl_env.errors import ArgumentError
 
 
@@ -127,7 +127,7 @@ class PPO(Agent):
                     "normalize_advantage=False"
                 )
         if self.batch_size is not None and rows % self.batch_size == 1 and rows > 1:
-            logger.warn(
+            warn(
                 f"n_steps * n_envs = {rows} in minibatches of batch_size={self.batch_size}: there will be a truncated "
                 "mini-batch of size 1, whose advantage cannot be normalised and counts as 0; take another batch_size"
             )

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from gymnasium import logger
 from torch import Tensor
 
 from agents.algorithms.gradient_step import Loss, accumulate_gradients
 from agents.policies.base import Policy
 from agents.rollouts.rollout import Rollout
+from reward_models.warning import warn
 from textrl_env.lm.out_of_memory import is_out_of_memory
 
 _ADVICE = "a lower learning_rate or a smaller reward scale usually helps"
@@ -51,7 +51,7 @@ class SkippedUpdates:
             count = f"{self._in_row} updates in a row" if self._in_row > 1 else "an update"
             raise FloatingPointError(f"the gradient of {count} was not finite, {when}: {what}; {_ADVICE}")
         if self._in_row == 1:
-            logger.warn(f"an update was skipped, its gradient is not finite, {when}: {what}")
+            warn(f"an update was skipped, its gradient is not finite, {when}: {what}")
 
 
 def find_non_finite(policy: Policy, batch: Rollout, loss: Loss, weights: Tensor, rows: int | None) -> str:
@@ -191,7 +191,7 @@ def accumulate_within_memory(
         optimizer.zero_grad()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        logger.warn(
+        warn(
             f"an update of {at_once} rows at once ran out of memory: it is done again, and all that follow, with "
             f"{rows} at once and the same gradient (micro_batch_size={rows} from the start saves the attempt)"
         )

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium import logger
 from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 
 from agents.callbacks.kl_control import check_budget
@@ -54,6 +53,7 @@ from agents.evaluation.records import (
 )
 from agents.evaluation.verdict import compare
 from agents.runs.best import best_timesteps, save_best
+from reward_models.warning import warn
 from textrl_env.lm.causal_lm import CausalLM
 
 #: Prompts of an evaluation; a longer list is thinned out evenly.
@@ -293,7 +293,7 @@ class EvalCallback(EventCallback):
         if not self.ends[FINAL].has_gold and hasattr(self.eval_env.dynamics, "prompt_tokens"):
             self._answer_by_reference()
         if self.skipped:
-            logger.warn(
+            warn(
                 f"{self.skipped} evaluation{'s were' if self.skipped > 1 else ' was'} skipped: they may generate "
                 f"{self.max_share:g} times as many tokens as learning; a larger eval_freq (--eval-every) spreads "
                 "them evenly"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import logger, spaces
+from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution, make_proba_distribution
 from torch import Tensor, nn
 
@@ -19,6 +19,7 @@ from agents.policies.base import Evaluation, Policy, make_linear
 from agents.policies.features import check_finite, encode_observation, feature_size
 from agents.rollouts.observations import add_batch, copied, is_single, map_arrays, stack_steps
 from agents.rollouts.rollout import Rollout
+from reward_models.warning import warn
 from textrl_env.errors import check_choice
 
 #: Weight and bias of each layer.
@@ -245,7 +246,7 @@ def _hidden_sizes(
 ) -> tuple[list[int], list[int]]:
     """Hidden sizes of the actor and of the critic."""
     if not isinstance(net_arch, dict) and len(net_arch) == 1 and isinstance(net_arch[0], dict):
-        logger.warn(f"net_arch={net_arch} is stable-baselines3's old form; write net_arch={net_arch[0]}")
+        warn(f"net_arch={net_arch} is stable-baselines3's old form; write net_arch={net_arch[0]}")
         net_arch = net_arch[0]
     if not isinstance(net_arch, dict):
         return list(net_arch), list(net_arch)

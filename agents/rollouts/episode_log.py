@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from gymnasium import logger
 from torch import Tensor
 
 from agents.evaluation.diversity import distinct_n
 from agents.rollouts.rollout import Rollout
 from reward_models.notes import EXTRA, METRIC
+from reward_models.warning import warn
 from textrl_env.printable import markdown_cell
 
 #: Rows of the table of samples.
@@ -159,7 +159,7 @@ class EpisodeLog:
         gap = found["sampling/sampling_logp_difference/mean"][0]
         if not gap <= _GENERATOR_GAP and not self._warned_of_generator:
             self._warned_of_generator = True
-            logger.warn(
+            warn(
                 f"the generator reports log-probabilities that are {gap:.3g} nats from the policy's on average; the "
                 f"policy's own are used, {remedy}. Has it the policy's present weights and temperature?"
             )

@@ -11,8 +11,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from gymnasium import logger
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+
+from reward_models.warning import warn
 
 
 def states_of(callback: BaseCallback | None) -> list[list[Any]]:
@@ -47,7 +48,7 @@ def give_states(callback: BaseCallback, states: Any) -> None:
         try:
             each.set_state(waiting[name].pop(0))
         except (TypeError, ValueError, LookupError, AttributeError) as error:
-            logger.warn(
+            warn(
                 f"the saved state of the callback {name} does not fit, it starts anew: {type(error).__name__}: {error}"
             )
 

@@ -17,7 +17,6 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium import logger
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
@@ -53,6 +52,7 @@ from agents.runs.whole import (
 )
 from reward_models import trust
 from reward_models.loading import ADAPTER
+from reward_models.warning import warn
 from textrl_env.errors import ArgumentError
 from textrl_env.lm.causal_lm import CausalLM
 
@@ -328,25 +328,23 @@ def _document(
             named = _has_adapter(agent.policy) and isinstance(value.get("model"), (str, Path))
             value = {k: v for k, v in value.items() if k != "model" or named}
             if encode_argument(value.get("generator")) is UNNAMED:
-                logger.warn(
+                warn(
                     f"the generator {value.pop('generator')!r} cannot be written to {FORMAT=}; a loaded agent decodes "
                     "by itself unless it gets one: load(..., policy_kwargs={'generator': ...})"
                 )
         encoded = encode_argument(value)
         if encoded is UNNAMED and name in _SCHEDULES and callable(value):
             kwargs[name] = encode_argument(tabulated(value))
-            logger.warn(
+            warn(
                 f"{name}={value!r} has no name that a checkpoint could find it by: its values are written as a table, "
                 f"with straight lines between them. For the function itself, pass it again to load(..., {name}=...)"
             )
         elif encoded is UNNAMED:
-            logger.warn(
-                f"{name}={value!r} cannot be written to {FORMAT=}; pass it again to load(..., {name}=...)"
-            )
+            warn(f"{name}={value!r} cannot be written to {FORMAT=}; pass it again to load(..., {name}=...)")
         else:
             kwargs[name] = encoded
             if "__main__" in trust.foreign_modules(encoded):
-                logger.warn(
+                warn(
                     f"{name} names a function of this script (__main__), which another program cannot find: put it "
                     f"into a module, or pass it again to load(..., {name}=...)"
                 )
@@ -524,7 +522,7 @@ def _restore(agent: Checkpointed, document: dict[str, Any], path: Path) -> None:
     try:
         env_state.restore(agent.envs, document["env_state"], arrays)
     except (ValueError, KeyError) as error:
-        logger.warn(f"the environment starts a new episode, its saved state does not fit: {error}")
+        warn(f"the environment starts a new episode, its saved state does not fit: {error}")
         return
     if "text_env_state" in document and agent.text_env is not None:
         text = {n.removeprefix("text."): a for n, a in arrays.items() if n.startswith("text.")}
@@ -548,7 +546,7 @@ def _agree_with_env(agent: Checkpointed, document: dict[str, Any]) -> None:
         if made is None or made == agent.kl_coef:
             agent.kl_coef = saved
         else:
-            logger.warn(
+            warn(
                 f"the env was made with kl_coef={agent.kl_coef}, and the checkpoint ended with kl_coef={saved}: the "
                 f"env's own is kept (agent.kl_coef = {saved} takes the other)"
             )
@@ -557,7 +555,7 @@ def _agree_with_env(agent: Checkpointed, document: dict[str, Any]) -> None:
     if lm is None or own is None:
         return
     if own.temperature != lm.temperature:
-        logger.warn(
+        warn(
             f"the env has temperature={lm.temperature}, and the checkpoint temperature={own.temperature}: the policy "
             "takes the env's, so that both divide the logits alike"
         )
@@ -567,7 +565,7 @@ def _agree_with_env(agent: Checkpointed, document: dict[str, Any]) -> None:
         half = lm.model.dtype in (torch.bfloat16, torch.float16)
         autocast = lm.autocast or (half and not _has_adapter(agent.policy))
         if document.get("autocast") not in (None, autocast):
-            logger.warn(
+            warn(
                 f"the precision differs: autocast was {document['autocast']} and is {autocast} with this env; its "
                 "own is taken"
             )
@@ -578,7 +576,7 @@ def _restore_rewards(agent: Checkpointed, states: list[dict[str, Any]]) -> None:
     rewards = _rewards(agent)
     if len(states) != len(rewards):
         if any(states):
-            logger.warn(
+            warn(
                 f"the state of {len(states)} rewards (running means, counts) was saved and the env has {len(rewards)}: "
                 "they start anew"
             )
@@ -587,9 +585,7 @@ def _restore_rewards(agent: Checkpointed, states: list[dict[str, Any]]) -> None:
         try:
             reward.set_state(state)
         except ValueError as error:
-            logger.warn(
-                f"the saved state of the reward {reward.name!r} does not fit, it starts anew: {error}"
-            )
+            warn(f"the saved state of the reward {reward.name!r} does not fit, it starts anew: {error}")
 
 
 def _check_base(agent: Checkpointed, document: dict[str, Any], path: Path) -> None:

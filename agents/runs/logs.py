@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
-from gymnasium import logger
 from stable_baselines3.common.logger import (
     CSVOutputFormat,
     KVWriter,
@@ -33,6 +32,7 @@ from torch.utils.tensorboard.summary import scalar
 
 from agents.runs.tensorboard import DESCRIPTIONS, LAYOUT
 from reward_models.names import shorten
+from reward_models.warning import warn
 from textrl_env.errors import check_choice
 
 #: Bytes of length and checksums around a record of events.
@@ -104,7 +104,7 @@ def _rows_until(file: Path, timesteps: int) -> list[dict[str, str]]:
                 if float(row[_STEPS] or 0) <= timesteps:
                     rows.append(row)
         except ValueError as error:  # a log is no reason not to go on
-            logger.warn(f"{error}; the {len(rows)} rows before it are kept")
+            warn(f"{error}; the {len(rows)} rows before it are kept")
     return rows
 
 

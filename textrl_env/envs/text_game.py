@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from gymnasium import logger
 
 from reward_models.data.encoding import TEMPLATE_COLUMNS, TextEncoder
 from reward_models.data.records import load_records
+from reward_models.warning import warn
 from textrl_env import embedded
 from textrl_env.core import Partial, object_array
 from textrl_env.envs.text_picture import draw_response, token_texts
@@ -335,7 +335,7 @@ class TextGameDynamics(WritingDynamics):
             seen += [turn, self._hear(conversation, answer, int(end), turn)]
         known = np.concatenate(seen)
         if not np.array_equal(known, self.tokens[slot, : len(known)]) or conversation.stop_reason is not None:
-            logger.warn(
+            warn(
                 f"the game of slot {slot} went another way when it was played again from prompt_id="
                 f"{self.prompt_id[slot]} with the same turns, so this episode goes on from another state; a game draws "
                 "all its random numbers from the seed of reset()"

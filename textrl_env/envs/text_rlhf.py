@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from gymnasium import logger
 
 from reward_models import Reward, TrainerState, load_reward
 from reward_models.data.encoding import TEMPLATE_COLUMNS, TextEncoder, check_ids
+from reward_models.warning import warn
 from textrl_env import embedded
 from textrl_env.data.prompts import load_prompts
 from textrl_env.envs.text_picture import draw_response, token_texts
@@ -41,7 +41,7 @@ def default_budget(lm: CausalLM, longest_prompt: int) -> int:
         return embedded.MAX_NEW_TOKENS
     room = MAX_NEW_TOKENS if lm.max_length is None else lm.max_length - longest_prompt
     if 1 <= room < MAX_NEW_TOKENS:
-        logger.warn(
+        warn(
             f"max_new_tokens is {room} and not {MAX_NEW_TOKENS}: that is what the model's context of "
             f"{lm.max_length} tokens leaves beside prompts of {longest_prompt}"
         )
@@ -101,9 +101,7 @@ class TextRLHFDynamics(WritingDynamics):
         at_home = prompts is None
         if model is not None and (reward is None or prompts is None):
             missing = [name for name, value in (("reward", reward), ("prompts", prompts)) if value is None]
-            logger.warn(
-                f"model={model!r} came without {' and '.join(missing)}: the embedded world's are used"
-            )
+            warn(f"model={model!r} came without {' and '.join(missing)}: the embedded world's are used")
         self.lm = CausalLM.load(
             embedded.path("sft") if model is None else model,
             tokenizer,
@@ -357,7 +355,7 @@ class TextRLHFDynamics(WritingDynamics):
         if too_long == "cut":
             self.prompts_cut = sum(longer)
             self.prompt_tokens = [last_tokens(self.lm, tokens, limit) for tokens in self.prompt_tokens]
-            logger.warn(
+            warn(
                 f"{self.prompts_cut} of {total} prompts have more than {limit} tokens: the model sees their last "
                 f"{limit} (rewards see them whole)"
             )
@@ -378,9 +376,7 @@ class TextRLHFDynamics(WritingDynamics):
             columns={name: [column[k] for k in keep] for name, column in self.prompts.columns.items()},
             messages=None if messages is None else [messages[k] for k in keep],
         )
-        logger.warn(
-            f"{self.prompts_skipped} of {total} prompts have more than {limit} tokens and are left out"
-        )
+        warn(f"{self.prompts_skipped} of {total} prompts have more than {limit} tokens and are left out")
 
     def _check_prompt_length(self, tokens: np.ndarray, what: str) -> None:
         if len(tokens) > self.max_prompt_length:

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from gymnasium import logger
 
 from reward_models.data.encoding import TextEncoder, check_ids
 from reward_models.names import shorten
+from reward_models.warning import warn
 from textrl_env.errors import check_choice
 from textrl_env.games.playing import Observation, as_text
 
@@ -127,7 +127,7 @@ class Layout:
                 "turns alone, layout='text', or rewriting_template='keep', which keeps earlier turns as they were "
                 "written"
             )
-        logger.warn(f"{what}; rewriting_template='keep': the model is shown them as they were written")
+        warn(f"{what}; rewriting_template='keep': the model is shown them as they were written")
 
     def opening(self, observation: Observation, row: Mapping[str, Any]) -> Opening:
         """The ids of a game's opening.
@@ -229,7 +229,7 @@ class Layout:
             return observation
         before, self.cut = self.cut, self.cut + 1
         if self.cut.bit_length() > before.bit_length():
-            logger.warn(
+            warn(
                 f"{self.cut} answers of games so far had more than max_answer_tokens={self.max_answer_tokens} tokens "
                 f"(this one {len(ids)}); their first {self.max_answer_tokens} are shown"
             )

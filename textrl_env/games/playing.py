@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from gymnasium import logger
 
 from reward_models.data.chat import problem_in, readable
 from reward_models.handing_over import own_copy
 from reward_models.names import shorten
+from reward_models.warning import warn
 from textrl_env.games.loading import GameFactory
 from textrl_env.protocols import Game
 
@@ -249,7 +249,7 @@ class Players:
         self.games.pop(call.slot, None)  # in whatever state it is
         before, self.failed = self.failed, self.failed + 1
         if self.failed.bit_length() > before.bit_length():  # the 1st, 2nd, 4th, 8th, ...
-            logger.warn(
+            warn(
                 f"{self.failed} turns so far got the fallback {self.fallback:g}, and their episodes ended, since the "
                 f"game failed: {type(error).__name__}: {error} ({'; '.join(getattr(error, '__notes__', ()))})"
             )

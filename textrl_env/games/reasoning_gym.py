@@ -13,9 +13,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from gymnasium import logger
-
 from reward_models.names import shorten
+from reward_models.warning import warn
 from textrl_env.errors import did_you_mean
 from textrl_env.games.extras import import_extra
 
@@ -53,7 +52,7 @@ class Task:
         self._lock = threading.RLock()  # games may be called in threads
         data, _ = self.question(0, {})
         if self._evaluates(data):
-            logger.warn(
+            warn(
                 f"reasoning-gym's verifier of {name} evaluates answers as Python, so what the model writes is run as "
                 "code in this process; train on it only where that can do no harm, such as in a container"
             )
@@ -88,7 +87,7 @@ class Task:
             except Exception as error:
                 before, self.unscored = self.unscored, self.unscored + 1
                 if self.unscored.bit_length() > before.bit_length():  # the 1st, 2nd, 4th, 8th, ...
-                    logger.warn(
+                    warn(
                         f"{self.unscored} answers so far count as wrong, since the verifier of reasoning-gym's "
                         f"{self.name} failed on them, last on {shorten(answer)}: {type(error).__name__}: {error}"
                     )

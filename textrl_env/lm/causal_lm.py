@@ -22,12 +22,12 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from gymnasium import logger
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reward_models.data.encoding import TextEncoder
 from reward_models.loading import LoadOptions, check_decoder, load_causal_lm, load_tokenizer
+from reward_models.warning import warn
 from textrl_env.errors import check_choice, check_keywords, did_you_mean
 from textrl_env.lm import checkpointing
 from textrl_env.lm.attention_masks import ONE, AttentionMasks
@@ -522,7 +522,7 @@ class CausalLM:
         """
         works = self.ways.cache is not None and self._reaches(max_length, self.ways.cache_windows)
         if not works:
-            logger.warn(
+            warn(
                 f"{type(self.model).__name__} is decoded without a key/value cache: every new token takes a pass over "
                 f"the whole sequence, so that a long response takes up to {max(max_length, 2) // 2} times as long"
             )
@@ -572,7 +572,7 @@ class CausalLM:
         if key not in self._records:
             self._records[key] = can_be_recorded(self, recorder)
             if not self._records[key]:
-                logger.warn(
+                warn(
                     f"the steps of {type(self.model).__name__} cannot be recorded (decode_step={self.decode_step!r}), "
                     "so that each is launched from Python: right, and slower where there are few rows"
                 )
