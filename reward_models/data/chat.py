@@ -20,7 +20,7 @@ import functools
 import json
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from reward_models.names import shorten
@@ -39,16 +39,9 @@ _NO_THOUGHT = "<think></think>"
 _OPEN_TAG = re.compile(r"<([A-Za-z_][\w-]*)>\s*$")
 #: Arguments of a tokenizer's ``apply_chat_template`` that no record may set.
 _TAKEN = {
-    *(
-        "messages",
-        "conversation",
-        "tools",
-        "chat_template",
-        "add_generation_prompt",
-        "continue_final_message",
-    ),
-    *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs"),
-    "return_assistant_tokens_mask",
+    *("messages", "conversation", "tools", "chat_template", "tokenize", "return_dict", "return_tensors"),
+    *("add_generation_prompt", "continue_final_message", "return_assistant_tokens_mask", "tokenizer_kwargs"),
+    *("padding", "truncation", "max_length"),
 }
 
 
@@ -554,12 +547,24 @@ def problem_in(messages: Sequence[Any]) -> str | None:
 
 def problem_in_tools(value: Any) -> str | None:
     """What is wrong with a record's ``tools``, to be put behind its place, or None."""
+    return _problem_in_cell(value, "a list of tools", _problem_in_tools)
+
+
+def problem_in_settings(value: Any) -> str | None:
+    """What is wrong with a record's ``chat_template_kwargs``, to be put behind its place, or None."""
+    return _problem_in_cell(value, "an object of variables", _problem_in_settings)
+
+
+def _problem_in_cell(value: Any, expected: str, check: Callable[[Any], str | None]) -> str | None:
+    """What is wrong with what a cell holds, as it is or as JSON."""
     try:
-        tools = _parsed(value)
+        found = _parsed(value)
     except ValueError as error:
-        return f"expected a list of tools, got a text that is no JSON ({error})"
-    if tools is None:
-        return None
+        return f"expected {expected}, got a text that is no JSON ({error})"
+    return None if found is None else check(found)
+
+
+def _problem_in_tools(tools: Any) -> str | None:
     if not isinstance(tools, list | tuple):
         return f"expected a list of tools, each a JSON schema, got {_described(tools)}"
     for i, tool in enumerate(tools):
@@ -568,14 +573,7 @@ def problem_in_tools(value: Any) -> str | None:
     return None
 
 
-def problem_in_settings(value: Any) -> str | None:
-    """What is wrong with a record's ``chat_template_kwargs``, to be put behind its place, or None."""
-    try:
-        given = _parsed(value)
-    except ValueError as error:
-        return f"expected an object of variables, got a text that is no JSON ({error})"
-    if given is None:
-        return None
+def _problem_in_settings(given: Any) -> str | None:
     if not isinstance(given, Mapping):
         return f"expected an object, the template's variables by name, got {_described(given)}"
     strange = [name for name in given if not isinstance(name, str)]
