@@ -163,6 +163,7 @@ def noting(prompts, completions, log_metric, log_extra, **columns):
     log_metric("longest", max(lengths))
     log_extra("letters", lengths)
     log_extra("first", [c[0]["content"][:1] for c in completions])
+    log_extra("score", ["mine"] * len(completions))  # a name that is taken
     return [float(n) for n in lengths]
 
 
@@ -178,6 +179,7 @@ def test_what_a_reward_logs_is_in_the_log_and_among_the_samples(fused, tmp_path)
     log = list(csv.DictReader((tmp_path / "log.csv").open()))
     samples = read_samples(sample_files(tmp_path)[0][1])
     for row in samples:
+        assert row["extra/score"] == "mine"
         assert row["letters"] == row["score"] == len(row["response"]) and row["first"] == row["response"][:1]
     assert len(samples) == 4 and 0 < float(log[0]["longest"]) <= max(row["letters"] for row in samples)
 

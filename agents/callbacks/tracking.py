@@ -159,12 +159,18 @@ def samples_of(agent: Any, rollout: Rollout) -> dict[str, list[Any]]:
         rows_of_text = zip(token_ids, actions, lengths, strict=True)
         fits = all(np.array_equal(ids[:n], acted[:n]) for ids, acted, n in rows_of_text)
     found: dict[str, list[Any]] = {
-        name.removeprefix(EXTRA): [(float if _is_number(name, values) else str)(value) for value in values]
+        _shown_as(name, columns): [(float if _is_number(name, values) else str)(value) for value in values]
         for name, values in columns.items()
     }
     if fits:
         found |= _of_steps(agent, rollout, lengths)
     return found
+
+
+def _shown_as(name: str, columns: dict[str, list[Any]]) -> str:
+    """What a reward has logged goes by its own name, unless a column of ours has it."""
+    own = name.removeprefix(EXTRA)
+    return name if own in columns else own
 
 
 def _is_number(name: str, values: list[Any]) -> bool:
