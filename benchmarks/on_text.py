@@ -2,7 +2,7 @@
 
     python benchmarks/on_text.py order                    # methods in the embedded world, three seeds
     python benchmarks/on_text.py lora                     # every weight, adapters everywhere or on attention, rank 1
-    python benchmarks/on_text.py real --model build/smollm2 --minutes 60    # two-digit sums on SmolLM2-135M
+    python benchmarks/on_text.py real --model build/smollm2    # two-digit sums on SmolLM2-135M
 
 Every run is a job whose result is kept, so what was stopped goes on; ``--minutes`` begins no job that would end later,
 ``--table`` only writes what there is. Numbers go to benchmarks/on_text.json, the tables to docs/gradients.md ("On
@@ -84,36 +84,62 @@ def embedded(
     }
 
 
-def sums(name: str, seed: int, folder: str, minutes: float) -> dict[str, Any]:
-    """A method learns two-digit sums on a real model, for so long; the share of held-out sums that it gets right."""
+def sums(name: str, seed: int, folder: str, tokens: int) -> dict[str, Any]:
+    """A method learns two-digit sums on a real model from so many tokens; the share of held-out sums it gets right."""
     import torch
+    from stable_baselines3.common.callbacks import BaseCallback
 
     sys.path.insert(0, str(ROOT / "examples"))
-    from two_digit_sums import AGENTS, ENV, POLICY, REWARD, StopAfter, problems, write
+    from two_digit_sums import AGENTS, ENV, POLICY, REWARD, problems, write
 
     import agents
     from reward_models import numeric_answer
     from textrl_env.envs.text_rlhf import TextRLHFEnv
 
-    torch.manual_seed(seed)
+    class Curve(BaseCallback):
+        """The mean score of each rollout, and the KL of its episodes."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scores: list[float] = []
+            self.kl: list[float] = []
+
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_start(self) -> None:
+            self.note()
+
+        def _on_training_end(self) -> None:
+            self.note()
+
+        def note(self) -> None:
+            if "objective/scores" in self.model.latest:
+                self.scores.append(round(float(self.model.latest["objective/scores"]), 4))
+                self.kl.append(round(float(self.model.latest["objective/kl"]), 3))
+
+    torch.set_num_threads(1)
     method = methods.find_method(name)
     train, held_out = problems()
     env = TextRLHFEnv(model=folder, reward=REWARD, prompts=train, **ENV)
-    settings = dict(AGENTS["ppo" if method.family == "critic" or name == "ppo" else "grpo"])
+    settings = dict(AGENTS["ppo" if name == "ppo" else "grpo"])
     agent = getattr(agents, method.class_name)("auto", env, seed=seed, policy_kwargs=dict(POLICY), **settings)
     test = TextRLHFEnv(model=env.lm, reward=REWARD, prompts=held_out, max_new_tokens=ENV["max_new_tokens"])
-    answers = [row["answer"] for row in held_out]
+    started, curve = time.process_time(), Curve()
+    agent.learn(tokens, curve)
+    seconds = time.process_time() - started
+    texts, _ = write(agent.policy.lm, test, deterministic=True)
+    right = numeric_answer(column="answer")(None, texts, answer=[row["answer"] for row in held_out])
+    return {
+        "after": float(np.mean(right)),
+        "scores": curve.scores,
+        "kl": curve.kl,
+        "tokens": agent.num_timesteps,
+        "seconds": seconds,
+    }
 
-    def right() -> float:
-        texts, _ = write(agent.policy.lm, test, deterministic=True)
-        return float(np.mean(numeric_answer(column="answer")(None, texts, answer=answers)))
 
-    before = right()
-    agent.learn(10**9, StopAfter(60 * minutes), log_interval=None)
-    return {"before": before, "after": right(), "tokens": agent.num_timesteps, "minutes": minutes}
-
-
-def jobs(what: str, seeds: int, folder: str = "", minutes: float = 3.0) -> list[Job]:
+def jobs(what: str, seeds: int, folder: str = "", tokens: int = 0) -> list[Job]:
     """All runs of a question."""
     if what == "order":
         return [
@@ -123,7 +149,7 @@ def jobs(what: str, seeds: int, folder: str = "", minutes: float = 3.0) -> list[
         ]
     if what == "real":
         return [
-            Job(f"real-{name}-{seed}", lambda _, n=name, s=seed: sums(n, s, folder, minutes), seed)
+            Job(f"real-{name}-{seed}", lambda _, n=name, s=seed: sums(n, s, folder, tokens), seed)
             for seed in range(seeds)
             for name in BEST
         ]
@@ -228,12 +254,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--minutes", type=float, help="begin no job that would end later")
     parser.add_argument("--model", default="build/smollm2", help="of real: a folder")
-    parser.add_argument("--minutes-each", type=float, default=3.0, help="of real: learning of a run")
+    parser.add_argument("--tokens", type=int, default=4000, help="of real: that a run learns from")
     parser.add_argument("--table", action="store_true", help="only write what there is")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     seeds = arguments.seeds or (LORA_SEEDS if arguments.what == "lora" else SEEDS)
-    todo = jobs(arguments.what, seeds, arguments.model, arguments.minutes_each)
+    todo = jobs(arguments.what, seeds, arguments.model, arguments.tokens)
     keep(read(todo, RUNS) if arguments.table else do(todo, arguments.minutes, RUNS))
     if arguments.what == "lora":
         put_into(LORA_PAGE, "lora", lora_table(stored()))
