@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 
 import numpy as np
@@ -51,6 +52,7 @@ class Wild:
 FEW_WORDS = ["<eos>", "<unk>", "a", "b"]
 
 
+@functools.cache
 def table_outcomes(said: tuple[str, ...]) -> list[tuple[float, str, float, bool]]:
     """What may be answered to a conversation, from a table of random numbers: probability, text, reward, end."""
     rng = np.random.default_rng(zlib.crc32(repr(said).encode()))

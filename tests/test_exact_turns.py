@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import numpy as np
@@ -162,16 +163,31 @@ def exact_objective(env, lm):
     return (chance * earned).sum()
 
 
-def test_the_enumerated_game_is_the_environment():
+@pytest.fixture(scope="module")
+def played():
+    """An agent that stands still, and 16 rollouts of 64 groups of 4 conversations that it has had."""
+    return play(GRPO, group_size=4)
+
+
+def play(cls, rollouts=16, **kwargs):
+    policy = {"model": make_small_lm(1)}
+    kwargs = {"gamma": 1.0, "n_episodes": 256, "batch_size": None, "policy_kwargs": policy} | kwargs
+    agent = cls("auto", make_table_game(), seed=0, learning_rate=0.0, **kwargs)
+    agent.learn(1, log_interval=None)
+    if agent.policy.has_critic:
+        torch.nn.init.normal_(agent.policy.value_head.out.weight, std=0.5)
+    return agent, [agent.collect() for _ in range(rollouts)]
+
+
+def test_the_enumerated_game_is_the_environment(played):
     env, lm = make_table_game(), make_small_lm(1)
     mdp, policies = from_text_game(env, table_outcomes, lm)
     assert evaluate_turns(mdp, policies).objective == pytest.approx(exact_objective(env, lm).item(), abs=1e-5)
     own = evaluate_turns(mdp, from_text_game(env, table_outcomes)[1])
     assert own.kl == pytest.approx(0.0, abs=1e-9)
-    agent = REINFORCE("auto", env, n_episodes=3000, policy_kwargs={"model": lm}, seed=0)
-    agent.learn(1)
-    returns = agent.collect().rewards.sum(1).numpy()
-    error = returns.std() / np.sqrt(len(returns))
+    agent, rollouts = played
+    returns = np.concatenate([rollout.rewards.sum(1).numpy().reshape(-1, 4).mean(1) for rollout in rollouts])
+    error = returns.std() / np.sqrt(len(returns))  # of groups, whose members share their prompt
     assert abs(returns.mean() - exact_objective(env, agent.policy.lm).item()) < 3 * error
 
 
@@ -185,26 +201,24 @@ ESTIMATORS = {
 
 
 @pytest.mark.parametrize(("cls", "kwargs"), ESTIMATORS.values(), ids=ESTIMATORS)
-def test_the_gradient_of_every_estimator_averages_to_the_exact_one(cls, kwargs):
-    env, lm = make_table_game(), make_small_lm(1)
-    kwargs = {"gamma": 1.0, "n_episodes": 256, "batch_size": None, "policy_kwargs": {"model": lm}} | kwargs
-    agent = cls("auto", env, seed=0, learning_rate=0.0, **kwargs)
-    agent.learn(1)
-    if agent.policy.has_critic:
-        torch.nn.init.normal_(agent.policy.value_head.out.weight, std=0.5)
+def test_the_gradient_of_every_estimator_averages_to_the_exact_one(cls, kwargs, played):
+    # What was played is the same for all but a critic, which says its values while it plays.
+    own = kwargs.get("critic", "") is not None and cls is PPO
+    agent, rollouts = play(cls, **kwargs, rollouts=16 if own else 0)
+    rollouts = rollouts or played[1]
     weights = [p for p in agent.policy.lm.model.parameters() if p.requires_grad]
 
     def flat(loss):
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)]).double().numpy()
 
-    exact = flat(exact_objective(env, agent.policy.lm).float())
+    exact = flat(exact_objective(make_table_game(), agent.policy.lm).float())
     rng = np.random.default_rng(0)
     directions = np.stack(
         [exact / np.linalg.norm(exact), *rng.normal(size=(4, len(exact))) / np.sqrt(len(exact))]
     )
     seen = []
-    for _ in range(16):
-        batch = agent.prepare_rollout(agent.collect())
+    for rollout in rollouts:
+        batch = agent.prepare_rollout(copy.copy(rollout))
         batch = agent.prepare_batch(batch)
         new = agent.policy.evaluate(batch)
         losses, _ = agent.loss(
