@@ -157,6 +157,14 @@ PARTS = {
 PARTS["ablation"] = without_each
 
 
+def this_machine() -> str:
+    """What tells machines apart that one may find oneself on: "x86_64, 2 cores, AVX2"."""
+    import torch
+
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {capability.replace('AVX512', 'AVX-512')}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=6, help="steps of each side, the first not counted")
@@ -169,19 +177,20 @@ def main() -> None:
         "--by-processor", action="store_true", help="grpo by processor time, on a busy machine"
     )
     parser.add_argument("--no-peers", action="store_true", help="make and time no peers")
+    parser.add_argument("--machine", help="what it is called; None names the processor's instruction set")
     arguments = parser.parse_args()
     SCRATCH.mkdir(parents=True, exist_ok=True)
-    # Parts that are not run now keep what was measured before.
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    results["machine"] = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+    # Parts that are not run now, and other machines, keep what was measured before.
+    machines = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results = machines.setdefault(arguments.machine or this_machine(), {})
     for name in arguments.only:
         print(name, flush=True)
         names = arguments.workloads or list(workloads.WORKLOADS)
         extra = (names, arguments.precisions, arguments.by_processor) if name == "grpo" else ()
         before = results.get(name, {})
         results[name] = PARTS[name](arguments.repeats, not arguments.no_peers, before, *extra)
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    report.write(results, ROOT)
+        RESULTS.write_text(json.dumps(machines, indent=1) + "\n")
+    report.write(machines, ROOT)
 
 
 if __name__ == "__main__":
