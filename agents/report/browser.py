@@ -27,6 +27,8 @@ from textrl_env.printable import printable
 _MOST, _LONGEST = 1500, 400
 #: Episodes under the microscope, and tokens of one.
 _EPISODES, _TOKENS = 6, 80
+#: Of a strip's numbers, which have two decimals, the smallest that counts as one: rounding is not coloured in.
+_SHOWN = 0.05
 _SOURCES = {START: "held out, first policy", BEST: "held out, best policy", FINAL: "held out, last policy"}
 _NUMBERS = ("score", "gold", "KL", "tokens", "advantage")
 
@@ -35,7 +37,7 @@ SCRIPT = """
   var box = document.getElementById('browser');
   var rows = JSON.parse(document.getElementById('samples').textContent);
   var q = function (id) { return document.getElementById(id); };
-  var shown = 25, by = null, down = true;
+  var first = window.innerWidth > 560 ? 25 : 8, shown = first, by = null, down = true;
   function options(select, column) {
     var seen = {};
     rows.forEach(function (r) { if (r[column]) seen[r[column]] = true; });
@@ -58,19 +60,21 @@ SCRIPT = """
     });
     return list;
   }
-  function cell(tr, text, number) {
-    var td = document.createElement('td'); td.textContent = text; if (number) td.className = 'num'; tr.appendChild(td);
+  function cell(tr, name, text, style) {
+    var td = document.createElement('td'); td.textContent = text; td.dataset.label = name;
+    if (style) td.className = style;
+    tr.appendChild(td);
   }
   function show() {
     var list = found(), body = q('rows');
     body.textContent = '';
     list.slice(0, shown).forEach(function (r) {
       var tr = document.createElement('tr');
-      cell(tr, r.prompt); cell(tr, r.response); cell(tr, r.from);
+      ['prompt', 'response', 'from'].forEach(function (n) { cell(tr, n, r[n]); });
       NUMBERS.forEach(function (n) {
-        var v = r[n];
+        var v = r[n], none = v === null || v === undefined;
         var places = n === 'tokens' ? 0 : 2;
-        cell(tr, v === null || v === undefined ? '\\u2013' : v.toFixed(places).replace('-', '\\u2212'), true);
+        cell(tr, n, none ? '\\u2013' : v.toFixed(places).replace('-', '\\u2212'), none ? 'num none' : 'num');
       });
       body.appendChild(tr);
     });
@@ -78,7 +82,7 @@ SCRIPT = """
     q('more').hidden = shown >= list.length;
   }
   ['find', 'kind', 'from'].forEach(function (id) {
-    q(id).addEventListener('input', function () { shown = 25; show(); });
+    q(id).addEventListener('input', function () { shown = first; show(); });
   });
   box.querySelectorAll('th button').forEach(function (b) {
     b.addEventListener('click', function () {
@@ -194,23 +198,28 @@ def microscope(run: Run) -> str:
     if not rows:
         return ""
     chosen = sorted(rows, key=lambda row: -abs(row["advantage"]))[:_EPISODES]
-    strips = "".join(_strip(row) for row in chosen)
+    scales = {name: _largest(chosen, name) for name, *_ in STRIP}
+    strips = "".join(_strip(row, scales) for row in chosen)
     note = (
         f"Episodes of the last update, at {files[-1][0]:,} {run.unit}: those with the largest advantages first. Green "
-        "is above 0, red below; the stronger, the further."
+        "is above 0, red below; the stronger, the further, by one scale for all of these."
     )
     return f"<section><h2>Episodes under the microscope</h2><p class=quiet>{note}</p>{strips}</section>"
 
 
-def _strip(row: Mapping[str, Any]) -> str:
+def _largest(rows: Sequence[Mapping[str, Any]], name: str) -> float:
+    """The number that gets the full colour in one line of all strips."""
+    return max([_SHOWN, *(abs(value) for row in rows for value in row.get(name) or ())])
+
+
+def _strip(row: Mapping[str, Any], scales: Mapping[str, float]) -> str:
     tokens = [token.strip() or repr(token) for token in row["tokens"]][:_TOKENS]
     heads = "".join(f"<th>{escape(printable(token))}</th>" for token in tokens)
     lines = []
     for name, label, signed in STRIP:
         if row.get(name):
             values = row[name][:_TOKENS]
-            largest = max(max(map(abs, row[name])), 1e-9)
-            cells = "".join(_cell(value, abs(value) / largest, signed) for value in values)
+            cells = "".join(_cell(value, abs(value) / scales[name], signed) for value in values)
             lines.append(f"<tr><th scope=row>{label}</th>{cells}</tr>")
     gold = row.get("score/gold")
     judged = f"score {write_number(row['score'], 2)}" + (

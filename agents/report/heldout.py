@@ -189,7 +189,9 @@ def section(runs: Sequence[Run]) -> str:
 
 def _one(run: Run, found: Answer) -> str:
     style = {True: "good", False: "bad", None: "unknown"}[found.is_good]
-    headline = f"<strong>{escape(found.headline)}</strong> {escape(found.details)}".rstrip()
+    headline = f"<strong>{escape(found.headline)}</strong> {escape(found.details)}".rstrip().replace(
+        " %", "\N{NO-BREAK SPACE}%"
+    )
     answered = f'<p class="verdict {style}">{headline}</p>'
     return f"{answered}{_picture([run])}{_table(run)}{_best_of_reference(run)}{_kinds(run)}"
 
@@ -296,7 +298,7 @@ def _at_the_same_kl(found: Sequence[BestOfN], reached: float, kl: float) -> str:
         "The score of the last policy is beyond what the reference is seen to reach, where the reward has never been "
         "compared with anything."
         if reached > most.score
-        else "The last policy scores no more than that: it went further than the reward it found needs."
+        else "The last policy scores no more than that: it has gone further than its score needs."
     )
     return (
         f"The last policy scores {write_number(reached, 2)} at {write_number(kl, 1)} nats, as far as the best of "

@@ -153,6 +153,14 @@ def update_curves(runs: Sequence[Run]) -> list[Metric]:
     return [metric for metric in found if metric is not KL_COEF or moves]
 
 
+def constant(metric: Metric, runs: Sequence[Run]) -> float | None:
+    """The one value that a metric has in every row of every run, to six digits; None where it moves."""
+    values = np.concatenate([metric.series(run)[1] for run in runs])
+    if not len(values) or np.ptp(values) > 1e-6 * max(1.0, float(np.abs(values).max())):
+        return None
+    return float(values[0])
+
+
 def headline(runs: Sequence[Run]) -> list[Metric]:
     """The metrics of the table of figures."""
     exact = logged((GAP,), runs)

@@ -180,9 +180,20 @@ def _curves(groups: Sequence[Group], runs: Sequence[Run]) -> list[str]:
 def _training(groups: Sequence[Group], runs: Sequence[Run]) -> list[str]:
     """How it went."""
     return [
-        _plots("Groups", "", metrics.logged(metrics.GROUP_CURVES, runs), pictures.curve, groups),
-        _plots("Updates", "", metrics.update_curves(runs), pictures.curve, groups),
+        _moving("Groups", metrics.logged(metrics.GROUP_CURVES, runs), groups, runs),
+        _moving("Updates", metrics.update_curves(runs), groups, runs),
     ]
+
+
+def _moving(heading: str, shown: Sequence[Metric], groups: Sequence[Group], runs: Sequence[Run]) -> str:
+    """A section of curves; what never changed is a number, since an empty chart hides what moves."""
+    still = {metric: value for metric in shown if (value := metrics.constant(metric, runs)) is not None}
+    parts = (f"{metric.label} {value:.3g}".replace("-", "\N{MINUS SIGN}") for metric, value in still.items())
+    how = escape(f"The same throughout: {', '.join(parts)}.") if still else ""
+    moved = [metric for metric in shown if metric not in still]
+    if not moved:
+        return f"<section><h2>{heading}</h2><p class=quiet>{how}</p></section>" if how else ""
+    return _plots(heading, how, moved, pictures.curve, groups)
 
 
 def _plots(
@@ -234,7 +245,7 @@ def _samples(run: Run, alone: bool, label: str) -> str:
         body = "<p class=quiet>The same prompts, as recorded while training; KL in nats.</p>" + body
     else:
         body = "<p class=quiet>No prompt was recorded twice, so there is no first and last to compare.</p>"
-    return _folded("Samples", body, alone, label)
+    return _folded("The same prompts, early and late", body, alone, label)
 
 
 def _folded(heading: str, body: str, alone: bool, label: str) -> str:

@@ -69,6 +69,16 @@ i { display: inline-block; width: 18px; vertical-align: 4px; margin-right: 7px; 
 .samples td { padding-top: 8px; padding-bottom: 8px; }
 .samples td:not(.num) { min-width: 170px; overflow-wrap: anywhere; }
 .samples .num + :not(.num) { padding-left: 22px; }
+@media screen and (max-width: 560px) {
+  .samples, .samples tbody, .samples tr, #browser thead, #browser thead tr { display: block; }
+  .samples thead, #browser thead th:not(.num) { display: none; }
+  #browser thead tr::before { content: "Sort by "; color: var(--quiet); font-size: 13px; }
+  #browser thead th { display: inline-block; padding: 0 14px 6px 0; border: 0; vertical-align: baseline; }
+  .samples tbody tr { border-bottom: 1px solid var(--line); padding: 8px 0; }
+  .samples td, .samples td.num, .samples td:not(.num), .samples .num + td:not(.num) {
+    display: block; border: 0; padding: 1px 0; min-width: 0; }
+  .samples td.num { display: inline-block; padding-right: 14px; } .samples td.none { display: none; }
+  .samples td::before { content: attr(data-label) " "; color: var(--quiet); font-size: 12.5px; } }
 .controls { display: flex; flex-wrap: wrap; gap: 8px 20px; align-items: center; }
 input, select, button { font: inherit; color: var(--ink); background: var(--paper); border: 1px solid var(--axis);
   border-radius: 4px; padding: 3px 8px; max-width: 100%; }
@@ -90,8 +100,11 @@ pre { background: var(--soft); padding: 12px 14px; white-space: pre-wrap; overfl
   th, td { padding-right: 8px; } .kinds th, .kinds td { padding-right: 6px; font-size: 12.5px; }
   .kinds th { font-size: 11.5px; } .kinds th:nth-child(2), .kinds td:nth-child(2) { display: none; }
   main { padding: 24px 16px 40px; } .plots { grid-template-columns: minmax(0, 1fr); } }
-@media print { #browser { display: none; }
+@media print { #browser { display: none; } .wide { overflow: visible; } p { break-inside: avoid; }
+  .samples { font-size: 12px; } .samples td:not(.num) { min-width: 0; }
+  .samples th, .samples td { padding-right: 8px; } .samples .num + :not(.num) { padding-left: 10px; }
+  .strip th, .strip td { padding: 2px 4px; font-size: 9px; }
   main { max-width: none; padding: 0; } section { margin-top: 24px; } h2, h3, p.quiet, .legend { break-after: avoid; }
   tr { break-inside: avoid; }
-  .findings li, .verdict, pre { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
+  .findings li, .verdict, pre, .strip td { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """

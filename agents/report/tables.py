@@ -161,7 +161,14 @@ def _win_rate(found: dict[str, Any]) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], style: str = "") -> str:
-    """Cells are HTML; a heading that begins with "#" stands over numbers."""
+    """Cells are HTML; a heading that begins with "#" stands over numbers.
+
+    In the style "samples" each cell has its heading with it, since narrow screens show a row as a card.
+    """
+    if style == "samples":
+        labels = [f' data-label="{escape(h.removeprefix("#"))}"' for h in heads]
+        cells = [[cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in row] for row in rows]
+        rows = [[f"<td{at}{c[3:]}" for c, at in zip(row, labels, strict=True)] for row in cells]
     head = "".join(f"<th class=num>{h[1:]}</th>" if h.startswith("#") else f"<th>{h}</th>" for h in heads)
     body = "".join(
         "<tr>" + "".join(c if c.startswith("<td") else f"<td>{c}</td>" for c in row) + "</tr>" for row in rows
