@@ -24,7 +24,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -521,11 +520,19 @@ BUGS = [
 
 
 class Verdict(NamedTuple):
-    """What became of a bug: "killed" by a test, "survived", or "broken" (no test could run)."""
+    """What became of a bug.
+
+    Attributes:
+        outcome: "killed" by a test, "survived", or "broken" (no test could run).
+        test: Which test, ``test_<name>.py::<test>``; of "broken" what was printed.
+        seconds: How long it took.
+        case: The same with its parameters, as pytest takes it.
+    """
 
     outcome: str
     test: str
     seconds: float
+    case: str = ""
 
 
 def copy_project(folder: Path) -> Path:
@@ -562,19 +569,19 @@ def check_imports(folder: Path) -> None:
 
 
 def run_tests(folder: Path, tests: tuple[str, ...]) -> Verdict:
-    """Run test files up to the first failure."""
-    files = [f"tests/test_{name}.py" for name in tests]
+    """Run test files, or cases of them, up to the first failure."""
+    files = [f"tests/{name}" if "::" in name else f"tests/test_{name}.py" for name in tests]
     started = time.perf_counter()
     try:
         done = run_python(folder, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-rfE", *files)
     except subprocess.TimeoutExpired:
         return Verdict("broken", f"no end after {TIMEOUT} s", TIMEOUT)
     seconds = time.perf_counter() - started
-    failed = re.search(r"^FAILED tests/(\S+?)(?:\[.*)?(?: - .*)?$", done.stdout, re.MULTILINE)
+    failed = re.search(r"^FAILED tests/((\S+?)(?:\[.*?\])?)(?: - .*)?$", done.stdout, re.MULTILINE)
     if done.returncode == 0:
         return Verdict("survived", "", seconds)
     if done.returncode == 1 and failed:
-        return Verdict("killed", failed[1], seconds)
+        return Verdict("killed", failed[2], seconds, failed[1])
     return Verdict("broken", (done.stdout + done.stderr).strip()[-500:], seconds)
 
 
@@ -604,25 +611,24 @@ def try_all(bugs: list[Bug], minutes: float | None) -> Iterator[tuple[Bug, Verdi
         minutes: None is planted later than this; None is no limit.
 
     Raises:
-        RuntimeError: The tests do not pass without a bug, or do not import the copy.
+        RuntimeError: A test that notices a bug fails without it too, or the tests do not import the copy.
     """
-    started = time.monotonic()
+    started, sound = time.monotonic(), set()
     with tempfile.TemporaryDirectory() as temporary:
         folder = copy_project(Path(temporary).resolve())
         check_imports(folder)
-        for tests, group in groupby(sorted(bugs, key=lambda bug: bug.tests), key=lambda bug: bug.tests):
-            sound = None
-            for bug in group:
-                if minutes is not None and time.monotonic() - started > 60 * minutes:
-                    return
-                if sound is None:
-                    sound = run_tests(folder, tests)
-                    if sound.outcome != "survived":
-                        raise RuntimeError(f"the tests have to pass without a bug first, but: {sound.test}")
-                    print(f"without a bug {' and '.join(tests)} pass ({sound.seconds:.0f} s)", flush=True)
-                verdict = try_bug(bug, folder)
-                print(f"{verdict.outcome:8} {verdict.seconds:4.0f} s  {bug.name}: {verdict.test}", flush=True)
-                yield bug, verdict
+        for bug in sorted(bugs, key=lambda bug: bug.tests):
+            if minutes is not None and time.monotonic() - started > 60 * minutes:
+                return
+            verdict = try_bug(bug, folder)
+            print(f"{verdict.outcome:8} {verdict.seconds:4.0f} s  {bug.name}: {verdict.test}", flush=True)
+            # Only the test that noticed has to pass without the bug; all of its file would take much longer.
+            if verdict.outcome == "killed" and verdict.case not in sound:
+                without = run_tests(folder, (verdict.case,))
+                if without.outcome != "survived":
+                    raise RuntimeError(f"{verdict.case} fails without a bug too: {without.test}")
+                sound.add(verdict.case)
+            yield bug, verdict
 
 
 def fingerprint(bug: Bug) -> str:

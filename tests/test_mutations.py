@@ -40,3 +40,19 @@ def test_a_planted_bug_replaces_text_that_is_there_exactly_once(bug):
     text = (ROOT / bug.file).read_text(encoding="utf-8")
     assert text.count(bug.old) == 1, f"{bug.file} holds {bug.old!r} {text.count(bug.old)} times"
     assert all((ROOT / "tests" / f"test_{name}.py").is_file() for name in bug.tests)
+
+
+def test_a_test_that_fails_without_the_bug_too_does_not_count(monkeypatch):
+    mutations = _module()
+    bugs, asked = mutations.BUGS[:2], []
+    noticed = mutations.Verdict("killed", "test_a.py::test_b", 1.0, "test_a.py::test_b[c - d]")
+    monkeypatch.setattr(mutations, "copy_project", lambda folder: folder)
+    monkeypatch.setattr(mutations, "check_imports", lambda folder: None)
+    monkeypatch.setattr(mutations, "try_bug", lambda bug, folder: noticed)
+    without = mutations.Verdict("survived", "", 1.0)
+    monkeypatch.setattr(mutations, "run_tests", lambda folder, tests: asked.append(tests) or without)
+    assert [verdict for _, verdict in mutations.try_all(bugs, None)] == [noticed] * 2
+    assert asked == [("test_a.py::test_b[c - d]",)]  # once for both
+    without = mutations.Verdict("killed", "test_a.py::test_b", 1.0)
+    with pytest.raises(RuntimeError, match=r"test_b\[c - d\] fails without a bug too"):
+        list(mutations.try_all(bugs, None))
