@@ -592,23 +592,33 @@ def check_bug(bug: Bug) -> None:
         raise ValueError(f"{bug.name!r}: {bug.file} holds {bug.old!r} {count} times, expected once")
 
 
-def try_bug(bug: Bug, folder: Path) -> Verdict:
-    """Plant a bug in a copy, run its tests, and put the file back."""
+def try_bug(bug: Bug, folder: Path, likely: str = "") -> Verdict:
+    """Plant a bug in a copy, run its tests, and put the file back.
+
+    Args:
+        bug: Which.
+        folder: The copy.
+        likely: A test that is run before all others, ``test_<name>.py::<test>``.
+    """
     path = folder / bug.file
     right = path.read_text(encoding="utf-8")
     path.write_text(right.replace(bug.old, bug.new), encoding="utf-8")
     try:
-        return run_tests(folder, bug.tests)
+        first = run_tests(folder, (likely,)) if likely else None
+        return first if first and first.outcome == "killed" else run_tests(folder, bug.tests)
     finally:
         path.write_text(right, encoding="utf-8")
 
 
-def try_all(bugs: list[Bug], minutes: float | None) -> Iterator[tuple[Bug, Verdict]]:
+def try_all(
+    bugs: list[Bug], minutes: float | None, found: dict[str, dict[str, str]]
+) -> Iterator[tuple[Bug, Verdict]]:
     """Every bug on its own, those that the same tests should notice one after another.
 
     Args:
         bugs: Which.
         minutes: None is planted later than this; None is no limit.
+        found: What is stored; the test that noticed a bug of a name before is run first.
 
     Raises:
         RuntimeError: A test that notices a bug fails without it too, or the tests do not import the copy.
@@ -620,7 +630,7 @@ def try_all(bugs: list[Bug], minutes: float | None) -> Iterator[tuple[Bug, Verdi
         for bug in sorted(bugs, key=lambda bug: bug.tests):
             if minutes is not None and time.monotonic() - started > 60 * minutes:
                 return
-            verdict = try_bug(bug, folder)
+            verdict = try_bug(bug, folder, found.get(bug.name, {}).get("test", ""))
             print(f"{verdict.outcome:8} {verdict.seconds:4.0f} s  {bug.name}: {verdict.test}", flush=True)
             # Only the test that noticed has to pass without the bug; all of its file would take much longer.
             if verdict.outcome == "killed" and verdict.case not in sound:
@@ -696,7 +706,7 @@ def main() -> None:
     if not args.again:
         bugs = [bug for bug in bugs if found.get(bug.name, {}).get("planted") != fingerprint(bug)]
     verdicts = []
-    for bug, verdict in try_all(bugs, args.minutes):
+    for bug, verdict in try_all(bugs, args.minutes, found):
         verdicts.append(verdict)
         keep(bug, verdict)
     DOCUMENT.write_text(document(BUGS, stored()), encoding="utf-8")

@@ -48,11 +48,33 @@ def test_a_test_that_fails_without_the_bug_too_does_not_count(monkeypatch):
     noticed = mutations.Verdict("killed", "test_a.py::test_b", 1.0, "test_a.py::test_b[c - d]")
     monkeypatch.setattr(mutations, "copy_project", lambda folder: folder)
     monkeypatch.setattr(mutations, "check_imports", lambda folder: None)
-    monkeypatch.setattr(mutations, "try_bug", lambda bug, folder: noticed)
+    monkeypatch.setattr(mutations, "try_bug", lambda bug, folder, likely: noticed)
     without = mutations.Verdict("survived", "", 1.0)
     monkeypatch.setattr(mutations, "run_tests", lambda folder, tests: asked.append(tests) or without)
-    assert [verdict for _, verdict in mutations.try_all(bugs, None)] == [noticed] * 2
+    assert [verdict for _, verdict in mutations.try_all(bugs, None, {})] == [noticed] * 2
     assert asked == [("test_a.py::test_b[c - d]",)]  # once for both
     without = mutations.Verdict("killed", "test_a.py::test_b", 1.0)
     with pytest.raises(RuntimeError, match=r"test_b\[c - d\] fails without a bug too"):
-        list(mutations.try_all(bugs, None))
+        list(mutations.try_all(bugs, None, {}))
+
+
+def test_the_test_that_noticed_before_is_asked_first_and_the_others_only_where_it_is_silent(
+    monkeypatch, tmp_path
+):
+    mutations, asked = _module(), []
+    bug = mutations.Bug("b", "a.py", "x = 1", "x = 2", ("envs",))
+    (tmp_path / "a.py").write_text("x = 1\n")
+    outcomes = {"test_a.py::silent": "survived", "test_a.py::gone": "broken"}
+
+    def run_tests(folder, tests):
+        assert (folder / "a.py").read_text() == "x = 2\n"
+        asked.append(tests)
+        return mutations.Verdict(outcomes.get(tests[0], "killed"), tests[0], 1.0)
+
+    monkeypatch.setattr(mutations, "run_tests", run_tests)
+    for likely in ("test_a.py::loud", "test_a.py::silent", "test_a.py::gone", ""):
+        assert mutations.try_bug(bug, tmp_path, likely).outcome == "killed"
+    others = ("envs",)
+    loud, silent, gone = ((f"test_a.py::{name}",) for name in ("loud", "silent", "gone"))
+    assert asked == [loud, silent, others, gone, others, others]
+    assert (tmp_path / "a.py").read_text() == "x = 1\n"
