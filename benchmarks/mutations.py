@@ -14,8 +14,11 @@ mutations, of which most change nothing that anyone would call behaviour.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import importlib
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -23,13 +26,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT, STORED = ROOT / "docs" / "mutations.md", Path(__file__).with_suffix(".json")
 PACKAGES = ("agents", "textrl_env", "reward_models")
+#: What importing costs more than most tests.
+LIBRARIES = (
+    "torch",
+    "transformers.models.llama.modeling_llama",
+    "stable_baselines3",
+    "peft",
+    "datasets",
+    "pytest",
+)
 #: Seconds after which a run of tests is given up.
 TIMEOUT = 600
 
@@ -545,44 +557,85 @@ def copy_project(folder: Path) -> Path:
     return folder
 
 
-def run_python(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    """Python in a copy, which is also what gets imported there, installed package or not."""
-    environment = os.environ | {
-        "PYTHONPATH": str(folder),
-        # A cached .pyc is told from its source by size and second only, and bugs are planted fast.
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "OMP_NUM_THREADS": "1",
-        "COLUMNS": "250",
-    }
-    command = [sys.executable, *arguments]
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT
-    )
+def preload() -> None:
+    """Import what tests import of other people's, once: each run of tests is a fork of this process."""
+    for name in LIBRARIES:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+
+
+def run_in(folder: Path, function: Callable[..., int], *arguments: Any) -> tuple[int | None, str]:
+    """Call a function in a process of its own that imports the packages of a copy, installed or not.
+
+    Returns:
+        What it returned, None if it had no end, and all that was printed.
+    """
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
+        process = multiprocessing.get_context("fork").Process(
+            target=_inside, args=(folder, log.fileno(), function, *arguments)
+        )
+        process.start()
+        process.join(TIMEOUT)
+        ended = process.exitcode
+        if ended is None:
+            process.kill()
+            process.join()
+        log.seek(0)
+        return ended, log.read()
+
+
+def _inside(folder: Path, log: int, function: Callable[..., int], *arguments: Any) -> None:
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.chdir(folder)
+    # A cached .pyc is told from its source by size and second only, and bugs are planted fast.
+    sys.dont_write_bytecode = True
+    os.environ.update(PYTHONPATH=str(folder), PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1", COLUMNS="250")
+    sys.path[:] = [str(folder), *(path for path in sys.path if not _is_ours(path))]
+    code = function(*arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # what libraries do at exit is for the process that imported them
+
+
+def _is_ours(path: str) -> bool:
+    return Path(path).resolve() in (ROOT, ROOT / "benchmarks")
 
 
 def check_imports(folder: Path) -> None:
     """Raise a RuntimeError unless the copy's packages are the ones that tests import."""
-    script = f"import importlib; [print(importlib.import_module(name).__file__) for name in {PACKAGES}]"
-    found = run_python(folder, "-c", script).stdout.split()
-    if len(found) != len(PACKAGES) or not all(Path(f).is_relative_to(folder) for f in found):
-        raise RuntimeError(f"expected {PACKAGES} to be imported from {folder}, got {found}")
+    code, printed = run_in(folder, _print_packages)
+    found = printed.split()
+    if code or len(found) != len(PACKAGES) or not all(Path(f).is_relative_to(folder) for f in found):
+        raise RuntimeError(f"expected {PACKAGES} to be imported from {folder}, got {printed}")
+
+
+def _print_packages() -> int:
+    for name in PACKAGES:
+        print(importlib.import_module(name).__file__)
+    return 0
 
 
 def run_tests(folder: Path, tests: tuple[str, ...]) -> Verdict:
     """Run test files, or cases of them, up to the first failure."""
     files = [f"tests/{name}" if "::" in name else f"tests/test_{name}.py" for name in tests]
     started = time.perf_counter()
-    try:
-        done = run_python(folder, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-rfE", *files)
-    except subprocess.TimeoutExpired:
-        return Verdict("broken", f"no end after {TIMEOUT} s", TIMEOUT)
+    code, printed = run_in(folder, _pytest, ["-x", "-q", "-p", "no:cacheprovider", "-rfE", *files])
     seconds = time.perf_counter() - started
-    failed = re.search(r"^FAILED tests/((\S+?)(?:\[.*?\])?)(?: - .*)?$", done.stdout, re.MULTILINE)
-    if done.returncode == 0:
+    if code is None:
+        return Verdict("broken", f"no end after {TIMEOUT} s", seconds)
+    failed = re.search(r"^FAILED tests/((\S+?)(?:\[.*?\])?)(?: - .*)?$", printed, re.MULTILINE)
+    if code == 0:
         return Verdict("survived", "", seconds)
-    if done.returncode == 1 and failed:
+    if code == 1 and failed:
         return Verdict("killed", failed[2], seconds, failed[1])
-    return Verdict("broken", (done.stdout + done.stderr).strip()[-500:], seconds)
+    return Verdict("broken", printed.strip()[-500:], seconds)
+
+
+def _pytest(arguments: list[str]) -> int:
+    import pytest
+
+    return int(pytest.main(arguments))
 
 
 def check_bug(bug: Bug) -> None:
@@ -626,6 +679,7 @@ def try_all(
     started, sound = time.monotonic(), set()
     with tempfile.TemporaryDirectory() as temporary:
         folder = copy_project(Path(temporary).resolve())
+        preload()
         check_imports(folder)
         for bug in sorted(bugs, key=lambda bug: bug.tests):
             if minutes is not None and time.monotonic() - started > 60 * minutes:

@@ -47,6 +47,7 @@ def test_a_test_that_fails_without_the_bug_too_does_not_count(monkeypatch):
     bugs, asked = mutations.BUGS[:2], []
     noticed = mutations.Verdict("killed", "test_a.py::test_b", 1.0, "test_a.py::test_b[c - d]")
     monkeypatch.setattr(mutations, "copy_project", lambda folder: folder)
+    monkeypatch.setattr(mutations, "preload", lambda: None)
     monkeypatch.setattr(mutations, "check_imports", lambda folder: None)
     monkeypatch.setattr(mutations, "try_bug", lambda bug, folder, likely: noticed)
     without = mutations.Verdict("survived", "", 1.0)
