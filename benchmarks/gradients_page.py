@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 METHODS_DOCUMENT, DOCUMENT, PICTURE = (
     DOCS / name for name in ("methods.md", "gradients.md", "gradients.png")
 )
-#: Tokens of a rollout at which lines of equal progress are drawn, and the table's last column is said.
-BUDGET = 256
+#: A larger step than that of the table, for the first lines.
+LARGE_STEP = 4096
 
 METHODS_PAGE = """# Methods
 
@@ -28,7 +29,9 @@ gradient of `E[score] - kl_coef * KL`: {expectations}. What was measured is in [
 {families}
 A method of one's own needs no entry: `--agent my_module:MyAgent`. To add one here, write a class in a file of
 `agents/algorithms/methods/` (what it changes of a base class's settings needs no constructor, see
-[your own](your_own.md#a-method)) and its entry in the table, then this page again.
+[your own](your_own.md#a-method)) and its entry in the table; that alone makes it a name for `--agent` and a class of
+`agents`. `python benchmarks/gradients.py --only NAME` measures it and writes it into this page and into
+[gradients.md](gradients.md).
 """
 
 
@@ -64,23 +67,28 @@ own code. `textrl gradients --agent my_module:MyAgent` measures one of your own 
 
 ![bias against noise, one dot for each method](gradients.png)
 
-Responses of up to 4 tokens, right or wrong (score 1 or 0), one prompt solved in most attempts and one in few,
-`kl_coef` 0.1; {batches} rollouts, the same for all. *Cosine* is that of the mean step with the gradient of `J`,
-sampling noise taken out; *bias* what is left at the best length, relative to the gradient; *z* its significance (none:
-below 3). *Noise* is how many tokens it takes until the scatter of the mean step is as long as the step. *Progress* is
-what counts: the expected cosine of a single step from {budget} tokens, `cosine / sqrt(1 + noise / {budget})`. *Real
-scores* is the cosine where every response has a score of its own and all are equally long (`kl_coef` 0.5), *two turns*
-that of conversations: a turn of up to 2 tokens, an answer drawn by a table, a second turn; the first earns 0.5 or
-nothing, the second 1 or nothing. The *verdict* is of the worst of the three: *right direction* (no significant bias, or
-a cosine above 0.999), *nearly* (above 0.99) or *biased*. *Cost* is the processor time of an update of one pass over 32
-answers on the embedded world, relative to GRPO's beside it, the two in turn.
+{short}
+
+The world of the table: responses of up to 4 tokens, right or wrong (score 1 or 0), one prompt solved in most attempts
+and one in few, `kl_coef` 0.1; {batches} rollouts, the same for all. Its columns:
+
+- *cosine* of the mean step with the gradient of `J`, sampling noise taken out; *bias*: what is left at the best length,
+  relative to the gradient; *z*: its significance (none: below 3)
+- *noise*: how many tokens it takes until the scatter of the mean step is as long as the step
+- *progress*: noise and bias together, the expected cosine of a single step from {budget} tokens,
+  `cosine / sqrt(1 + noise / {budget})`
+- *matters from*: with this many tokens in a step and more, RLOO makes more progress; with fewer, less noise makes up
+  for the bias (always: RLOO is ahead at any number; –: no significant bias)
+- *real scores*: the cosine where every response has a score of its own and all are equally long (`kl_coef` 0.5)
+- *two turns*: that of conversations: a turn of up to 2 tokens, an answer drawn by a table, a second turn; the first
+  earns 0.5 or nothing, the second 1 or nothing
+- *verdict*, of the worst of the three worlds: *right direction* (no significant bias, or a cosine above 0.999),
+  *nearly* (above 0.99) or *biased*; *theory*: what was [expected](methods.md)
+- *cost*: processor time of an update of one pass over 32 answers on the embedded world, relative to GRPO's beside it,
+  the two in turn
 
 {plain}
 
-- Does it matter? For a single step, *progress* says how much, noise and bias together. For a whole run,
-  [where it ends](#where-it-ends) does. Over the {methods} methods, rank correlations with the final distance from the
-  optimum at `kl_coef` {betas}: of the bias {matter_bias}; of the noise {matter_noise}; of *progress*
-  {matter_progress}.
 - PPO, VC-PPO and VAPO have a critic that lags behind: the exact values of the reference.
 - Methods that differ in their ratios and clips alone take the same first step, and are one dot.
 - The division by a group's standard deviation weighs prompts by how hard they are, and a mean over each response
@@ -218,9 +226,12 @@ def number(found: dict[str, Any] | None, name: str, form: str = ".3f") -> str:
     return "refused" if "refused" in found else format(found[name], form)
 
 
-def progress(found: dict[str, float], budget: int = BUDGET) -> float:
-    """The expected cosine of one step from so many tokens with the exact gradient."""
-    return found["cosine"] / math.sqrt(1 + found["noise"] / budget)
+def matters_from(found: dict[str, float] | None, rows: dict[str, dict[str, Any]]) -> str:
+    """From how many tokens in a step on a bias matters, in words."""
+    tokens = est.matters_from(found, rows["rloo"]["plain"]) if found else None
+    if tokens is None:
+        return "–"
+    return f"{tokens:,.0f}" if tokens else "always"
 
 
 def plain_table(rows: dict[str, dict[str, Any]]) -> str:
@@ -228,16 +239,56 @@ def plain_table(rows: dict[str, dict[str, Any]]) -> str:
     lines = []
     listed = [m for m in methods.METHODS if not m.text_only]
     measured = {m.name: rows.get(m.name, {}).get("plain") for m in listed}
-    ranked = sorted(listed, key=lambda m: -progress(measured[m.name]) if measured[m.name] else 0.0)
+    ranked = sorted(listed, key=lambda m: -est.progress(measured[m.name]) if measured[m.name] else 0.0)
     for method in ranked:
         found, real = measured[method.name], rows.get(method.name, {}).get("real")
         cells = [number(found, "cosine"), number(found, "bias"), number(found, "z", ".1f")]
         row = rows.get(method.name, {})
         cells += [est.verdict(row) if found else "–", method.expects, number(found, "noise", ".0f")]
-        cells += [f"{progress(found):.3f}" if found else "–", number(real, "cosine")]
+        cells += [f"{est.progress(found):.3f}" if found else "–", matters_from(found, rows)]
+        cells += [number(real, "cosine")]
         cells += [number(row.get("turns"), "cosine"), f"{row['cost']:.2f}" if "cost" in row else "–"]
         lines.append([f"`{method.name}`", *cells])
-    return table("method|cosine|bias|z|verdict|theory|noise|progress|real scores|two turns|cost", lines)
+    return table(
+        "method|cosine|bias|z|verdict|theory|noise|progress|matters from|real scores|two turns|cost", lines
+    )
+
+
+SHORT = """**In short.** {verdicts}. Whether a bias matters is a question of size: a step is bias and noise, and more
+tokens take away the noise alone. GRPO's step is {degrees} degrees off and has {share} of the noise of RLOO's, which has
+no bias: from {budget} tokens they make about the same *progress* ({step_grpo} and {step_rloo}), from {large:,}
+RLOO makes more ({large_grpo} and {large_rloo}). For a whole run, [where it ends](#where-it-ends) says it: over the
+{methods} methods, rank correlations with the final distance from the optimum at `kl_coef` {betas} are {matter_bias} of
+the bias, {matter_noise} of the noise and {matter_progress} of *progress*, the two together (-1: the best step ends
+nearest)."""
+
+
+def in_short(rows: dict[str, dict[str, Any]], betas: str) -> str:
+    """The answer to the page's question, in numbers."""
+    found = {name: est.verdict(row) for name, row in rows.items() if "cosine" in row.get("plain", {})}
+    words = {"right direction": "These have the right direction", "nearly": "these nearly so"}
+    parts = []
+    for verdict, said in words.items():
+        parts.append(f"{said}: " + ", ".join(f"`{name}`" for name, each in found.items() if each == verdict))
+    biased = sum(each == "biased" for each in found.values())
+    grpo, rloo = rows["grpo"]["plain"], rows["rloo"]["plain"]
+    numbers = {
+        f"{prefix}_{name}": f"{est.progress(plain, tokens):.3f}"
+        for name, plain in (("grpo", grpo), ("rloo", rloo))
+        for prefix, tokens in (("step", est.STEP_TOKENS), ("large", LARGE_STEP))
+    }
+    text = SHORT.format(
+        verdicts="; ".join([*parts, f"the other {biased} are biased"]),
+        degrees=f"{math.degrees(math.acos(grpo['cosine'])):.0f}",
+        share=f"{100 * grpo['noise'] / rloo['noise']:.0f} %",
+        budget=est.STEP_TOKENS,
+        large=LARGE_STEP,
+        methods=len(rows),
+        betas=betas,
+        **numbers,
+        **{f"matter_{what}": matters(rows, what) for what in ("bias", "noise", "progress")},
+    )
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def matters(rows: dict[str, dict[str, Any]], what: str) -> str:
@@ -245,7 +296,7 @@ def matters(rows: dict[str, dict[str, Any]], what: str) -> str:
     named = {
         "bias": lambda plain: math.acos(min(plain["cosine"], 1.0)),
         "noise": lambda plain: plain["noise"],
-        "progress": lambda plain: progress(plain),
+        "progress": lambda plain: est.progress(plain),
     }
     complete = [row for row in rows.values() if "cosine" in row.get("plain", {}) and row.get("gaps")]
     seeds = common_seeds(rows)
@@ -308,16 +359,12 @@ def _cosines(rows: dict[str, dict[str, Any]], heads: str, parts: tuple[str, ...]
 
 
 def common_seeds(rows: dict[str, dict[str, Any]]) -> int:
-    """How many seeds of the distance from the optimum every method has, everywhere."""
+    """How many seeds of the distance from the optimum every method has that has any, everywhere."""
     from benchmarks.gradients import ENDS
 
+    begun = [row for row in rows.values() if row.keys() & ENDS.keys()]
     return min(
-        (
-            len(values)
-            for row in rows.values()
-            for where in ENDS
-            for values in (row.get(where) or {"": []}).values()
-        ),
+        (len(seeds) for row in begun for where in ENDS for seeds in (row.get(where) or {"": []}).values()),
         default=0,
     )
 
@@ -380,20 +427,18 @@ def write_pages(anatomy: dict[str, Any], rows: dict[str, dict[str, Any]]) -> Non
 
     text = PAGE.format(
         batches=max(row["batches"] for row in rows.values()),
-        budget=BUDGET,
+        budget=est.STEP_TOKENS,
         updates=UPDATES,
         epochs=EPOCHS,
         seeds=common_seeds(rows),
+        short=in_short(rows, ", ".join(f"{beta:g}" for beta in BETAS)),
         plain=plain_table(rows),
         own=own_table(rows),
         old=old_table(rows),
         elsewhere=elsewhere_table(rows),
         order=on_text.order_table(on_text.stored(), rows),
         ends=ends_table(rows),
-        methods=len(rows),
-        betas=", ".join(f"{beta:g}" for beta in BETAS),
-        **{f"matter_{what}": matters(rows, what) for what in ("bias", "noise", "progress")},
         **anatomy_tables(anatomy),
     )
     DOCUMENT.write_text(text, encoding="utf-8")
-    draw_picture(rows, PICTURE, BUDGET)
+    draw_picture(rows, PICTURE, est.STEP_TOKENS)

@@ -188,7 +188,8 @@ def of(found: dict[str, dict[str, Any]], prefix: str, what: str) -> list[float]:
 
 def order_table(found: dict[str, dict[str, Any]], exact: dict[str, dict[str, Any]]) -> str:
     """Methods on text beside where they end in the exact worlds, and how well the one ranks as the other does."""
-    from benchmarks.gradients_page import progress, rank_correlation
+    from agents.evaluation.estimators import progress
+    from benchmarks.gradients_page import rank_correlation
 
     done = [name for name in METHODS if of(found, f"order-{name}", "objective")]
     if len(done) < 3:

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -204,7 +205,7 @@ class Mine(Agent):
 """
 
 
-@pytest.mark.parametrize("width, columns", [(80, 5), (200, 11)])
+@pytest.mark.parametrize("width, columns", [(80, 5), (200, 12)])
 def test_a_terminal_gets_the_columns_that_it_can_hold_whole(width, columns, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(width))
     assert main(["gradients"]) == 0
@@ -226,8 +227,21 @@ def test_a_strangers_estimator_gets_a_row_beside_ours(tmp_path, capsys, monkeypa
     row = json.loads(out.read_text())["Mine"]
     assert row["settings"] == {"sign": -1.0}
     assert row["plain"]["cosine"] < -0.5  # it goes the wrong way
+    assert "with any number of tokens in a step rloo" in " ".join(shown.split())
     parts = {"settings", "batches", "plain", "real", "turns", "old 4", "old 16"}
     assert set(row) == parts | {a + b for a in est.ELSEWHERE.values() for b in est.CORRECTIONS}
+
+
+def test_a_bias_matters_from_where_an_unbiased_step_of_so_many_tokens_is_the_better_one():
+    quiet, noisy = {"cosine": 0.9, "z": 9.0, "noise": 40.0}, {"cosine": 1.0, "z": 0.0, "noise": 90.0}
+    tokens = est.matters_from(quiet, noisy)
+    assert est.progress(quiet, tokens) == pytest.approx(est.progress(noisy, tokens))
+    assert est.progress(quiet, tokens / 2) > est.progress(noisy, tokens / 2)
+    assert est.progress(quiet, 2 * tokens) < est.progress(noisy, 2 * tokens)
+    for worse in (quiet | {"noise": 90.0}, quiet | {"cosine": -0.9}):
+        assert est.matters_from(worse, noisy) == 0
+    assert est.matters_from(quiet | {"z": 2.9}, noisy) is None
+    assert est.matters_from(quiet | {"cosine": 1.0}, noisy) is None
 
 
 def test_the_verdict_is_the_worst_of_the_worlds_and_noise_is_no_bias():
@@ -266,6 +280,30 @@ def test_every_method_has_been_measured_and_is_what_theory_says(method):
     assert agrees, f"{method.name} is said to be {method.expects}: {row}"
     if method.name in est.OWN:
         assert row["own"]["z"] < 3
+
+
+def test_the_readme_tells_what_is_stored():
+    from benchmarks.gradients import ANATOMY
+
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    for name in ("rloo", "grpo", "ppo"):
+        row = est.stored()[name]
+        plain, cosines = row["plain"], (row[part]["cosine"] for part in ("real", "turns"))
+        cells = [f"{plain['cosine']:.3f}", f"{plain['bias']:.3f}", est.verdict(row), f"{plain['noise']:.0f}"]
+        cells += [f"{est.progress(plain):.3f}", *(f"{cosine:.3f}" for cosine in cosines)]
+        assert f"| `{name}` | {' | '.join(cells)} |" in readme
+    parts = len(json.loads(ANATOMY.read_text(encoding="utf-8"))["estimators"])
+    assert f"{len(SHOWN)} methods and {parts} parts of them" in readme
+
+
+def test_a_method_whose_end_has_not_been_measured_yet_does_not_take_away_that_of_the_others():
+    from benchmarks.gradients_page import common_seeds, ends_table
+
+    rows = est.stored()
+    newcomer = {name: part for name, part in rows["rloo"].items() if "gaps" not in name}
+    some = {"grpo": rows["grpo"], "rloo": newcomer}
+    assert common_seeds(some) == len(rows["grpo"]["gaps"]["0.1"]) and common_seeds({"rloo": newcomer}) == 0
+    assert ends_table(some).count("| `grpo` |") == 1
 
 
 def test_the_page_shows_every_method_once():

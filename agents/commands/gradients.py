@@ -108,6 +108,7 @@ _COLUMNS = (
     "bias",
     "verdict",
     "noise",
+    "progress",
     "real scores",
     "two turns",
     "4 old",
@@ -147,6 +148,7 @@ def _table(ours: dict[str, Any], label: str, row: dict[str, Any], columns: int =
             cell(plain, "bias", ".3f"),
             estimators.verdict(each) if measured else "–",
             cell(plain, "noise", ".0f"),
+            f"{estimators.progress(plain):.3f}" if measured else cell(plain, "progress", ""),
             *(cell(each.get(part), "cosine", ".3f") for part in others),
         )
         shown.add_row(
@@ -158,11 +160,27 @@ def _table(ours: dict[str, Any], label: str, row: dict[str, Any], columns: int =
 
 
 def _notes(row: dict[str, Any]) -> list[str]:
-    found = row.get("plain", {})
+    from agents.evaluation import estimators
+
     notes = [
         "cosine: of the mean step with the exact gradient of E[score] - kl_coef * KL; bias: what is left of it; noise: "
-        "tokens after which scatter and step are equally long. More on the columns: docs/gradients.md"
+        "tokens after which scatter and step are equally long; progress: of a step from "
+        f"{estimators.STEP_TOKENS} tokens, noise and bias together. More on the columns: docs/gradients.md"
     ]
-    if "z" in found and found["z"] >= 3:
-        notes.append(f"its bias is significant: z = {found['z']:.1f}")
+    found = row.get("plain", {})
+    if "z" in found:
+        notes.append(_does_it_matter(found))
     return notes
+
+
+def _does_it_matter(found: dict[str, float]) -> str:
+    """Whether a method is biased where answers are right or wrong, and from how many tokens in a step on it matters."""
+    from agents.evaluation import estimators
+
+    unbiased = estimators.stored()["rloo"]["plain"]
+    tokens = estimators.matters_from(found, unbiased)
+    z = f"z = {found['z']:.1f}"
+    if tokens is None:
+        return f"no significant bias ({z}, significant from 3 on)"
+    beyond = f"from {tokens:,.0f} tokens in a step on" if tokens else "with any number of tokens in a step"
+    return f"its bias is significant ({z}); {beyond} rloo, which has none, makes more progress"

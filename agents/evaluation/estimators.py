@@ -9,7 +9,9 @@ is written again here. The mean of these steps has a direction, and their scatte
 
 - *cosine* of the mean step and the gradient, sampling noise taken out; *bias* is what is left of it at the best length,
   relative to the gradient, and *z* its significance (none: below 3);
-- *noise* is the number of tokens after which the scatter of the mean is as long as the mean itself.
+- *noise* is the number of tokens after which the scatter of the mean is as long as the mean itself;
+- *progress* is the expected cosine of a single step with the gradient, and a bias *matters from* the number of tokens
+  from which on a step of an unbiased method makes more of it.
 
 Left out: what becomes of a biased step in the course of learning, which :func:`final_gap` tells of one world, and
 methods that need a language model.
@@ -359,6 +361,32 @@ def measure(
             rollouts = supply(RIGHT_OR_WRONG, half, generator=generator)
             for label, mode in CORRECTIONS.items():
                 yield prefix + label, step(RIGHT_OR_WRONG, target, rollouts, importance_sampling_mode=mode)
+
+
+#: Tokens of a step whose progress is shown.
+STEP_TOKENS = 256
+
+
+def progress(found: dict[str, float], tokens: float = STEP_TOKENS) -> float:
+    """The expected cosine of one step from so many tokens with the exact gradient, of a :class:`Direction`."""
+    return found["cosine"] / math.sqrt(1 + found["noise"] / tokens)
+
+
+def matters_from(found: dict[str, float], unbiased: dict[str, float]) -> float | None:
+    """From how many tokens in a step on an unbiased method makes more progress; before, less noise makes up for a bias.
+
+    Args:
+        found: Of a method, a :class:`Direction` as a dict.
+        unbiased: Of one with the right direction.
+
+    Returns:
+        0 where the unbiased method is always ahead, None where no significant bias was found.
+    """
+    squared = found["cosine"] * abs(found["cosine"])
+    if found["z"] < 3 or squared >= 1:
+        return None
+    # Equal progress: c^2 / (1 + n / tokens) = 1 / (1 + n' / tokens).
+    return max((squared * unbiased["noise"] - found["noise"]) / (1 - squared), 0.0)
 
 
 #: Verdicts, and what the cosine is above for each; a bias that is not significant (z below 3) is none.
