@@ -360,6 +360,10 @@ def test_vc_ppo_is_ppo_with_a_critic_that_learns_first():
     agent = ppo(VCPPO)
     assert (agent.gae_lambda, agent.critic_gae_lambda, agent.critic_warmup) == (0.95, 1.0, 50)
     assert agent.warming_up and not ppo(PPO).warming_up
+    rollout, _ = critics_rollout()
+    advantages = agent.advantages(rollout)
+    for i, n in enumerate(LENGTHS):
+        assert advantages[i, :n].tolist() == pytest.approx(gae_by_hand(rollout, i, 0.95), abs=1e-6)
 
 
 def test_what_vapo_derives_is_no_argument_of_it():

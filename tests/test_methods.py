@@ -16,6 +16,7 @@ import agents
 from agents.algorithms import methods
 from agents.runs.registry import AGENTS, find_agent
 from benchmarks.gradients import METHODS_DOCUMENT, methods_page
+from benchmarks.mutations import BUGS
 from tests.tiny import make_env
 
 ROOM = Path(methods.__file__).parent
@@ -62,6 +63,57 @@ def test_an_entry_says_what_it_is(method):
     source = Path(agents.__file__).parents[1].joinpath(*method.module.split(".")).with_suffix(".py")
     docstring = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8")))
     assert method.paper in docstring, "the file's docstring names the paper"
+
+
+_TRL = "variants::test_losses_gradients_and_kl_are_those_of_trls_trainers"
+#: What holds each method to its paper: TRL's loss or stable-baselines3's update, or the formula written out by hand.
+_EQUAL = {
+    "reinforce": "variants::test_reinforce_is_the_reward_to_go_less_that_of_the_others_at_the_same_step",
+    "ppo": "agents::test_one_update_of_ppo_gives_the_weights_that_stable_baselines3s_gives",
+    "grpo": _TRL,
+    "rloo": _TRL,
+    "reinforce++": "variants::test_reinforce_plus_plus_whitens_reward_to_go_over_all_tokens_and_clips_as_ppo",
+    "dr-grpo": _TRL,
+    "gigpo": "turns::test_gigpo_adds_the_turns_own_advantage_to_that_of_the_episode",
+    "process-grpo": "process_rewards::test_advantages_are_the_papers",
+    "maxrl": "estimators::test_maxrl_divides_by_the_mean_score_of_the_group_and_leaves_the_kl_its_size",
+    "pass-at-k": "estimators::test_an_answer_is_credited_with_what_it_adds_to_the_best_of_k",
+    "opo": "estimators::test_opos_baseline_is_the_mean_return_weighted_by_length",
+    "otb": "estimators::test_otbs_baseline_of_a_token_weighs_returns_by_the_gradient_that_came_before",
+    "gdpo": "estimators::test_gdpo_normalises_each_reward_before_it_adds_them_as_trl_does",
+    "dapo": _TRL,
+    "gspo": _TRL,
+    "cispo": _TRL,
+    "sapo": _TRL,
+    "dppo": "ratios::test_dppo_stops_tokens_whose_probability_has_moved_away_by_more_than_delta",
+    "gmpo": _TRL,
+    "luspo": _TRL,
+    "vespo": _TRL,
+    "gpg": "ratios::test_gpg_makes_up_for_groups_that_are_all_alike",
+    "scale-rl": "ratios::test_scale_rl_averages_over_the_prompts_whose_answers_differ",
+    "vc-ppo": "estimators::test_vc_ppo_is_ppo_with_a_critic_that_learns_first",
+    "vapo": "estimators::test_vapo_adds_the_likelihood_of_right_answers_and_clips_higher",
+    "clip-cov": "ratios::test_clip_cov_leaves_out_tokens_of_high_covariance_at_random",
+    "kl-cov": "ratios::test_kl_cov_holds_the_tokens_of_the_highest_covariance",
+    "raft": "ratios::test_the_best_answer_of_each_group_is_imitated_and_no_other",
+    "gkd": "distillation::test_a_step_has_the_gradient_of_trls_loss_on_the_students_answers",
+    "sdpo": "self_distillation::test_a_step_has_the_gradient_of_trls_loss",
+    "ppo-ptx": "ptx::test_the_gradient_of_a_step_is_ppos_plus_the_coefficient_times_the_supervised_one",
+}
+
+
+@every_method
+def test_a_method_is_held_to_its_paper_by_a_test_of_equality(method):
+    assert method.name in _EQUAL, "name the test that compares it with TRL's loss or its paper's formula"
+    file, _, test = _EQUAL[method.name].partition("::")
+    source = (Path(__file__).parent / f"test_{file}.py").read_text(encoding="utf-8")
+    assert f"def {test}(" in source and method.class_name in source
+
+
+@every_method
+def test_a_bug_is_planted_in_the_file_of_a_method(method):
+    file = method.module.replace(".", "/") + ".py"
+    assert any(bug.file == file for bug in BUGS), f"plant one in {file}: benchmarks/mutations.py"
 
 
 #: Those of earlier days have tests like it of their own, in test_variants, test_turns and test_ptx.

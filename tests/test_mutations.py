@@ -54,6 +54,11 @@ def test_a_test_that_fails_without_the_bug_too_does_not_count(monkeypatch):
     monkeypatch.setattr(mutations, "run_tests", lambda folder, tests: asked.append(tests) or without)
     assert [verdict for _, verdict in mutations.try_all(bugs, None, {})] == [noticed] * 2
     assert asked == [("test_a.py::test_b[c - d]",)]  # once for both
+    # The tests that noticed before are asked together, and not again one by one.
+    asked.clear()
+    found = {bug.name: {"test": f"test_a.py::test_{name}"} for bug, name in zip(bugs, "bc", strict=True)}
+    assert bugs[0].tests == bugs[1].tests and len(list(mutations.try_all(bugs, None, found))) == 2
+    assert asked == [("test_a.py::test_b", "test_a.py::test_c")]
     without = mutations.Verdict("killed", "test_a.py::test_b", 1.0)
     with pytest.raises(RuntimeError, match=r"test_b\[c - d\] fails without a bug too"):
         list(mutations.try_all(bugs, None, {}))

@@ -19,6 +19,7 @@ from agents import (
     GSPO,
     LUSPO,
     RAFT,
+    REINFORCE,
     RLOO,
     SAPO,
     VESPO,
@@ -124,6 +125,22 @@ def std_advantages(returns: list[float], scaled: bool = True) -> list[float]:
 
 def clipped(ratio: float, advantage: float, low: float, high: float) -> float:
     return -min(ratio * advantage, min(max(ratio, 1 - low), 1 + high) * advantage)
+
+
+def test_reinforce_is_the_reward_to_go_less_that_of_the_others_at_the_same_step():
+    rollout, new = make_rollout()
+    settings = {"n_episodes": len(LENGTHS), "n_envs": len(LENGTHS), "seed": 0, "gamma": 1.0}
+    agent = REINFORCE(TabularPolicy, "TokenTree-v0", env_kwargs=TREE, **settings)
+    loss, gradient = loss_and_gradient(agent, rollout, new)
+    eps, terms = episodes(rollout, new), []
+    to_go = [[sum(e.rewards[t:]) for t in range(e.length)] for e in eps]
+    for i, e in enumerate(eps):
+        for t in range(e.length):
+            others = [to_go[j][t] for j, other in enumerate(eps) if j != i and other.length > t]
+            advantage = to_go[i][t] - sum(others) / len(others)
+            terms.append(-e.new[t] * advantage)
+            assert gradient[i, t] == pytest.approx(-advantage / sum(LENGTHS), rel=1e-4, abs=1e-6)
+    assert loss == pytest.approx(sum(terms) / len(terms), rel=1e-4)
 
 
 def test_rloo_is_the_return_less_the_mean_of_the_others_times_the_ratio_of_the_response():
