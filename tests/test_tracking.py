@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.logger import HParam
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents import GRPO, PPO
 from agents.callbacks.tracking import TrackSamples, samples_of
 from agents.runs import run_directory as runs
-from agents.runs.logs import read_progress
+from agents.runs.logs import open_logger, read_progress
 from agents.runs.samples import DETAILED, read_samples, sample_files, write_samples
 from agents.runs.tensorboard import DESCRIPTIONS, LAYOUT, METRICS, hyper_parameters
 from tests.tiny import PROMPTS, count_a, make_env
@@ -141,6 +145,26 @@ def test_settings_are_plain_so_that_sweeps_compare():
     )
     assert found["learning_rate"] == 0.1 and found["kl_coef"] == 0.2 and found["vf_coef"] == "[1]"
     assert all(isinstance(value, bool | int | float | str) for value in found.values())
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "trackio"])
+def test_a_tracker_gets_the_settings_and_no_row_without_numbers(tracker, tmp_path, monkeypatch):
+    rows, settings = [], {}
+    config = SimpleNamespace(update=lambda new, **options: settings.update(new))
+    started = SimpleNamespace(
+        config=config, log=lambda row, step: rows.append((step, row)), finish=lambda: None
+    )
+    monkeypatch.setitem(sys.modules, tracker, SimpleNamespace(init=lambda **options: started))
+    logger = open_logger(tmp_path, report_to=[tracker])
+    logger.record(
+        "hparams",
+        HParam({"learning_rate": 0.1}, {"train/loss": 0.0}),
+        exclude=("stdout", "log", "csv", "json"),
+    )
+    logger.dump(0)
+    logger.record("train/loss", 0.5)
+    logger.dump(7)
+    assert settings == {"learning_rate": 0.1} and rows == [(7, {"train/loss": 0.5})]
 
 
 def test_samples_after_a_checkpoint_are_drawn_again_and_a_new_run_deletes_them(run, tmp_path):

@@ -13,12 +13,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from google.protobuf.message import DecodeError
 from stable_baselines3.common.logger import (
     CSVOutputFormat,
+    HParam,
     KVWriter,
     Logger,
     TensorBoardOutputFormat,
@@ -218,9 +219,11 @@ def _forget_events(file: Path, timesteps: int) -> None:
 
 
 class _Tracker(KVWriter):
-    """The numbers of every row to a tracker that has runs with ``log`` and ``finish``."""
+    """The settings and the numbers of every row to a tracker that has runs with ``config``, ``log`` and ``finish``."""
 
     run: Any
+    #: How its ``config.update`` is told that a run that goes on may have other settings.
+    may_change: ClassVar[dict[str, bool]] = {}
 
     def write(
         self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
@@ -228,7 +231,11 @@ class _Tracker(KVWriter):
         numbers = {
             name: value for name, value in key_values.items() if isinstance(value, int | float | np.number)
         }
-        self.run.log(numbers, step=step)
+        for value in key_values.values():
+            if isinstance(value, HParam):
+                self.run.config.update(value.hparam_dict, **self.may_change)
+        if numbers:
+            self.run.log(numbers, step=step)
 
     def close(self) -> None:
         self.run.finish()
@@ -236,6 +243,8 @@ class _Tracker(KVWriter):
 
 class _WandB(_Tracker):
     """Weights & Biases, which keeps its settings in the environment (WANDB_PROJECT, WANDB_MODE, ...)."""
+
+    may_change: ClassVar[dict[str, bool]] = {"allow_val_change": True}
 
     def __init__(self, folder: Path, resume_at: int) -> None:
         import wandb
