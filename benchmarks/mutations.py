@@ -14,6 +14,7 @@ mutations, of which most change nothing that anyone would call behaviour.
 from __future__ import annotations
 
 import argparse
+import compileall
 import contextlib
 import hashlib
 import importlib
@@ -26,9 +27,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
+from py_compile import PycInvalidationMode
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -572,11 +574,12 @@ def copy_project(folder: Path) -> Path:
     return folder
 
 
-def preload() -> None:
+def preload(names: Iterable[str]) -> None:
     """Import what tests import of other people's, once: each run of tests is a fork of this process."""
-    for name in LIBRARIES:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
+    for name in names:
+        if name not in sys.modules:
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
 
 
 def run_in(folder: Path, function: Callable[..., int], *arguments: Any) -> tuple[int | None, str]:
@@ -603,7 +606,6 @@ def _inside(folder: Path, log: int, function: Callable[..., int], *arguments: An
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.chdir(folder)
-    # A cached .pyc is told from its source by size and second only, and bugs are planted fast.
     sys.dont_write_bytecode = True
     os.environ.update(PYTHONPATH=str(folder), PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1", COLUMNS="250")
     sys.path[:] = [str(folder), *(path for path in sys.path if not _is_ours(path))]
@@ -631,12 +633,20 @@ def _print_packages() -> int:
     return 0
 
 
-def run_tests(folder: Path, tests: tuple[str, ...]) -> Verdict:
-    """Run test files, or cases of them, up to the first failure."""
+def run_tests(folder: Path, tests: tuple[str, ...], learn: bool = False) -> Verdict:
+    """Run test files, or cases of them, up to the first failure.
+
+    Args:
+        folder: The copy.
+        tests: Names of files, or ``test_<name>.py::<test>``.
+        learn: Import what they have imported of other people's, for the runs that follow.
+    """
     files = [f"tests/{name}" if "::" in name else f"tests/test_{name}.py" for name in tests]
     started = time.perf_counter()
     code, printed = run_in(folder, _pytest, ["-x", "-q", "-p", "no:cacheprovider", "-rfE", *files])
     seconds = time.perf_counter() - started
+    if learn:
+        preload(re.findall(r"^imported (\S+)$", printed, re.MULTILINE))
     if code is None:
         return Verdict("broken", f"no end after {TIMEOUT} s", seconds)
     failed = re.search(r"^FAILED tests/((\S+?)(?:\[.*?\])?)(?: - .*)?$", printed, re.MULTILINE)
@@ -644,13 +654,19 @@ def run_tests(folder: Path, tests: tuple[str, ...]) -> Verdict:
         return Verdict("survived", "", seconds)
     if code == 1 and failed:
         return Verdict("killed", failed[2], seconds, failed[1])
-    return Verdict("broken", printed.strip()[-500:], seconds)
+    return Verdict(
+        "broken", re.sub(r"^imported .*\n?", "", printed, flags=re.MULTILINE).strip()[-500:], seconds
+    )
 
 
 def _pytest(arguments: list[str]) -> int:
     import pytest
 
-    return int(pytest.main(arguments))
+    code = int(pytest.main(arguments))
+    for name, module in list(sys.modules.items()):
+        if "site-packages" in (getattr(module, "__file__", None) or ""):
+            print(f"imported {name}")
+    return code
 
 
 def check_bug(bug: Bug) -> None:
@@ -694,14 +710,16 @@ def try_all(
     started, sound = time.monotonic(), set()
     with tempfile.TemporaryDirectory() as temporary:
         folder = copy_project(Path(temporary).resolve())
-        preload()
+        # Checked by what the source holds: a time and a size would not tell a bug that was planted fast.
+        compileall.compile_dir(folder, quiet=2, invalidation_mode=PycInvalidationMode.CHECKED_HASH)
+        preload(LIBRARIES)
         check_imports(folder)
         for _, same in groupby(sorted(bugs, key=lambda bug: bug.tests), key=lambda bug: bug.tests):
             group = list(same)
             likely = {bug.name: found.get(bug.name, {}).get("test", "") for bug in group}
             asked = tuple(sorted(set(filter(None, likely.values()))))
             # Only the tests that notice have to pass without a bug; all of their files would take much longer.
-            if len(asked) > 1 and run_tests(folder, asked).outcome == "survived":
+            if len(asked) > 1 and run_tests(folder, asked, learn=True).outcome == "survived":
                 sound.update(asked)
             for bug in group:
                 if minutes is not None and time.monotonic() - started > 60 * minutes:

@@ -47,11 +47,14 @@ def test_a_test_that_fails_without_the_bug_too_does_not_count(monkeypatch):
     bugs, asked = mutations.BUGS[:2], []
     noticed = mutations.Verdict("killed", "test_a.py::test_b", 1.0, "test_a.py::test_b[c - d]")
     monkeypatch.setattr(mutations, "copy_project", lambda folder: folder)
-    monkeypatch.setattr(mutations, "preload", lambda: None)
+    monkeypatch.setattr(mutations, "preload", lambda names: None)
+    monkeypatch.setattr(mutations.compileall, "compile_dir", lambda *args, **kwargs: True)
     monkeypatch.setattr(mutations, "check_imports", lambda folder: None)
     monkeypatch.setattr(mutations, "try_bug", lambda bug, folder, likely: noticed)
     without = mutations.Verdict("survived", "", 1.0)
-    monkeypatch.setattr(mutations, "run_tests", lambda folder, tests: asked.append(tests) or without)
+    monkeypatch.setattr(
+        mutations, "run_tests", lambda folder, tests, learn=False: asked.append(tests) or without
+    )
     assert [verdict for _, verdict in mutations.try_all(bugs, None, {})] == [noticed] * 2
     assert asked == [("test_a.py::test_b[c - d]",)]  # once for both
     # The tests that noticed before are asked together, and not again one by one.
