@@ -740,7 +740,7 @@ def fingerprint(bug: Bug) -> str:
 
 
 def stored() -> dict[str, dict[str, str]]:
-    """What has been found, by the names of the bugs."""
+    """What has been found, by the names of the bugs; an entry that was never planted says which test to ask first."""
     return json.loads(STORED.read_text(encoding="utf-8")) if STORED.is_file() else {}
 
 
