@@ -201,8 +201,6 @@ def order_table(found: dict[str, dict[str, Any]], exact: dict[str, dict[str, Any
         gaps.append(-float(np.median(row["gaps"]["0.1"])))
         steps.append(progress(row["plain"]))
         ends.append(float(np.mean(values)))
-        real = of(found, f"real-{name}", "after")
-        shown = f"{100 * np.mean(real):.0f} % ({len(real)})" if real else "–"
         lines.append(
             [
                 f"`{name}`",
@@ -213,11 +211,10 @@ def order_table(found: dict[str, dict[str, Any]], exact: dict[str, dict[str, Any
                 else f"{values[0]:.2f}",
                 f"{gold:.2f}",
                 f"{kl:.2f}",
-                shown,
             ]
         )
     lines.sort(key=lambda cells: -float(cells[3].split(" ")[0]))
-    heads = ["method", "#progress", "#exact gap, %", "#J on text", "#gold", "#KL", "#sums on SmolLM2 (seeds)"]
+    heads = ["method", "#progress", "#exact gap, %", "#J on text", "#gold", "#KL"]
     seeds = len(of(found, f"order-{done[0]}", "objective"))
     text = markdown(heads, lines)
     ranked = rank_correlation(steps, ends), rank_correlation(gaps, ends)
@@ -226,6 +223,41 @@ def order_table(found: dict[str, dict[str, Any]], exact: dict[str, dict[str, Any
         f"with *progress*: {ranked[0]:+.2f}; with a small exact gap: {ranked[1]:+.2f}."
     )
     return text
+
+
+def real_table(found: dict[str, dict[str, Any]], exact: dict[str, dict[str, Any]]) -> str:
+    """What methods learn on a real model, and how well the exact worlds and the embedded one rank them."""
+    from benchmarks.gradients_page import progress, rank_correlation
+
+    done = [name for name in BEST if of(found, f"real-{name}", "after")]
+    if len(done) < 3:
+        return "*Not measured yet: `python benchmarks/on_text.py real`.*"
+    right, learned, lines = [], [], []
+    for name in done:
+        values = of(found, f"real-{name}", "after")
+        right.append(float(np.mean(values)))
+        learned.append(
+            float(np.mean([s for scores in of(found, f"real-{name}", "scores") for s in scores[1:]]))
+        )
+        kl = np.mean([kl[-1] for kl in of(found, f"real-{name}", "kl")])
+        seeds = ", ".join(f"{100 * x:.0f}" for x in values)
+        cells = [f"`{name}`", f"{100 * right[-1]:.0f}", seeds, f"{100 * learned[-1]:.0f}", f"{kl:.1f}"]
+        lines.append([*cells, f"{progress(exact[name]['plain']):.3f}"])
+    lines.sort(key=lambda cells: -float(cells[1]))
+    heads = ["method", "#right at the end, %", "#of each seed", "#while learning, %", "#KL", "#progress"]
+    by = {
+        "*progress*": [progress(exact[name]["plain"]) for name in done],
+        "a small exact gap": [-float(np.median(exact[name]["gaps"]["0.1"])) for name in done],
+        "*J on text*": [float(np.mean(of(found, f"order-{name}", "objective"))) for name in done],
+    }
+    told = "; ".join(
+        f"{what} {rank_correlation(values, right):+.2f} and {rank_correlation(values, learned):+.2f}"
+        for what, values in by.items()
+    )
+    return (
+        f"{markdown(heads, lines)}\n\nRank correlations over these {len(done)} methods with what was right at the end, "
+        f"and while learning: {told}."
+    )
 
 
 def lora_table(found: dict[str, dict[str, Any]]) -> str:

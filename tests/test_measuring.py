@@ -356,6 +356,29 @@ def test_the_order_on_text_is_ranked_against_the_exact_worlds():
     assert rows == list(on_text.METHODS), "the best first"
     assert "Not measured yet" in on_text.order_table({}, exact)
 
+    worst_first = list(reversed(on_text.BEST))
+    found |= {
+        f"real-{name}-{seed}": {
+            "after": 0.1 * (i + 1),
+            "scores": [0.9, 0.1 * i, 0.1 * i + 0.02],
+            "kl": [0.0, 4.0],
+        }
+        for i, name in enumerate(worst_first)
+        for seed in range(3)
+    }
+    real = on_text.real_table(found, exact)
+    rows = [
+        [cell.strip(" `") for cell in line.split("|")[1:6]]
+        for line in real.splitlines()
+        if line.startswith("| `")
+    ]
+    assert rows[0] == [on_text.BEST[0], "50", "50, 50, 50", "41", "4.0"], (
+        "the first rollout is not learned from"
+    )
+    told = real.partition("Rank correlations")[2]
+    assert "*progress* +1.00 and +1.00" in told and "*J on text* +1.00 and +1.00" in told
+    assert "Not measured yet" in on_text.real_table({}, exact)
+
 
 def test_a_method_measured_again_gives_what_is_stored():
     row = est.stored()["rloo"]
