@@ -224,9 +224,10 @@ def _picture(runs: Sequence[Run]) -> str:
         return ""
     note = (
         "One dot for each evaluation on the way, all on the same prompts; the change since the first policy in "
-        "standard deviations of its answers, so that both have one scale. Bars are 95 % intervals over prompts"
+        "standard deviations of its answers"
     )
     gold = any(run.evaluations[0].has_gold for run in there)
+    note += f"{', so that both have one scale' if gold else ''}. Bars are 95 % intervals over prompts"
     note += "; the ring marks where gold is highest." if gold else "."
     what = "Proxy and gold" if gold else "Proxy (there is no gold judge)"
     figure = pictures.proxy_and_gold(there, [run_label(run, list(runs)) for run in there])
