@@ -227,7 +227,8 @@ def order_table(found: dict[str, dict[str, Any]], exact: dict[str, dict[str, Any
 
 def real_table(found: dict[str, dict[str, Any]], exact: dict[str, dict[str, Any]]) -> str:
     """What methods learn on a real model, and how well the exact worlds and the embedded one rank them."""
-    from benchmarks.gradients_page import progress, rank_correlation
+    from agents.evaluation.estimators import progress
+    from benchmarks.gradients_page import rank_correlation
 
     done = [name for name in BEST if of(found, f"real-{name}", "after")]
     if len(done) < 3:
