@@ -8,7 +8,7 @@ import torch
 
 from agents import PPO, CausalLMPolicy
 from agents.evaluation.evaluation import evaluate_policy, heldout_env, win_rate
-from agents.evaluation.plots import plot_learning_curve, smoothed
+from agents.evaluation.plots import plot_learning_curve, smoothed, style_axes
 from tests.tiny import PROMPTS, count_a, make_env, make_lm
 
 
@@ -140,6 +140,18 @@ def test_learning_curve_is_written_for_text_and_for_returns(tmp_path):
     assert plot_learning_curve(returns, tmp_path / "returns.png", "It learns").is_file()
     with pytest.raises(ValueError, match="no score and no return"):
         plot_learning_curve({"time/total_timesteps": steps}, tmp_path / "none.png", "Nothing")
+
+
+def test_numbers_beside_a_curve_that_hardly_moves_are_whole():
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    axes = figure.subplots()
+    axes.plot([0, 1000], [1.0983, 1.0986])
+    style_axes(axes)
+    figure.canvas.draw()
+    assert axes.yaxis.get_offset_text().get_text() == ""
+    assert all(float(label.get_text()) > 1 for label in axes.get_yticklabels())
 
 
 def test_smoothing_keeps_constants_and_skips_gaps():
