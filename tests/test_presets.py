@@ -228,7 +228,7 @@ def test_a_response_may_have_256_tokens_and_24_in_the_embedded_world():
 
 
 def test_long_prompts_are_left_out_with_their_columns_and_counted():
-    rows = [{"prompt": p, "k": i} for i, p in enumerate(PROMPTS)]
+    rows = [{"prompt": p, "k": i} for i, p in enumerate(PROMPTS[::-1])]  # the long ones come first
     seen = []
 
     def reward(prompts, completions, k):
@@ -239,7 +239,7 @@ def test_long_prompts_are_left_out_with_their_columns_and_counted():
         env = make_env(1, prompts=rows, reward=reward, max_prompt_length=3, too_long="skip")
     assert env.num_prompts == 2 and env.dynamics.prompts_skipped == 2
     GRPO("auto", env, n_episodes=8, group_size=4, seed=0).learn(1)
-    assert set(seen) <= {("a", 0), ("b c", 1)} and seen
+    assert set(seen) <= {("a", 3), ("b c", 2)} and seen
 
 
 def test_long_prompts_are_cut_to_their_last_tokens():

@@ -12,6 +12,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from tests.families import FAMILIES, family_lm, random_model
 from tests.tiny import PROMPTS, count_a, make_lm, make_model, make_tokenizer, random_sequences
@@ -53,6 +54,18 @@ def test_precision_hides_no_multiplier_and_no_layer_without_rotation(name, fused
         p.dtype == (torch.bfloat16 if precision == "bfloat16" else torch.float32)
         for p in lm.model.parameters()
     )
+
+
+def test_a_difference_that_bfloat16_would_hide_is_found_in_a_model_of_bfloat16():
+    class Louder(LlamaRMSNorm):
+        """Has the parts of a norm, and multiplies by a little more."""
+
+        def forward(self, hidden_states):
+            return 1.002 * super().forward(hidden_states)
+
+    model = make_copy(random_model("Llama"))
+    model.model.layers[0].input_layernorm.__class__ = Louder
+    assert not fresh(model).in_bfloat16().ways.fused
 
 
 def make_copy(model: nn.Module) -> nn.Module:
