@@ -102,11 +102,17 @@ class _StepBuffer:
     """Lists of per-step arrays ``[N]``, stacked to ``[N, T]`` at the end.
 
     Args:
-        scored: Whether the infos come from an environment of ours, with a reference and a score.
+        ours: The environments of ours behind the infos, which charge a KL; found once, as looking for them takes longer
+            than a step of a small network.
+
+    Attributes:
+        scored: Whether the infos have a reference and a score.
+        turns: Whether they say where turns end.
     """
 
-    def __init__(self, scored: bool) -> None:
-        self.scored = scored
+    def __init__(self, ours: list[Any]) -> None:
+        self.scored = bool(ours)
+        self.turns = any(hasattr(env, "max_turns") for env in ours)
         self.columns: dict[str, list[np.ndarray]] = {}
         self.observations: list[Any] = []
 
@@ -148,10 +154,6 @@ def _turn_columns(infos: dict, ends: dict, done: np.ndarray) -> dict[str, np.nda
             over |= told
             state = np.where(told, where["turn_state"], state)
     return {"turn_over": over, "turn_state": state}
-
-
-def _has_turns(env: gym.vector.VectorEnv) -> bool:
-    return any(hasattr(each, "max_turns") for each in kl_envs(env))
 
 
 def _turns(over: np.ndarray, state: np.ndarray) -> dict[str, Tensor]:
@@ -224,7 +226,7 @@ def _step(agent: Collecting, observation: Any, alive: np.ndarray, buffer: _StepB
         mask=alive.copy(),
         # In the info of any other environment "kl" is something else.
         **(_kl_columns(infos, ends, done) | {"scored": _is_scored(ends, done)} if buffer.scored else {}),
-        **(_turn_columns(infos, ends, done) if _has_turns(agent.envs) else {}),
+        **(_turn_columns(infos, ends, done) if buffer.turns else {}),
     )
     agent.episodes.step(rewards, alive, done, ends, buffer.scored)
     step = {
@@ -274,7 +276,7 @@ def _explore_anew(agent: Collecting, step: int) -> None:
 
 def collect_steps(agent: Collecting, n_steps: int) -> Rollout:
     """Step every slot ``n_steps`` times, going on where the last rollout stopped."""
-    buffer = _StepBuffer(bool(kl_envs(agent.envs)))
+    buffer = _StepBuffer(kl_envs(agent.envs))
     observation, waiting = agent.last_obs, agent.waiting
     for number in range(n_steps):
         _explore_anew(agent, number)
@@ -373,7 +375,7 @@ class _Patience:
 def _run_wave(agent: Collecting, starts: list[Any]) -> Rollout:
     observation = _reset_to(agent, starts)
     alive = np.arange(agent.num_envs) < len(starts)
-    buffer = _StepBuffer(bool(kl_envs(agent.envs)))
+    buffer = _StepBuffer(kl_envs(agent.envs))
     patience = _Patience(agent)
     for number in itertools.count():
         if not alive.any():
