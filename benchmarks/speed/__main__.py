@@ -86,13 +86,21 @@ def grpo(
     return results
 
 
-def ppo(steps: int, with_peers: bool, before: dict[str, Any]) -> dict[str, Any]:
+def ppo(
+    steps: int,
+    with_peers: bool,
+    before: dict[str, Any],
+    names: Sequence[str] = (),
+    precisions: Sequence[str] = tuple(PRECISIONS),
+    by_processor: bool = False,
+) -> dict[str, Any]:
     """Four epochs on 64 episodes, with both critics, against the last TRL that had PPO."""
     work = workloads.PPO_WORKLOAD
     folder = workloads.model_folder(work, SCRATCH)
     scorer = ("--classifier", workloads.reward_folder(work, SCRATCH))
     results: dict[str, Any] = {}
-    for label, flags in (("float32", ()), ("bfloat16", ("--bf16",))):
+    for label in precisions:
+        flags = PRECISIONS[label]
         for critic in ("head", "separate"):
             arguments = (work.name, folder, "--agent", "ppo", "--critic", critic, *scorer, "--steps", steps)
             results[f"ours {critic} {label}"] = run(sys.executable, "ours.py", *arguments, *flags)
@@ -171,7 +179,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--workloads", nargs="+", choices=workloads.WORKLOADS, default=None, help="of grpo")
     parser.add_argument(
-        "--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="of grpo"
+        "--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="of grpo and ppo"
     )
     parser.add_argument(
         "--by-processor", action="store_true", help="grpo by processor time, on a busy machine"
@@ -186,7 +194,7 @@ def main() -> None:
     for name in arguments.only:
         print(name, flush=True)
         names = arguments.workloads or list(workloads.WORKLOADS)
-        extra = (names, arguments.precisions, arguments.by_processor) if name == "grpo" else ()
+        extra = (names, arguments.precisions, arguments.by_processor) if name in ("grpo", "ppo") else ()
         before = results.get(name, {})
         results[name] = PARTS[name](arguments.repeats, not arguments.no_peers, before, *extra)
         RESULTS.write_text(json.dumps(machines, indent=1) + "\n")
