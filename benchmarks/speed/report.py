@@ -291,9 +291,9 @@ step can cost less than that, because the prompt of a group is read once and not
   generation, 13 % the reference, 43 % the gradient, and 7 % the layout of what the game answers.
 - **CartPole.** A gradient step takes 0.78 ms: 0.18 ms are matrix products and activations, 0.25 ms autograd's calls for
   them, the rest the loss, the log and the optimiser, a few microseconds for each call of torch. A backward pass by hand
-  was slower than autograd's. Acting and stepping take a sixth of the time. The second machine's 0.66 was measured before
-  the collector stopped looking for environments with a KL at every step: both sides in turn in one process, that took it
-  from 0.64 to 0.58 there.
+  was slower than autograd's. Acting and stepping take a sixth of the time. The second machine's 0.66 is of before the
+  collector stopped looking for environments with a KL at every step: in one process, in turn, it went from 0.64 to
+  0.58 there.
 - **Cold start.** `import transformers` loads next to nothing; the class of the model, without which there is no
   environment, takes as long again (`transformers.modeling_utils` brings in `torch.distributed.tensor`, `torch._dynamo`
   and sympy). Against that import `gym.make` adds a few per cent.
