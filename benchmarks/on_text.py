@@ -17,6 +17,7 @@ import json
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,26 +187,32 @@ def of(found: dict[str, dict[str, Any]], prefix: str, what: str) -> list[float]:
     return [row[what] for row in rows if what in row]
 
 
+def exact_figures(names: Sequence[str], exact: dict[str, dict[str, Any]]) -> tuple[list[float], list[float]]:
+    """Of each method in the exact worlds: *progress*, and the gap at ``kl_coef`` 0.1, negative, as more is better."""
+    from agents.evaluation.estimators import progress
+
+    steps = [progress(exact[name]["plain"]) for name in names]
+    return steps, [-float(np.median(exact[name]["gaps"]["0.1"])) for name in names]
+
+
 def order_table(found: dict[str, dict[str, Any]], exact: dict[str, dict[str, Any]]) -> str:
     """Methods on text beside where they end in the exact worlds, and how well the one ranks as the other does."""
-    from agents.evaluation.estimators import progress
     from benchmarks.gradients_page import rank_correlation
 
     done = [name for name in METHODS if of(found, f"order-{name}", "objective")]
     if len(done) < 3:
         return "*Not measured yet: `python benchmarks/on_text.py order`.*"
-    lines, gaps, steps, ends = [], [], [], []
-    for name in done:
-        values, row = of(found, f"order-{name}", "objective"), exact[name]
+    steps, gaps = exact_figures(done, exact)
+    lines, ends = [], []
+    for name, step, gap in zip(done, steps, gaps, strict=True):
+        values = of(found, f"order-{name}", "objective")
         gold, kl = (float(np.mean(of(found, f"order-{name}", what))) for what in ("gold", "kl"))
-        gaps.append(-float(np.median(row["gaps"]["0.1"])))
-        steps.append(progress(row["plain"]))
         ends.append(float(np.mean(values)))
         lines.append(
             [
                 f"`{name}`",
-                f"{steps[-1]:.3f}",
-                f"{-100 * gaps[-1]:.2f}",
+                f"{step:.3f}",
+                f"{-100 * gap:.2f}",
                 f"{np.mean(values):.2f} ± {np.std(values, ddof=1) / len(values) ** 0.5:.2f}"
                 if len(values) > 1
                 else f"{values[0]:.2f}",
@@ -227,14 +234,14 @@ def order_table(found: dict[str, dict[str, Any]], exact: dict[str, dict[str, Any
 
 def real_table(found: dict[str, dict[str, Any]], exact: dict[str, dict[str, Any]]) -> str:
     """What methods learn on a real model, and how well the exact worlds and the embedded one rank them."""
-    from agents.evaluation.estimators import progress
     from benchmarks.gradients_page import rank_correlation
 
     done = [name for name in BEST if of(found, f"real-{name}", "after")]
     if len(done) < 3:
         return "*Not measured yet: `python benchmarks/on_text.py real`.*"
+    steps, gaps = exact_figures(done, exact)
     right, learned, lines = [], [], []
-    for name in done:
+    for name, step in zip(done, steps, strict=True):
         values = of(found, f"real-{name}", "after")
         right.append(float(np.mean(values)))
         learned.append(
@@ -243,12 +250,12 @@ def real_table(found: dict[str, dict[str, Any]], exact: dict[str, dict[str, Any]
         kl = np.mean([kl[-1] for kl in of(found, f"real-{name}", "kl")])
         seeds = ", ".join(f"{100 * x:.0f}" for x in values)
         cells = [f"`{name}`", f"{100 * right[-1]:.0f}", seeds, f"{100 * learned[-1]:.0f}", f"{kl:.1f}"]
-        lines.append([*cells, f"{progress(exact[name]['plain']):.3f}"])
+        lines.append([*cells, f"{step:.3f}"])
     lines.sort(key=lambda cells: -float(cells[1]))
     heads = ["method", "#right at the end, %", "#of each seed", "#while learning, %", "#KL", "#progress"]
     by = {
-        "*progress*": [progress(exact[name]["plain"]) for name in done],
-        "a small exact gap": [-float(np.median(exact[name]["gaps"]["0.1"])) for name in done],
+        "*progress*": steps,
+        "a small exact gap": gaps,
         "*J on text*": [float(np.mean(of(found, f"order-{name}", "objective"))) for name in done],
     }
     told = "; ".join(

@@ -104,9 +104,8 @@ def style_axes(axes: Any) -> None:
 
     axes.xaxis.set_major_formatter(lambda x, _: short_count(x))
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.get_major_formatter().set_useOffset(
-        False
-    )  # "1.0984" can be read, "0.0004" beside "+1.098" cannot
+    # "1.0984" can be read, "0.0004" beside "+1.098" cannot.
+    axes.yaxis.get_major_formatter().set_useOffset(False)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.tick_params(labelsize=9, colors=_QUIET, length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)

@@ -90,9 +90,7 @@ def ppo(
     steps: int,
     with_peers: bool,
     before: dict[str, Any],
-    names: Sequence[str] = (),
     precisions: Sequence[str] = tuple(PRECISIONS),
-    by_processor: bool = False,
 ) -> dict[str, Any]:
     """Four epochs on 64 episodes, with both critics, against the last TRL that had PPO."""
     work = workloads.PPO_WORKLOAD
@@ -191,12 +189,20 @@ def main() -> None:
     # Parts that are not run now, and other machines, keep what was measured before.
     machines = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results = machines.setdefault(arguments.machine or this_machine(), {})
+    options: dict[str, dict[str, Any]] = {
+        "grpo": {
+            "names": arguments.workloads or list(workloads.WORKLOADS),
+            "precisions": arguments.precisions,
+            "by_processor": arguments.by_processor,
+        },
+        "ppo": {"precisions": arguments.precisions},
+    }
     for name in arguments.only:
         print(name, flush=True)
-        names = arguments.workloads or list(workloads.WORKLOADS)
-        extra = (names, arguments.precisions, arguments.by_processor) if name in ("grpo", "ppo") else ()
         before = results.get(name, {})
-        results[name] = PARTS[name](arguments.repeats, not arguments.no_peers, before, *extra)
+        results[name] = PARTS[name](
+            arguments.repeats, not arguments.no_peers, before, **options.get(name, {})
+        )
         RESULTS.write_text(json.dumps(machines, indent=1) + "\n")
     report.write(machines, ROOT)
 

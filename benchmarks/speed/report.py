@@ -7,6 +7,7 @@ they multiply float32 and bfloat16, and in what a call of torch costs beside tha
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -202,11 +203,16 @@ def scaling_ratios(results: dict[str, Any]) -> list[Ratio]:
     return lines
 
 
-def table(lines: list[Ratio]) -> str:
+def markdown(head: list[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
-    head = ["what", "against", "ratio", "target", "met", "ours, theirs"]
-    rows = [head, ["---"] * len(head), *(line.cells() for line in lines)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
+def table(lines: list[Ratio]) -> str:
+    """Everything that was measured on a machine."""
+    return markdown(
+        ["what", "against", "ratio", "target", "met", "ours, theirs"], [line.cells() for line in lines]
+    )
 
 
 def ratios(results: dict[str, Any]) -> list[Ratio]:
@@ -225,24 +231,24 @@ def ratios(results: dict[str, Any]) -> list[Ratio]:
     return lines
 
 
-def over_machines(machines: dict[str, list[Ratio]]) -> str:
-    """The headlines, a column for each machine."""
-    first: dict[tuple[str, str], Ratio] = {}
-    for lines in machines.values():
+def headlines(machines: dict[str, list[Ratio]]) -> dict[tuple[str, str], dict[str, Ratio]]:
+    """What the README shows, by work and opponent, then by machine where it was measured."""
+    found: dict[tuple[str, str], dict[str, Ratio]] = {}
+    for machine, lines in machines.items():
         for line in lines:
             if line.headline:
-                first.setdefault((line.what, line.against), line)
-    head = ["what", "against", "target", *machines]
-    rows = [head, ["---"] * len(head)]
-    for name, line in first.items():
-        cells = []
-        for lines in machines.values():
-            found = [x for x in lines if (x.what, x.against) == name]
-            cells.append(
-                "–" if not found else f"{found[0].value:.2f}" if found[0].met else f"*{found[0].value:.2f}*"
-            )
-        rows.append([*name, line.cells()[3], *cells])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+                found.setdefault((line.what, line.against), {})[machine] = line
+    return found
+
+
+def over_machines(machines: dict[str, list[Ratio]]) -> str:
+    """The headlines, a column for each machine."""
+    rows = []
+    for name, found in headlines(machines).items():
+        marked = {m: f"{x.value:.2f}" if x.met else f"*{x.value:.2f}*" for m, x in found.items()}
+        target = next(iter(found.values())).cells()[3]
+        rows.append([*name, target, *(marked.get(machine, "–") for machine in machines)])
+    return markdown(["what", "against", "target", *machines], rows)
 
 
 def _range(values: list[float]) -> str:
@@ -359,9 +365,8 @@ def write(machines: dict[str, dict[str, Any]], root: Path) -> None:
     if BEGIN in text:
         before, rest = text.split(BEGIN)
         after = rest.split(END)[1]
-        found: dict[tuple[str, str], list[float]] = {}
-        for line in (line for of_one in lines.values() for line in of_one if line.headline):
-            found.setdefault((line.what, line.against), []).append(line.value)
-        short = [f"| what | against | ratio, over {len(lines)} machines |", "| --- | --- | --- |"]
-        short += [f"| {what} | {against} | {_range(values)} |" for (what, against), values in found.items()]
-        readme.write_text(before + BEGIN + "\n" + "\n".join(short) + "\n" + END + after)
+        short = markdown(
+            ["what", "against", f"ratio, over {len(lines)} machines"],
+            [[*name, _range([x.value for x in found.values()])] for name, found in headlines(lines).items()],
+        )
+        readme.write_text(before + BEGIN + "\n" + short + "\n" + END + after)
