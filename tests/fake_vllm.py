@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Container
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -25,17 +26,19 @@ class FakeVllm(ThreadingHTTPServer):
 
     Attributes:
         change: What is done to a finished choice before it is sent.
-        dies_after: Completions after which connections are cut.
+        cut: Numbers of the completions, from 1, whose connections are cut.
         paths: What was called, in order.
     """
 
     daemon_threads = True
+    request_queue_size = 128  # with five, as is usual, some systems refuse what comes at the same time
 
     def __init__(self, logprobs_mode: str = "processed_logprobs", dev_mode: bool = True) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.logprobs_mode, self.dev_mode = logprobs_mode, dev_mode
         self.lm = make_lm().clone()
-        self.change, self.dies_after = (lambda choice: choice), 10**9
+        self.change = lambda choice: choice
+        self.cut: Container[int] = ()
         self.paths: list[str] = []
         self.bodies: list[dict] = []
         self.completions = 0
@@ -100,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.answer({"success": True})
             elif self.path == "/v1/completions":
                 server.completions += 1
-                if server.completions > server.dies_after:
+                if server.completions in server.cut:
                     self.connection.close()
                     return
                 choice = server.change(server.complete(body))

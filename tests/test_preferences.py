@@ -182,7 +182,12 @@ class Server:
             def log_message(self, *args):
                 """Not to the test's output."""
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Listener(ThreadingHTTPServer):
+            request_queue_size = (
+                128  # with five, as is usual, some systems refuse what comes at the same time
+            )
+
+        self.server = Listener(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 

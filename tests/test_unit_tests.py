@@ -15,7 +15,7 @@ RIGHT = "def double(x):\n    return 2 * x\n"
 
 
 def score(answers, tests="assert double(2) == 4", **kwargs):
-    reward = load_reward(unit_tests(**({"timeout": 2.0, "workers": 4} | kwargs)))
+    reward = load_reward(unit_tests(**({"timeout": 10.0, "workers": 4} | kwargs)))
     return reward(["q"] * len(answers), answers, tests=[tests] * len(answers))
 
 
@@ -37,10 +37,11 @@ def test_leaving_before_the_tests_and_printing_pass_nothing():
 
 def test_time_memory_and_network_are_limited():
     loop = "while True: pass"
-    hog = f"{RIGHT}x = bytearray(2 ** 30)"
+    hog = f"{RIGHT}import mmap\nx = mmap.mmap(-1, 2 ** 30)"  # a gigabyte that is not touched, so that none is needed
     sockets = f"{RIGHT}import socket\nsocket.socket()"
     shell = f"{RIGHT}import os\nassert os.system('exit 0') == 0"
-    assert score([loop, hog, sockets, shell], timeout=1.0) == [0, 0, 0, 1]
+    assert score([loop], timeout=1.0) == [0]
+    assert score([hog, sockets, shell]) == [0, 0, 1]
     assert score([hog, sockets], memory=2048, network=True) == [1, 1]
 
 

@@ -14,6 +14,7 @@ from textrl_env.generators.answers import ask
 
 GAP = "sampling/sampling_logp_difference"
 PROMPTS = [np.array([3]), np.array([4, 5])] * 4
+SAMPLING = Sampling(6, (EOS,), len(WORDS))
 
 
 @pytest.fixture
@@ -128,9 +129,17 @@ def test_a_server_that_reports_raw_log_probs_is_refused_where_these_are_of_somet
                 client.generate(PROMPTS, Sampling(6, (EOS,), 12, **knobs))
 
 
+def test_a_response_whose_connection_is_cut_is_asked_for_again(server, client):
+    whole = client.generate(PROMPTS, SAMPLING)
+    server.cut = (10, 12)
+    with pytest.warns(UserWarning, match=f"the vLLM server at {server.url} .* is asked again"):
+        again = client.generate(PROMPTS, SAMPLING)
+    assert again == whole and server.completions == 18
+
+
 def test_a_server_that_dies_in_the_middle_is_one_error(server):
     agent = agent_with(server.url)
-    server.dies_after = 11
+    server.cut = range(12, 1000)
     agent.learn(1)
     before = torch.nn.utils.parameters_to_vector(agent.policy.parameters()).clone()
     with pytest.raises(

@@ -19,11 +19,15 @@ from typing import Any
 
 import httpx
 import numpy as np
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
+from reward_models.warning import warn
 from textrl_env.generators.answers import Generated, GeneratorError
 from textrl_env.generators.sampling import Sampling
 from textrl_env.generators.vllm_params import WeightsFolder, plain_number, request_params
 
+#: Times that one response is asked for where the connection is cut.
+ATTEMPTS = 3
 START = "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs"
 
 
@@ -140,10 +144,32 @@ class VllmServer:
     def _respond(self, prompt: np.ndarray, params: dict[str, Any]) -> dict[str, Any]:
         body = {"model": self.model, "prompt": prompt.tolist(), "return_token_ids": True} | params
         body = {name: value for name, value in body.items() if value is not None}
-        (choice,) = self._call("POST", "/v1/completions", json=body)["choices"]
+        # The seed is part of the body: asked again, it is the same response.
+        retrying = Retrying(
+            retry=retry_if_exception(_is_cut),
+            stop=stop_after_attempt(ATTEMPTS),
+            wait=wait_exponential(0.1),
+            before_sleep=self._warn_again,
+            reraise=True,
+        )
+        (choice,) = retrying(self._call, "POST", "/v1/completions", json=body)["choices"]
         if choice.get("token_ids") is None or choice.get("logprobs") is None:
             raise GeneratorError(
                 f"the server at {self.url} returned no token ids or no log-probabilities; this client is made for "
                 "vLLM 0.32"
             )
         return choice
+
+    def _warn_again(self, state: RetryCallState) -> None:
+        cause = state.outcome.exception().__cause__
+        warn(
+            f"the vLLM server at {self.url} cut a connection ({type(cause).__name__}: {cause}) and is asked again for "
+            "the same response"
+        )
+
+
+def _is_cut(error: BaseException) -> bool:
+    """Whether a connection broke that stood; nobody there at all, and too slow, are no such thing."""
+    return isinstance(error.__cause__, httpx.NetworkError | httpx.RemoteProtocolError) and not isinstance(
+        error.__cause__, httpx.ConnectError
+    )
