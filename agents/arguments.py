@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from textrl_env.errors import did_you_mean
@@ -60,6 +61,12 @@ class ClassTables:
         check_keywords(cls, kwargs)
         agent.init_kwargs = _by_name(cls, args, kwargs)
         return agent
+
+    def keep_path(self, name: str, given: Any) -> Any:
+        """An argument that may name a file or folder: absolute where it does, so that a checkpoint goes on anywhere."""
+        if isinstance(given, (str, Path)) and Path(given).expanduser().exists():
+            given = self.init_kwargs[name] = str(Path(given).expanduser().resolve())
+        return given
 
 
 def constructors(cls: type) -> dict[type, Callable]:

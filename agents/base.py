@@ -54,7 +54,7 @@ from agents.rollouts.vector_envs import (
     seed_action_spaces,
 )
 from reward_models.warning import warn
-from textrl_env.errors import check_choice
+from textrl_env.errors import check_choice, check_range
 from textrl_env.lm.causal_lm import choose_device
 from textrl_env.lm.offloading import Offloading
 
@@ -173,17 +173,15 @@ class Agent(LearningLoop, ClassTables):
         gamma_turn: float = 1.0,
         offload: bool = False,
     ) -> None:
-        _check_positive(max_skipped_updates=max_skipped_updates)
-        _check_positive(n_steps=n_steps, n_episodes=n_episodes, batch_size=batch_size, n_epochs=n_epochs)
-        _check_positive(group_size=group_size, micro_batch_size=micro_batch_size, n_envs=n_envs)
-        _check_positive(stats_window_size=stats_window_size)
+        check_range(1, max_skipped_updates=max_skipped_updates)
+        check_range(1, n_steps=n_steps, n_episodes=n_episodes, batch_size=batch_size, n_epochs=n_epochs)
+        check_range(1, group_size=group_size, micro_batch_size=micro_batch_size, n_envs=n_envs)
+        check_range(1, stats_window_size=stats_window_size)
         check_schedule("learning_rate", learning_rate)
         check_schedule("critic_learning_rate", critic_learning_rate)
         check_numbers(ent_coef=ent_coef, vf_coef=vf_coef, max_grad_norm=max_grad_norm)
-        for name, value in (("gamma", gamma), ("gae_lambda", gae_lambda), ("gamma_turn", gamma_turn)):
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {value}")
-        _check_positive(gradient_accumulation_steps=gradient_accumulation_steps, warmup_steps=warmup_steps)
+        check_range(0, 1, gamma=gamma, gae_lambda=gae_lambda, gamma_turn=gamma_turn)
+        check_range(1, gradient_accumulation_steps=gradient_accumulation_steps, warmup_steps=warmup_steps)
         if not (math.isfinite(weight_decay) and weight_decay >= 0):
             raise ValueError(f"weight_decay must be a finite number >= 0, got {weight_decay}")
         if warmup_ratio and warmup_steps:
@@ -754,9 +752,3 @@ class Agent(LearningLoop, ClassTables):
         if self.policy.has_critic:
             variance = maths.explained_variance(rollout.values, rollout.returns, rollout.mask)
             record("train/explained_variance", variance)
-
-
-def _check_positive(**values: int | None) -> None:
-    for name, value in values.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")

@@ -77,7 +77,7 @@ MATHS, BASE, COLLECT = "agents/algorithms/maths.py", "agents/base.py", "agents/r
 GRADIENT, PPO_FILE = "agents/algorithms/gradient_step.py", "agents/algorithms/ppo.py"
 CHECKPOINT, CAUSAL = "agents/runs/checkpoint.py", "agents/policies/causal_lm.py"
 #: Followed by the name of a method's file.
-METHOD = "agents/algorithms/methods/"
+METHOD, DISTILLATION = "agents/algorithms/methods/", "agents/distillation/"
 TEACHER, SHARED = "textrl_env/lm/teacher_forcing.py", "textrl_env/lm/shared_prompts.py"
 SEQUENCES = "textrl_env/lm/sequences.py"
 IMPORTANCE = "agents/algorithms/importance.py"
@@ -397,16 +397,16 @@ BUGS = [
         "log_s + share.log(), log_t + torch.log1p(-share)", ("distillation",)),
     Bug("the teacher is read one token off", DIVERGENCE, "target = others(rows)", "target = others(rows).roll(1, 0)",
         ("distillation",)),
-    Bug("demonstrations teach their prompts too", METHOD + "gkd.py", "written = labels != IGNORE",
+    Bug("demonstrations teach their prompts too", DISTILLATION + "demonstrations.py", "written = labels != IGNORE",
         "written = labels != IGNORE - 1", ("distillation",)),
-    Bug("demonstrations are never drawn", METHOD + "gkd.py", "self.rng.random() >= self.lmbda",
-        "self.rng.random() < -self.lmbda", ("distillation",)),
-    Bug("one's own right answer is shown", METHOD + "sdpo.py", "if j != place]", "]", ("self_distillation",)),
+    Bug("demonstrations are never drawn", METHOD + "gkd.py", "self.rng.random() < self.lmbda",
+        "self.rng.random() >= -self.lmbda", ("distillation",)),
+    Bug("one's own right answer is shown", DISTILLATION + "hints.py", "if j != place]", "]", ("self_distillation",)),
     Bug("self-distillation the other way round", METHOD + "sdpo.py", "sequences, 1.0, shown)", "sequences, 0.0, shown)",
         ("self_distillation",)),
     Bug("who was shown nothing is pulled too", METHOD + "sdpo.py", "new.divergence * batch.chosen", "new.divergence",
         ("self_distillation",)),
-    Bug("the teacher is shown nothing", METHOD + "sdpo.py", "shown.append(prompt if fits else own)",
+    Bug("the teacher is shown nothing", DISTILLATION + "hints.py", "shown.append(prompt if fits else own)",
         "shown.append(own)", ("self_distillation",)),
     Bug("shares of policy and reference swapped", WRITING,
         "mul_(1.0 - alpha).add_(weights[name].detach().to(parameter), alpha=alpha)",

@@ -8,7 +8,7 @@ import torch
 
 from agents import GRPO, SDPO
 from agents.algorithms.gradient_step import accumulate_gradients
-from agents.algorithms.methods import sdpo
+from agents.distillation import hints
 from tests.tiny import make_env, make_lm, make_tokenizer
 from textrl_env.lm.causal_lm import CausalLM
 
@@ -55,8 +55,8 @@ def test_each_answer_is_shown_the_first_right_one_of_its_group_that_is_another()
         if demonstration is None:
             assert read == own
         else:
-            text = sdpo.SOLUTION_TEMPLATE.format(solution=responses[demonstration])
-            prompt = sdpo.PROMPT_TEMPLATE.format(
+            text = hints.SOLUTION_TEMPLATE.format(solution=responses[demonstration])
+            prompt = hints.PROMPT_TEMPLATE.format(
                 prompt=agent._episodes.prompts[i], solution=text, feedback=""
             )
             assert read == agent.policy.lm.tokenizer(prompt).input_ids
@@ -156,7 +156,7 @@ def test_hints_stand_in_the_users_last_message():
 
 
 def test_hints_that_do_not_fit_into_the_context_are_left_out_and_counted(monkeypatch):
-    monkeypatch.setattr(sdpo, "SOLUTION_TEMPLATE", "{solution} " + "b " * 60)
+    monkeypatch.setattr(hints, "SOLUTION_TEMPLATE", "{solution} " + "b " * 60)
     agent = make()
     rollout = collected(agent)
     assert not rollout.chosen.any()
@@ -204,5 +204,5 @@ def test_what_cannot_be_is_refused(options, told):
 
 
 def test_an_environment_without_texts_is_refused():
-    with pytest.raises(ValueError, match="wants TextRLHF-v0"):
+    with pytest.raises(ValueError, match="prompts of TextRLHF-v0"):
         SDPO("auto", "ToyBandit-v0", seed=0)

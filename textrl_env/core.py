@@ -24,7 +24,7 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from textrl_env.errors import check_keywords, did_you_mean
+from textrl_env.errors import check_keywords, check_range, did_you_mean
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -119,8 +119,7 @@ class Dynamics(ABC):
     cut: np.ndarray | None = None
 
     def __init__(self, num_slots: int) -> None:
-        if num_slots < 1:
-            raise ValueError(f"num_envs must be at least 1, got {num_slots}")
+        check_range(1, num_envs=num_slots)
         self.num_slots = num_slots
         self.rng = SlotRNG(num_slots)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from reward_models.names import did_you_mean
 
-__all__ = ["ArgumentError", "check_choice", "check_keywords", "did_you_mean"]
+__all__ = ["ArgumentError", "check_choice", "check_keywords", "check_range", "did_you_mean"]
 
 
 class ArgumentError(ValueError, AssertionError):
@@ -22,6 +22,20 @@ def check_choice(name: str, given: Any, options: Iterable[str]) -> None:
         raise ValueError(
             f"{name}={given!r} is not known; expected one of {options}. {did_you_mean(given, options)}"
         )
+
+
+def check_range(low: float, high: float | None = None, /, **values: float | None) -> None:
+    """Raise an ArgumentError for the first value outside of ``[low, high]``; None, not given, is passed over."""
+    for name, value in values.items():
+        if value is None:
+            continue
+        try:
+            inside = low <= value and (high is None or value <= high)
+        except TypeError:  # no number
+            inside = False
+        if not inside:
+            expected = f"at least {low}" if high is None else f"in [{low}, {high}]"
+            raise ArgumentError(f"{name} must be {expected}, got {value!r}")
 
 
 def check_keywords(owner: str, function: Callable, given: Iterable[str]) -> None:

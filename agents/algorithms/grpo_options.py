@@ -8,7 +8,7 @@ from typing import Any
 from agents.algorithms import maths
 from agents.algorithms.schedules import Schedule, check_numbers
 from agents.rollouts.vector_envs import movable_references
-from textrl_env.errors import ArgumentError, check_choice
+from textrl_env.errors import ArgumentError, check_choice, check_range
 
 
 class EntropyTarget:
@@ -72,8 +72,7 @@ def check_options(
         raise ArgumentError(
             f"ent_coef_min must not be above ent_coef_max, got {ent_coef_min} and {ent_coef_max}"
         )
-    if ref_model_sync_steps < 1:
-        raise ArgumentError(f"ref_model_sync_steps must be at least 1, got {ref_model_sync_steps}")
+    check_range(1, ref_model_sync_steps=ref_model_sync_steps)
     if not 0 < ref_model_mixup_alpha <= 1:
         raise ArgumentError(f"ref_model_mixup_alpha must be in (0, 1], got {ref_model_mixup_alpha}")
     check_choice("f_divergence_type", f_divergence_type, maths.F_DIVERGENCES)

@@ -19,7 +19,7 @@ from agents.base import Agent
 from agents.policies.base import Evaluation, Policy
 from agents.rollouts.rollout import Rollout
 from reward_models.warning import warn
-from textrl_env.errors import ArgumentError
+from textrl_env.errors import ArgumentError, check_range
 
 
 class PPO(Agent):
@@ -83,10 +83,8 @@ class PPO(Agent):
         check_schedule("clip_range_high", clip_range_high, positive=True)
         check_schedule("clip_range_vf", clip_range_vf, positive=True)
         check_schedule("target_kl", target_kl, positive=True)
-        if critic_gae_lambda is not None and not 0 <= critic_gae_lambda <= 1:
-            raise ValueError(f"critic_gae_lambda must be in [0, 1], got {critic_gae_lambda}")
-        if critic_warmup is not None and critic_warmup < 0:
-            raise ValueError(f"critic_warmup must be at least 0, got {critic_warmup}")
+        check_range(0, 1, critic_gae_lambda=critic_gae_lambda)
+        check_range(0, critic_warmup=critic_warmup)
         self.critic_gae_lambda, self.critic_warmup = critic_gae_lambda, critic_warmup
         self.clip_range_high = clip_range_high
         # Functions, as stable-baselines3 keeps them; a number that is set later is one too.

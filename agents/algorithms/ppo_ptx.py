@@ -22,9 +22,11 @@ from torch import Tensor
 
 from agents.algorithms.ppo import PPO
 from agents.algorithms.schedules import Schedule
-from agents.offline.sft import Example, encode_all, pad_batch, sft_loss
+from agents.distillation.demonstrations import Demonstrations
+from agents.offline.sft import pad_batch, sft_loss
 from agents.policies.base import Policy
 from agents.rollouts.rollout import Rollout
+from textrl_env.errors import check_range
 
 
 class PPOptx(PPO):
@@ -58,16 +60,12 @@ class PPOptx(PPO):
     ) -> None:
         if not ptx_coef >= 0:
             raise ValueError(f"ptx_coef must be >= 0, got {ptx_coef}")
-        if ptx_batch_size < 1:
-            raise ValueError(f"ptx_batch_size must be at least 1, got {ptx_batch_size}")
+        check_range(1, ptx_batch_size=ptx_batch_size)
         if ptx_coef and ptx_data is None:
             raise ValueError(f"ptx_coef={ptx_coef} needs demonstrations to imitate: pass ptx_data=...")
-        if isinstance(ptx_data, (str, Path)):
-            # A checkpoint can then be resumed from any folder.
-            ptx_data = self.init_kwargs["ptx_data"] = str(Path(ptx_data).expanduser().resolve())
-        self.ptx_data, self.ptx_coef, self.ptx_batch_size = ptx_data, ptx_coef, ptx_batch_size
+        self.ptx_data = self.keep_path("ptx_data", ptx_data)
+        self.ptx_coef, self.ptx_batch_size = ptx_coef, ptx_batch_size
         self._ptx_losses: list[Tensor] = []
-        self._examples: list[Example] = []
         super().__init__(policy, env, learning_rate, **kwargs)
 
     def set_up_policy(self, spaces: Any = None) -> None:
@@ -77,24 +75,16 @@ class PPOptx(PPO):
                 f"PPOptx imitates text, and {type(self.policy).__name__} has no language model; use PPO here, or a "
                 "text environment"
             )
-        if self.envs is not None:  # loaded to predict only, it does without its demonstrations
-            self._demonstrations()
-
-    def _demonstrations(self) -> list[Example]:
-        """The encoded records, read once."""
-        if self.ptx_coef and not self._examples:
-            lm = self.policy.lm
-            self._examples = encode_all(self.ptx_data, lm.tokenizer, lm.max_length)
-        return self._examples
+        # Loaded to predict only, it does without its demonstrations.
+        if self.ptx_coef and self.envs is not None:
+            self._demonstrations = Demonstrations(self.ptx_data, self.policy.lm)
 
     def extra_loss(self) -> Tensor | None:
         if not self.ptx_coef:
             return None
         # Ouyang et al. 2022, equation 2, the term gamma E[log pi(x)]: minus the mean log-probability of a token.
-        examples = self._demonstrations()
         # Independent draws from the agent's own stream: nothing but its state is needed to resume.
-        rows = self.rng.choice(len(examples), min(self.ptx_batch_size, len(examples)), replace=False)
-        batch = pad_batch([examples[i] for i in rows], self.policy.lm.pad_id)
+        batch = pad_batch(self._demonstrations.draw(self.ptx_batch_size, self.rng), self.policy.lm.pad_id)
         ids, mask, labels = (tensor.to(self.device) for tensor in batch)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.policy.autocast):
             logits = self.policy.lm.model(input_ids=ids, attention_mask=mask, use_cache=False).logits

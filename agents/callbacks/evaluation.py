@@ -54,6 +54,7 @@ from agents.evaluation.records import (
 from agents.evaluation.verdict import compare
 from agents.runs.best import best_timesteps, save_best
 from reward_models.warning import warn
+from textrl_env.errors import check_range
 from textrl_env.lm.causal_lm import CausalLM
 
 #: Prompts of an evaluation; a longer list is thinned out evenly.
@@ -116,9 +117,7 @@ class EvalCallback(EventCallback):
         verbose: int = 1,
     ) -> None:
         super().__init__(callback_after_eval, verbose=verbose)
-        for name, value in (("n_eval_episodes", n_eval_episodes), ("eval_freq", eval_freq)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_range(1, n_eval_episodes=n_eval_episodes, eval_freq=eval_freq)
         check_budget(kl_budget)
         self.callback_on_new_best = callback_on_new_best
         if callback_on_new_best is not None:

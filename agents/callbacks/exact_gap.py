@@ -17,6 +17,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.policies.base import Policy
+from textrl_env.errors import check_range
 from textrl_env.exact.solver import (
     Levels,
     TokenMDP,
@@ -124,8 +125,7 @@ class ExactGapCallback(BaseCallback):
 
     def __init__(self, every: int = 1, max_rows: int = 100_000, verbose: int = 0) -> None:
         super().__init__(verbose)
-        if every < 1:
-            raise ValueError(f"every must be at least 1, got {every}")
+        check_range(1, every=every)
         self.every, self.max_rows = every, max_rows
         self.latest: dict[str, float] = {}
         self.history: list[tuple[int, dict[str, float]]] = []

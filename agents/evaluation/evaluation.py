@@ -21,6 +21,7 @@ from reward_models import RunningNormalizer
 from textrl_env import embedded
 from textrl_env.data.prompts import load_prompts
 from textrl_env.envs.text_rlhf import Episodes, TextRLHFEnv
+from textrl_env.errors import check_range
 from textrl_env.lm.causal_lm import CausalLM
 from textrl_env.lm.decoding import DecodedSequences, generate
 from textrl_env.lm.sequences import Sequences
@@ -129,8 +130,7 @@ def evaluate_policy(
             f"this env has {env.num_prompts:,} starts, too many to play them all; say which with prompt_ids, or make "
             "it with a smaller num_seeds"
         )
-    if n_samples < 1:
-        raise ValueError(f"n_samples must be at least 1, got {n_samples}")
+    check_range(1, n_samples=n_samples)
     lm = language_model(policy_or_lm, env.lm.temperature)
     generator = torch.Generator(lm.device).manual_seed(seed)
 

@@ -14,7 +14,7 @@ from typing import Any
 from agents.runs.logs import check_reports, report_names
 from agents.runs.saving import parse_save_every
 from reward_models.loading import DTYPES, LoadOptions
-from textrl_env.errors import check_choice, check_keywords
+from textrl_env.errors import check_choice, check_keywords, check_range
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,7 @@ class TrainerOptions(LoadOptions):
         check_choice("save_dtype", self.save_dtype, DTYPES)
         if self.save_every is not None:
             parse_save_every(self.save_every)
-        for name in ("lora_rank", "eval_every", "keep"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_range(1, lora_rank=self.lora_rank, eval_every=self.eval_every, keep=self.keep)
         check_reports(self.reports)
         if self.lora_rank is None:
             alone = [

@@ -22,7 +22,7 @@ from agents.policies.base import Evaluation, Policy, make_linear
 from agents.policies.lora import LoraLM, check_no_adapter
 from agents.rollouts.rollout import Rollout
 from reward_models.loading import DTYPES, save_model
-from textrl_env.errors import check_choice
+from textrl_env.errors import check_choice, check_range
 from textrl_env.generators.answers import ask, push_weights
 from textrl_env.generators.registry import NATIVE, make_generator
 from textrl_env.generators.sampling import Sampling, check_knobs, limit_logits
@@ -141,8 +141,7 @@ class CausalLMPolicy(Policy):
         self.critic, self.value_hidden = critic, value_hidden
         self.detach_critic = critic == "head"
         width = self.model.config.get_text_config().hidden_size
-        if value_hidden < 0:
-            raise ValueError(f"value_hidden must be at least 0, got {value_hidden}")
+        check_range(0, value_hidden=value_hidden)
         head = ValueHead(width, value_hidden) if value_hidden else make_linear(width, 1, 0.0)
         self.value_head = None if critic is None else head
         self.to(self.lm.device)

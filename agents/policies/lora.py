@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from reward_models.loading import save_model
-from textrl_env.errors import did_you_mean
+from textrl_env.errors import check_range, did_you_mean
 from textrl_env.lm.causal_lm import CausalLM
 
 #: Elements of each tensor that tell one model from another.
@@ -77,8 +77,7 @@ def add_adapter(
         ImportError: peft is not installed.
         ValueError: A setting out of range, a layer that is not there, or a model that has adapters already.
     """
-    if rank < 1:
-        raise ValueError(f"lora_rank must be at least 1, got {rank}")
+    check_range(1, lora_rank=rank)
     alpha = 2 * rank if alpha is None else alpha
     if not alpha > 0:
         raise ValueError(f"lora_alpha must be > 0, got {alpha}")

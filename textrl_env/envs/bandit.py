@@ -9,6 +9,7 @@ from gymnasium import spaces
 
 from textrl_env.core import Dynamics, DynamicsEnv, DynamicsVectorEnv
 from textrl_env.envs.canvas import GREEN, ORANGE, PALE_BLUE, QUIET, Canvas, bars
+from textrl_env.errors import check_range
 
 
 class ToyBanditDynamics(Dynamics):
@@ -29,8 +30,7 @@ class ToyBanditDynamics(Dynamics):
         super().__init__(num_slots)
         if arms < 2:
             raise ValueError(f"arms must be at least 2 (something to choose), got {arms}")
-        if contexts < 1:
-            raise ValueError(f"contexts must be at least 1, got {contexts}")
+        check_range(1, contexts=contexts)
         if not (np.isfinite(noise_std) and noise_std >= 0):
             raise ValueError(f"noise_std must be a finite number >= 0, got {noise_std!r}")
         self.arms, self.contexts, self.noise_std = arms, contexts, noise_std

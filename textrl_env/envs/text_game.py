@@ -23,6 +23,7 @@ from textrl_env.core import Partial, object_array
 from textrl_env.envs.text_picture import draw_response, token_texts
 from textrl_env.envs.text_rlhf import MAX_NEW_TOKENS
 from textrl_env.envs.writing import Episodes, Evaluate, Generate, WritingDynamics, WritingEnv
+from textrl_env.errors import check_range
 from textrl_env.games.layout import Layout, Opening
 from textrl_env.games.loading import load_game
 from textrl_env.games.playing import Answer, Players
@@ -143,16 +144,15 @@ class TextGameDynamics(WritingDynamics):
         load_in_4bit: bool = False,
     ) -> None:
         super().__init__(num_slots, kl_coef, kl_estimator)
-        for name, value in {
-            "max_turns": max_turns,
-            "max_new_tokens": max_new_tokens,
-            "max_length": max_length,
-            "max_episode_tokens": max_episode_tokens,
-            "num_seeds": num_seeds,
-            "max_answer_tokens": max_answer_tokens,
-        }.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_range(
+            1,
+            max_turns=max_turns,
+            max_new_tokens=max_new_tokens,
+            max_length=max_length,
+            max_episode_tokens=max_episode_tokens,
+            num_seeds=num_seeds,
+            max_answer_tokens=max_answer_tokens,
+        )
         lm = CausalLM.load(
             embedded.path("sft") if model is None else model,
             tokenizer,

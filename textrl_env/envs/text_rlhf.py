@@ -21,7 +21,7 @@ from textrl_env import embedded
 from textrl_env.data.prompts import load_prompts
 from textrl_env.envs.text_picture import draw_response, token_texts
 from textrl_env.envs.writing import Episodes, Evaluate, Generate, WritingDynamics, WritingEnv
-from textrl_env.errors import check_choice
+from textrl_env.errors import check_choice, check_range
 from textrl_env.kl import KLEnv, KLVectorEnv
 from textrl_env.lm.causal_lm import CausalLM
 from textrl_env.lm.sequences import Sequences
@@ -93,9 +93,7 @@ class TextRLHFDynamics(WritingDynamics):
         load_in_4bit: bool = False,
     ) -> None:
         super().__init__(num_slots, kl_coef, kl_estimator)
-        for name, value in (("max_new_tokens", max_new_tokens), ("max_prompt_length", max_prompt_length)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_range(1, max_new_tokens=max_new_tokens, max_prompt_length=max_prompt_length)
         check_choice("too_long", too_long, ("error", "skip", "cut"))
         self.missing_eos_penalty = missing_eos_penalty
         at_home = prompts is None

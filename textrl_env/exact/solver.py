@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from textrl_env.errors import check_choice
+from textrl_env.errors import check_choice, check_range
 from textrl_env.exact.token_mdp import Levels, TokenMDP, from_functions, from_text_env, from_token_tree
 from textrl_env.kl import KL_ESTIMATORS
 
@@ -259,8 +259,7 @@ def best_of_n(mdp: TokenMDP, n: int, policy: Levels | None = None) -> BestOfN:
         n: Samples to choose from, at least 1.
         policy: Who is sampled, log-probabilities ``[n_t, V]`` for each level; the reference if None.
     """
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
+    check_range(1, n=n)
     base, scores = sequence_distribution(mdp, mdp.ref_log_probs if policy is None else policy)
     gains, below, ties = (np.empty_like(base) for _ in range(3))
     for k in range(mdp.num_prompts):
@@ -318,8 +317,7 @@ def value_iteration(
     Raises:
         RuntimeError: The values do not settle, as with ``gamma=1`` and a reward for never arriving.
     """
-    if not 0 <= gamma <= 1:
-        raise ValueError(f"gamma must be in [0, 1], got {gamma!r}")
+    check_range(0, 1, gamma=gamma)
     alive = ~np.asarray(terminal, dtype=bool)
     values = np.zeros(len(rewards))
     for _ in range(max_iterations):

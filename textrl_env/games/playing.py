@@ -18,6 +18,7 @@ from reward_models.data.chat import problem_in, readable
 from reward_models.handing_over import own_copy
 from reward_models.names import shorten
 from reward_models.warning import warn
+from textrl_env.errors import check_range
 from textrl_env.games.loading import GameFactory
 from textrl_env.protocols import Game
 
@@ -102,8 +103,7 @@ class Players:
             raise ValueError(f"game_timeout must be a number of seconds > 0 or None, got {timeout!r}")
         if fallback is not None and not math.isfinite(fallback):
             raise ValueError(f"game_fallback must be a finite number or None, got {fallback!r}")
-        if workers < 1:
-            raise ValueError(f"game_workers must be at least 1, got {workers!r}")
+        check_range(1, game_workers=workers)
         self.make, self.timeout, self.fallback, self.workers = make, timeout, fallback, workers
         self.games: dict[int, Game] = {}
         self.answered, self.failed = 0, 0

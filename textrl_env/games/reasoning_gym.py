@@ -15,7 +15,7 @@ from typing import Any
 
 from reward_models.names import shorten
 from reward_models.warning import warn
-from textrl_env.errors import did_you_mean
+from textrl_env.errors import check_range, did_you_mean
 from textrl_env.games.extras import import_extra
 
 #: What stands in the tags of reasoning-gym's own prompts.
@@ -123,8 +123,7 @@ class ReasoningGym:
         instruction: str = "",
         retry: str = "That is not right. Try again.",
     ) -> None:
-        if attempts < 1:
-            raise ValueError(f"attempts must be at least 1, got {attempts!r}")
+        check_range(1, attempts=attempts)
         self.task, self.attempts, self.enough = task, attempts, enough
         self.instruction, self.retry = instruction, retry
 

@@ -15,6 +15,7 @@ from agents.algorithms.grpo import GRPO
 from agents.rollouts.rollout import Rollout, concatenate
 from agents.rollouts.vector_envs import longest_episode
 from reward_models.rules import overlong_penalty
+from textrl_env.errors import check_range
 
 
 class DAPO(GRPO):
@@ -33,27 +34,23 @@ class DAPO(GRPO):
     defaults = {"clip_range_high": 0.28}
 
     def __init__(self, *args: Any, max_resamples: int = 4, overlong_cache: int = 0, **kwargs: Any) -> None:
-        for name, value in (("max_resamples", max_resamples), ("overlong_cache", overlong_cache)):
-            if value < 0:
-                raise ValueError(f"{name} must be at least 0, got {value}")
+        check_range(0, max_resamples=max_resamples, overlong_cache=overlong_cache)
         self.max_resamples, self.overlong_cache = max_resamples, overlong_cache
         super().__init__(*args, **kwargs)
 
     def collect(self) -> Rollout:
         # Yu et al. 2025, equation 11: a batch holds only groups with 0 < |{correct answers}| < G.
-        kept: list[Rollout] = []
-        seen = 0
+        kept, found, seen = [], 0, 0
         for _ in range(1 + self.max_resamples):
             rollout = super().collect()
-            seen += len(rollout)
             kept.append(rollout[self.informative(rollout)])
-            if self.stopped or sum(map(len, kept)) >= self.n_episodes:
+            found, seen = found + len(kept[-1]), seen + len(rollout)
+            if self.stopped or found >= self.n_episodes:
                 break
-        self.logger.record("group/frac_informative", sum(map(len, kept)) / seen)
-        kept = [part for part in kept if len(part)]
-        if not kept or self.max_resamples == 0:
+        self.logger.record("group/frac_informative", found / seen)
+        if not found or self.max_resamples == 0:
             return rollout
-        full = concatenate(kept)
+        full = concatenate([part for part in kept if len(part)])
         full.group = torch.arange(len(full)) // self.group_size
         return full[torch.arange(min(len(full), self.n_episodes))]
 
@@ -67,10 +64,7 @@ class DAPO(GRPO):
         scores = super().episode_scores(rollout)
         if self.overlong_cache == 0:
             return scores
-        penalty = overlong_penalty(self._budget(rollout), self.overlong_cache)
+        # The longest seen where the environment does not tell how long an episode can be.
+        penalty = overlong_penalty(longest_episode(self.envs) or rollout.mask.shape[1], self.overlong_cache)
         lengths = [range(n) for n in rollout.lengths.tolist()]
         return scores + scores.new_tensor(penalty(lengths, lengths))
-
-    def _budget(self, rollout: Rollout) -> int:
-        """The most steps that an episode can have; the longest seen where the environment does not tell."""
-        return longest_episode(self.envs) or rollout.mask.shape[1]

@@ -15,6 +15,7 @@ from torch import Tensor
 from agents.algorithms import maths
 from agents.algorithms.grpo import GRPO
 from agents.rollouts.rollout import Rollout
+from textrl_env.errors import check_range
 
 
 class GiGPO(GRPO):
@@ -35,8 +36,7 @@ class GiGPO(GRPO):
     )
 
     def __init__(self, *args: Any, turn_weight: float = 1.0, **kwargs: Any) -> None:
-        if not turn_weight >= 0:
-            raise ValueError(f"turn_weight must be at least 0, got {turn_weight}")
+        check_range(0, turn_weight=turn_weight)
         self.turn_weight = turn_weight
         super().__init__(*args, **kwargs)
 

@@ -12,21 +12,19 @@ of a step. Left out: answers that the teacher writes, and a reward beside it.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from agents.base import Agent
-from agents.offline.sft import IGNORE, Example, encode_all
+from agents.distillation.demonstrations import Demonstrations
+from agents.distillation.teachers import load_teacher
 from agents.policies.base import Evaluation
 from agents.rollouts.rollout import Rollout
-from textrl_env.errors import ArgumentError
+from textrl_env.errors import ArgumentError, check_range
 from textrl_env.lm.causal_lm import CausalLM
 from textrl_env.lm.divergence import compare
-from textrl_env.lm.sequences import ENVIRONMENT, POLICY, PROMPT, Sequences
 
 
 class GKD(Agent):
@@ -63,88 +61,35 @@ class GKD(Agent):
         data: str | list[dict[str, Any]] | None = None,
         **kwargs: Any,
     ) -> None:
-        for name, value in (("beta", beta), ("lmbda", lmbda)):
-            if not 0 <= value <= 1:
-                raise ArgumentError(f"{name} must be in [0, 1], got {value}")
+        check_range(0, 1, beta=beta, lmbda=lmbda)
         if lmbda < 1 and data is None:
             raise ArgumentError(f"lmbda={lmbda} takes some rollouts from demonstrations: pass data=...")
-        if isinstance(data, (str, Path)):
-            # A checkpoint can then be resumed from any folder.
-            data = self.init_kwargs["data"] = str(Path(data).expanduser().resolve())
-        if isinstance(teacher, (str, Path)) and Path(teacher).is_dir():
-            teacher = self.init_kwargs["teacher"] = str(Path(teacher).resolve())
-        self.teacher, self.beta, self.lmbda, self.data = teacher, beta, lmbda, data
-        self._examples: list[Example] = []
+        self.teacher, self.data = self.keep_path("teacher", teacher), self.keep_path("data", data)
+        self.beta, self.lmbda = beta, lmbda
         super().__init__(*args, **kwargs)
 
     def set_up_policy(self, spaces: Any = None) -> None:
         super().set_up_policy(spaces)
         if self.envs is None:  # loaded to predict only, it does without its teacher
             return
-        if not hasattr(self.policy, "lm"):
-            raise ArgumentError(
-                f"{type(self).__name__} distils language models, and {type(self.policy).__name__} is none; use a text "
-                "environment"
-            )
-        self.policy.compare = self._compare(self._load_teacher())
-
-    def _load_teacher(self) -> CausalLM:
-        if self.teacher is None:
-            raise ArgumentError(
-                f"{type(self).__name__} learns from a teacher: pass teacher=..., a folder or hub id, or a CausalLM"
-            )
-        own = self.policy.lm
-        teacher = CausalLM.load(self.teacher, temperature=own.temperature, device=self.device)
-        theirs, ours = teacher.tokenizer.get_vocab(), own.tokenizer.get_vocab()
-        if theirs != ours or teacher.vocab_size != own.vocab_size:
-            raise ArgumentError(
-                f"the teacher has {teacher.vocab_size:,} tokens and the student {own.vocab_size:,}, or other ones by "
-                "the same ids: distillation compares them id by id, so both need one vocabulary"
-            )
-        teacher.model.requires_grad_(False)
-        return teacher
-
-    def _compare(self, teacher: CausalLM) -> Any:
-        def look(student: CausalLM, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
-            sequences = rollout.inputs["sequences"].to(student.device)
-            return compare(student, teacher, sequences, self.beta)
-
-        return look
+        teacher = load_teacher(self.teacher, self.policy, type(self).__name__)
+        self.policy.compare = lambda student, rollout: compare(
+            student, teacher, rollout.inputs["sequences"].to(student.device), self.beta
+        )
+        if self.lmbda < 1:
+            longest = self.policy.observation_space["input_ids"].shape[0]
+            self._demonstrations = Demonstrations(self.data, self.policy.lm, longest)
 
     def collect(self) -> Rollout:
         # One draw for a rollout, from the agent's own stream: every process makes the same.
-        if self.lmbda < 1 and self.rng.random() >= self.lmbda:
-            return self._demonstrated()
-        return super().collect()
-
-    def _demonstrated(self) -> Rollout:
-        """A rollout of demonstrations, whose tokens count as timesteps."""
-        if not self._examples:
-            longest = self.policy.observation_space["input_ids"].shape[0]
-            self._examples = encode_all(self.data, self.policy.lm.tokenizer, longest)
-        count = min(self.n_episodes, len(self._examples))
-        rows = self.rng.choice(len(self._examples), count, replace=False)
-        sequences = Sequences.concatenate([_as_sequence(self._examples[row]) for row in rows])
-        mask = torch.from_numpy(sequences.mask())
-        zeros = torch.zeros(mask.shape)
-        actions = torch.from_numpy(sequences.padded(sequences.actions))
-        self.num_timesteps += int(mask.sum())
-        none = torch.zeros_like(mask)  # nobody has played an episode
-        inputs = {"sequences": sequences}
-        return Rollout(inputs, actions, zeros.double(), zeros, zeros, zeros, mask, none)
+        if self.lmbda == 1 or self.rng.random() < self.lmbda:
+            return super().collect()
+        rollout = self._demonstrations.rollout(self.n_episodes, self.rng)
+        self.num_timesteps += int(rollout.mask.sum())
+        return rollout
 
     def advantages(self, rollout: Rollout) -> Tensor:
         return torch.zeros(rollout.mask.shape, dtype=torch.float64)
 
     def loss(self, batch: Rollout, new: Evaluation) -> tuple[Tensor, dict[str, Tensor]]:
         return new.divergence, {"divergence": new.divergence, "log_prob": new.log_probs}
-
-
-def _as_sequence(example: Example) -> Sequences:
-    """A demonstration: what carries loss is the policy's, between its parts somebody else has spoken."""
-    labels = np.array(example.labels)
-    written = labels != IGNORE
-    written[0] = False  # nothing predicts the first token
-    by = np.where(written, POLICY, ENVIRONMENT)
-    by[: int(written.argmax())] = PROMPT
-    return Sequences(np.array(example.input_ids), np.zeros(1, dtype=np.int64), by)

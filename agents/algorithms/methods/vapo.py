@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from agents.algorithms.methods.vc_ppo import VCPPO
+from agents.algorithms.schedules import check_numbers
 from agents.policies.base import Evaluation
 from agents.rollouts.rollout import Rollout
 
@@ -41,8 +42,8 @@ class VAPO(VCPPO):
     def __init__(
         self, *args: Any, alpha: float = 0.05, lm_coef: float = 0.1, right_above: float = 0.0, **kwargs: Any
     ) -> None:
-        if not (alpha > 0 and lm_coef >= 0):
-            raise ValueError(f"alpha must be above 0 and lm_coef at least 0, got {alpha} and {lm_coef}")
+        check_numbers(positive=True, alpha=alpha)
+        check_numbers(lm_coef=lm_coef)
         self.alpha, self.lm_coef, self.right_above = alpha, lm_coef, right_above
         self._steps_to_right = 1.0
         super().__init__(*args, **kwargs)
