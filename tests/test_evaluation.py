@@ -154,6 +154,19 @@ def test_numbers_beside_a_curve_that_hardly_moves_are_whole():
     assert all(float(label.get_text()) > 1 for label in axes.get_yticklabels())
 
 
+def test_axes_with_names_or_powers_of_ten_keep_them():
+    from matplotlib.figure import Figure
+
+    named, powers = Figure().subplots(1, 2)
+    named.barh(["before", "after"], [1.0, 2.0])
+    powers.plot([0, 1000], [1.0, 1000.0])
+    powers.set_yscale("log")
+    for axes in (named, powers):
+        style_axes(axes)
+        axes.figure.canvas.draw()
+    assert [label.get_text() for label in named.get_yticklabels()] == ["before", "after"]
+
+
 def test_smoothing_keeps_constants_and_skips_gaps():
     assert np.allclose(smoothed(np.full(40, 2.0)), 2.0)
     assert np.isfinite(smoothed(np.array([1.0, np.nan, 3.0]))).all()

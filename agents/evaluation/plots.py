@@ -100,12 +100,12 @@ def draw_curve(
 
 def style_axes(axes: Any) -> None:
     """Quiet axes over timesteps: horizontal grid lines, no frame, thousands as "30k"."""
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
     axes.xaxis.set_major_formatter(lambda x, _: short_count(x))
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    # "1.0984" can be read, "0.0004" beside "+1.098" cannot.
-    axes.yaxis.get_major_formatter().set_useOffset(False)
+    if isinstance(numbers := axes.yaxis.get_major_formatter(), ScalarFormatter):
+        numbers.set_useOffset(False)  # "1.0984" can be read, "0.0004" beside "+1.098" cannot
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.tick_params(labelsize=9, colors=_QUIET, length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
