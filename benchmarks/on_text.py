@@ -46,7 +46,8 @@ TRAINED: dict[str, dict[str, Any]] = {
     "LoRA, rank 1, attention": {"lora_rank": 1, "lora_targets": ["q_proj", "k_proj", "v_proj", "o_proj"]},
 }
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-LORA_SEEDS, LORA_TOKENS = 2, 12_000
+#: Tokens that a run learns from, by what its jobs are called: does what has few weights need more, or never get there?
+LORA_SEEDS, LORA_TOKENS = 2, {"lora": 12_000, "lora-long": 36_000}
 
 
 def embedded(
@@ -156,11 +157,12 @@ def jobs(what: str, seeds: int, folder: str = "", tokens: int = 0) -> list[Job]:
         ]
     return [
         Job(
-            f"lora-{i}-{rate:g}-{seed}",
-            lambda _, p=policy, r=rate, s=seed: embedded("dr-grpo", s, dict(p), LORA_TOKENS, learning_rate=r),
+            f"{called}-{i}-{rate:g}-{seed}",
+            lambda _, p=policy, r=rate, s=seed, n=n: embedded("dr-grpo", s, dict(p), n, learning_rate=r),
             seed,
         )
         for seed in range(seeds)
+        for called, n in LORA_TOKENS.items()
         for i, policy in enumerate(TRAINED.values())
         for rate in RATES
     ]
@@ -270,23 +272,27 @@ def real_table(found: dict[str, dict[str, Any]], exact: dict[str, dict[str, Any]
 
 def lora_table(found: dict[str, dict[str, Any]]) -> str:
     """What each way of training reaches at each rate, the best rate in bold."""
-    lines = []
-    for i, name in enumerate(TRAINED):
-        if not any(of(found, f"lora-{i}-{rate:g}", "objective") for rate in RATES):
-            continue
-        values = [of(found, f"lora-{i}-{rate:g}", "objective") for rate in RATES]
-        weights = [w for rate in RATES for w in of(found, f"lora-{i}-{rate:g}", "weights")]
-        means = [np.mean(v) if v else -np.inf for v in values]
-        cells = [f"{m:.2f}" if np.isfinite(m) else "–" for m in means]
-        for j, rate in enumerate(RATES):
-            if of(found, f"lora-{i}-{rate:g}", "diverged"):
-                cells[j] = "diverged"
-        best = int(np.argmax(means))
-        cells[best] = f"**{cells[best]}**"
-        lines.append([name, f"{weights[0]:,}" if weights else "–", *cells])
-    seeds = max((len(of(found, f"lora-0-{rate:g}", "objective")) for rate in RATES), default=0)
-    heads = ["trained", "#weights", *(f"#{rate:g}" for rate in RATES)]
-    return markdown(heads, lines) + f"\n\nMeans of {seeds} seed{'s' * (seeds != 1)}; the best rate in bold."
+    lines, seeds = [], []
+    for called, tokens in LORA_TOKENS.items():
+        for i, name in enumerate(TRAINED):
+            jobs = [f"{called}-{i}-{rate:g}" for rate in RATES]
+            values = [of(found, job, "objective") for job in jobs]
+            if not any(values):
+                continue
+            weights = next(iter(w for job in jobs for w in of(found, job, "weights")))
+            means = [np.mean(v) if v else -np.inf for v in values]
+            cells = [f"{m:.2f}" if v else "–" for m, v in zip(means, values, strict=True)]
+            best = int(np.argmax(means))
+            cells[best] = f"**{cells[best]}**"
+            # A rate at which one seed has diverged is none to train at, whatever the other has reached.
+            cells = [
+                "diverged" if of(found, job, "diverged") else c for job, c in zip(jobs, cells, strict=True)
+            ]
+            seeds.append(max(map(len, values)))
+            lines.append([f"{tokens:,}", name, f"{weights:,}", *cells])
+    heads = ["#tokens", "trained", "#weights", *(f"#{rate:g}" for rate in RATES)]
+    told = f"{min(seeds)} to {max(seeds)} seeds" if min(seeds) != max(seeds) else f"{seeds[0]} seeds"
+    return f"{markdown(heads, lines)}\n\nMeans of {told}; the best rate in bold."
 
 
 def main() -> None:
