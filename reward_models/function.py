@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from reward_models.base import Batch, Reward, RewardResult, check_scores
-from reward_models.handing_over import describe_failure, own_copy
+from reward_models.handing_over import describe_failure, messages_hint, own_copy
 from reward_models.names import did_you_mean, name_of, shorten
 from reward_models.notes import Notes
 
@@ -45,6 +45,8 @@ class FunctionReward(Reward):
                 what = f"{type(error).__name__}: {error}".rstrip(": ")
                 error = RuntimeError(f"the reward {self.name!r} tried to leave the program with {what}")
             error.add_note(note)
+            if hint := messages_hint(error, batch.completions):
+                error.add_note(hint)
             raise error
         scores = check_scores(values, batch, self.name, optional)
         batch.notes.add(call.notes, self.name, len(batch))  # an attempt that failed has logged nothing

@@ -53,6 +53,17 @@ def failed_row(error: BaseException, prompts: Sequence[Any], completions: Sequen
     return row
 
 
+def messages_hint(error: BaseException, completions: Sequence[Any]) -> str:
+    """What a function for texts has to know that fails at messages; empty for other failures."""
+    conversations = any(isinstance(each, list) for each in completions)
+    if not conversations or not isinstance(error, TypeError | AttributeError):
+        return ""
+    return (
+        "completions are lists of messages because the prompts are conversations, as in TRL: the text of one is "
+        'completion[0]["content"]'
+    )
+
+
 def describe_failure(error: BaseException, prompts: Sequence[Any], completions: Sequence[Any]) -> str:
     """Which completion was being scored, for an error: the row at fault, or how many there were and the first."""
     row = 0 if len(completions) == 1 else failed_row(error, prompts, completions)

@@ -121,6 +121,19 @@ def test_a_reward_that_changes_its_messages_does_not_change_the_prompts():
     assert shown(env) == before and env.dynamics.prompts.messages == [turns("hi")]
 
 
+def test_a_function_for_texts_that_fails_at_messages_is_told_why_and_others_are_not():
+    def reward(completions):
+        return [float(completion.strip() == "4") for completion in completions]
+
+    messages = [[{"role": "assistant", "content": "4"}]]
+    with pytest.raises(AttributeError) as failure:
+        load_reward(reward).score([turns("2+2")], messages)
+    assert "lists of messages because the prompts are conversations" in failure.value.__notes__[-1]
+    with pytest.raises(AttributeError) as failure:
+        load_reward(reward).score(["2+2"], [4])
+    assert "conversations" not in "".join(failure.value.__notes__)
+
+
 def test_rules_read_the_last_message():
     env = make_env(reward="reward_models:contains(['yo'])")
     assert answer(env, "yo<|im_end|>")[-1]["score"] == 1.0
@@ -163,7 +176,9 @@ def noting(prompts, completions, log_metric, log_extra, **columns):
     log_metric("longest", max(lengths))
     log_extra("letters", lengths)
     log_extra("first", [c[0]["content"][:1] for c in completions])
-    log_extra("score", ["mine"] * len(completions))  # a name that is taken
+    for taken in ("score", "return", "tokens", "prompt/kind"):
+        log_extra(taken, ["mine"] * len(completions))
+    log_metric("objective/scores", -7.0)
     return [float(n) for n in lengths]
 
 
@@ -175,11 +190,18 @@ def test_what_a_reward_logs_is_in_the_log_and_among_the_samples(fused, tmp_path)
     agent = GRPO("auto", env, n_episodes=4, group_size=2, seed=0)
     agent.set_logger(Logger(str(tmp_path), [CSVOutputFormat(str(tmp_path / "log.csv"))]))
     track = TrackSamples(tmp_path)
-    agent.learn(12, [track])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        agent.learn(24, [track])
     log = list(csv.DictReader((tmp_path / "log.csv").open()))
     samples = read_samples(sample_files(tmp_path)[0][1])
+    said = [str(warning.message) for warning in caught]
+    assert sum("own named 'prompt/kind', 'return', 'score', 'tokens'" in each for each in said) == 1
+    assert sum("'objective/scores', which the reward logs" in each for each in said) == 1
+    assert log[0]["metric/objective/scores"] == "-7.0" != log[0]["objective/scores"]
     for row in samples:
-        assert row["extra/score"] == "mine"
+        assert {row[f"extra/{name}"] for name in ("score", "return", "tokens", "prompt/kind")} == {"mine"}
+        assert isinstance(row["return"], float)
         assert row["letters"] == row["score"] == len(row["response"]) and row["first"] == row["response"][:1]
     assert len(samples) == 4 and 0 < float(log[0]["longest"]) <= max(row["letters"] for row in samples)
 

@@ -286,8 +286,10 @@ def test_a_small_number_is_faint_beside_the_large_one_of_another_episode(tmp_pat
 
 
 def test_a_curve_that_never_moves_is_a_number_and_no_empty_chart(tmp_path):
-    page = page_of(make_run(tmp_path / "run"))
-    assert "The same throughout: KL of an update 0.01, Responses cut off 0.02." in text_of(page)
+    columns = HEALTHY | {"objective/kl_coef": np.full(ROWS, 0.05)}
+    page = page_of(make_run(tmp_path / "run", columns))
+    still = "KL of an update 0.01, KL coefficient 0.05, Responses cut off 0.02"
+    assert f"The same throughout: {still}." in text_of(page)
     assert '<svg role="img" aria-label="KL of an update' not in page
 
 

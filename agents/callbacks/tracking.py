@@ -18,8 +18,9 @@ from stable_baselines3.common.logger import Figure
 from agents.callbacks.evaluation import EvalCallback
 from agents.evaluation.plots import episode_strip, proxy_and_gold_figure
 from agents.rollouts.rollout import Rollout
-from agents.runs.samples import DETAILED, drop_after, write_samples
+from agents.runs.samples import DETAILED, OF_PROMPTS, OWN, drop_after, write_samples
 from reward_models.notes import EXTRA, METRIC
+from reward_models.warning import warn
 
 #: Updates between two histograms.
 EVERY = 10
@@ -42,6 +43,7 @@ class TrackSamples(BaseCallback):
         super().__init__(verbose)
         self.folder, self.evaluation, self.every = Path(folder), evaluation, every
         self._updates = self._drawn = 0
+        self._told_of_names = False
         self._kinds: dict[str, dict[str, str]] = {}
 
     def _on_training_start(self) -> None:
@@ -66,9 +68,10 @@ class TrackSamples(BaseCallback):
         if rollout is None or not self.model.policy.whole_episodes:
             return True
         samples = samples_of(self.model, rollout)
+        self._tell_of_taken_names(samples)
         if samples:
             samples |= {
-                f"prompt/{name}": [kinds.get(prompt, "") for prompt in samples["prompt"]]
+                f"{OF_PROMPTS}{name}": [kinds.get(prompt, "") for prompt in samples["prompt"]]
                 for name, kinds in self._kinds.items()
             }
             write_samples(self.folder, self.model.num_timesteps, samples)
@@ -78,6 +81,16 @@ class TrackSamples(BaseCallback):
         self._updates += 1
         self._draw(samples)
         return True
+
+    def _tell_of_taken_names(self, samples: dict[str, list[Any]]) -> None:
+        taken = sorted(name for name in samples if name.startswith(EXTRA))
+        if taken and not self._told_of_names:
+            self._told_of_names = True
+            names = ", ".join(repr(name.removeprefix(EXTRA)) for name in taken)
+            warn(
+                f"the samples have columns of their own named {names}; what the reward logged by log_extra is kept as "
+                f"{', '.join(map(repr, taken))}"
+            )
 
     def _histograms(self, rollout: Rollout) -> dict[str, torch.Tensor]:
         """Values of the policy's tokens, one-dimensional."""
@@ -170,7 +183,7 @@ def samples_of(agent: Any, rollout: Rollout) -> dict[str, list[Any]]:
 def _shown_as(name: str, columns: dict[str, list[Any]]) -> str:
     """What a reward has logged goes by its own name, unless a column of ours has it."""
     own = name.removeprefix(EXTRA)
-    return name if own in columns else own
+    return name if own in columns or own in OWN or own.startswith(OF_PROMPTS) else own
 
 
 def _is_number(name: str, values: list[Any]) -> bool:

@@ -147,10 +147,8 @@ def learning_curves(runs: Sequence[Run]) -> list[Metric]:
 
 
 def update_curves(runs: Sequence[Run]) -> list[Metric]:
-    """The metrics of the updates; a KL coefficient that stays as it is has no curve."""
-    found = logged(UPDATE_CURVES, runs)
-    moves = any(np.ptp(values) > 0 for _, values in map(KL_COEF.series, runs) if len(values))
-    return [metric for metric in found if metric is not KL_COEF or moves]
+    """The metrics of the updates."""
+    return logged(UPDATE_CURVES, runs)
 
 
 def constant(metric: Metric, runs: Sequence[Run]) -> float | None:

@@ -165,14 +165,12 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], style: str = "") 
 
     In the style "samples" each cell has its heading with it, since narrow screens show a row as a card.
     """
+    cells = [[cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in row] for row in rows]
     if style == "samples":
         labels = [f' data-label="{escape(h.removeprefix("#"))}"' for h in heads]
-        cells = [[cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in row] for row in rows]
-        rows = [[f"<td{at}{c[3:]}" for c, at in zip(row, labels, strict=True)] for row in cells]
+        cells = [[f"<td{at}{c[3:]}" for c, at in zip(row, labels, strict=True)] for row in cells]
     head = "".join(f"<th class=num>{h[1:]}</th>" if h.startswith("#") else f"<th>{h}</th>" for h in heads)
-    body = "".join(
-        "<tr>" + "".join(c if c.startswith("<td") else f"<td>{c}</td>" for c in row) + "</tr>" for row in rows
-    )
+    body = "".join(f"<tr>{''.join(row)}</tr>" for row in cells)
     return f'<table class="{style}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 

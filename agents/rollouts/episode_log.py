@@ -19,6 +19,11 @@ from textrl_env.printable import markdown_cell
 
 #: Rows of the table of samples.
 _TABLE_ROWS = 8
+#: What the names of our own figures begin with; a reward's metric of such a name gets another.
+_OURS = (
+    *("objective/", "rewards/", "completions/", "samples/", "rollout/", "group/", "exact/", "eval/"),
+    *("train/", "val/", "guard/", "sampling/", "distillation/", "time/", "memory/", "histogram/"),
+)
 #: Mean distance in nats from which a generator's log-probabilities are another model's and not rounding.
 _GENERATOR_GAP = 0.05
 
@@ -42,6 +47,7 @@ class EpisodeLog:
         self.score_seconds = 0.0
         self._sampling: dict[str, tuple[list[float], Callable]] = {}
         self._warned_of_generator = False
+        self._taken_names: set[str] = set()
         self._running_return = np.zeros(1)
         self._running_length = np.zeros(1, dtype=np.int64)
 
@@ -196,7 +202,19 @@ class EpisodeLog:
                 # NaN where one of several rewards did not apply.
                 record(f"rewards/{name.removeprefix('score/')}", _mean_of_numbers(values))
             elif name.startswith(METRIC):
-                record(name.removeprefix(METRIC), _mean_of_numbers(values))
+                record(self._shown_as(name), _mean_of_numbers(values))
+
+    def _shown_as(self, metric: str) -> str:
+        """A metric of a reward goes by its own name, unless that might be a figure of ours."""
+        own = metric.removeprefix(METRIC)
+        if not own.startswith(_OURS):
+            return own
+        if own not in self._taken_names:
+            self._taken_names.add(own)
+            warn(
+                f"figures of training are called like {own!r}, which the reward logs; it is logged as {metric!r}"
+            )
+        return metric
 
     def _log_completions(self, record: Callable[..., None]) -> None:
         lengths = np.array(self.text["response_length"])

@@ -21,6 +21,13 @@ FOLDER = "samples"
 DETAILED = 8
 #: Columns of lists, one entry for each token.
 PER_TOKEN = ("tokens", "log_probs", "ref_log_probs", "kls", "rewards", "values", "advantages")
+#: What the names of columns begin with that came with the prompts.
+OF_PROMPTS = "prompt/"
+#: Columns of ours, also where an update has none of them; a reward's column of such a name gets another.
+OWN = (
+    *("prompt", "response", "response_length", "stop_reason", "scored", "score", "kl_sum", "turns"),
+    *("return", "advantage", *PER_TOKEN),
+)
 
 
 def write_samples(folder: Path, timesteps: int, columns: Mapping[str, Sequence[Any]]) -> Path:
