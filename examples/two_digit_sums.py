@@ -316,7 +316,10 @@ def _show(
         ],
         [
             (f"textrl report {folder}", "the run as one page"),
-            (f"tensorboard --logdir {folder}", "the curves"),
+            (
+                f"tensorboard --logdir {folder}",
+                "http://localhost:6006/#custom_scalars: the curves that matter",
+            ),
         ],
     )
     console.print(f"Learning took {seconds / 60:.1f} minutes.", style="dim", highlight=False)

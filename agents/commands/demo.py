@@ -178,7 +178,7 @@ def _report(console: Any, folder: Path) -> None:
             f"textrl report {folder}",
             "did it improve the model, or fool the reward? One page that can be sent",
         ),
-        (f"tensorboard --logdir {folder}", "the curves live, and every table of samples"),
+        (f"tensorboard --logdir {folder}", "http://localhost:6006/#custom_scalars: the curves that matter"),
         ("textrl train --agent grpo --run-dir runs/grpo", "the same world with GRPO, no critic"),
         ("textrl train --kl-coef 0 --run-dir runs/hacked", "no KL: watch score and gold score part ways"),
         ("textrl envs", "the other environments"),

@@ -591,7 +591,7 @@ def _summarise(agent: Any, folder: Path, config: dict[str, Any]) -> None:
     console.print(terminal.metrics_table(agent.latest))
     commands = [
         (f"textrl report {folder}", "the run as one page that can be sent"),
-        (f"tensorboard --logdir {folder}", "the curves, and tables of samples"),
+        (f"tensorboard --logdir {folder}", "http://localhost:6006/#custom_scalars: the curves that matter"),
     ]
     if agent.text_env is not None:
         from agents.evaluation.evaluation import evaluate_policy

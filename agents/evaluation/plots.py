@@ -11,6 +11,7 @@ import numpy as np
 
 from agents.evaluation.evaluation import mean_interval, means_of_known
 from agents.evaluation.records import EvaluationRecord
+from textrl_env.printable import printable
 
 #: What is drawn of a text run: the column, the panel's heading, its colour.
 TEXT_PANELS = (
@@ -254,6 +255,8 @@ STRIP = (
     ("values", "value", True),
     ("advantages", "advantage", True),
 )
+#: Tokens of an episode in its picture.
+_STRIP_TOKENS = 40
 
 
 def episode_strip(row: Mapping[str, Any]) -> Any:
@@ -267,26 +270,55 @@ def episode_strip(row: Mapping[str, Any]) -> Any:
     """
     from matplotlib.figure import Figure
 
-    tokens = [token.strip() or repr(token) for token in row["tokens"]]
+    count = len(row["tokens"])
+    tokens = [_drawable(token.strip() or repr(token)) for token in row["tokens"][:_STRIP_TOKENS]]
     shown = [(name, label, signed) for name, label, signed in STRIP if row.get(name)]
-    figure = Figure(figsize=(max(1.6 + 0.62 * len(tokens), 5), 0.9 + 0.36 * len(shown)), dpi=110)
+    # Inches: labels at the left, a cell a token, and room at the right for a last token written askew.
+    width, height = 1.6 + 0.62 * len(tokens) + 0.6, 1.15 + 0.36 * len(shown)
+    figure = Figure(figsize=(max(width, 5), height), dpi=110)
     axes = figure.subplots()
-    figure.subplots_adjust(left=1.5 / figure.get_figwidth(), right=0.995, top=0.8, bottom=0.02)
+    figure.subplots_adjust(
+        left=1.5 / max(width, 5), right=1 - 0.6 / max(width, 5), top=1 - 1.1 / height, bottom=0.02
+    )
+    asked = _drawable(" ".join(str(row["prompt"]).split()))
+    letters = int(max(width, 5) / 0.085)  # that fit
+    asked = asked if len(asked) <= letters else f"{asked[:letters]}\N{HORIZONTAL ELLIPSIS}"
+    figure.text(0.06 / max(width, 5), 1 - 0.2 / height, asked, fontsize=9.5, color=_INK, parse_math=False)
+    worth = f"score {_written(row['score'])}"
+    if row.get("score/gold") is not None and np.isfinite(row["score/gold"]):
+        worth += f", gold {_written(row['score/gold'])}"
+    worth += f"; the first {len(tokens)} of {count:,} tokens" if count > len(tokens) else ""
+    figure.text(0.06 / max(width, 5), 1 - 0.4 / height, worth, fontsize=8.5, color=_QUIET)
     for at, (name, _, signed) in enumerate(shown):
-        values = np.array(row[name], dtype=np.float64)
+        values = np.array(row[name][: len(tokens)], dtype=np.float64)
         strength = np.abs(values) / max(float(np.abs(values).max()), 1e-9)
         for i, (value, share) in enumerate(zip(values, strength, strict=True)):
             colour = "#c0504d" if value < 0 or not signed else "#2e7d4f"
             axes.add_patch(_cell(i, at, colour, float(share)))
-            axes.text(i + 0.5, at + 0.5, f"{value:.2f}", ha="center", va="center", fontsize=7.5, color=_INK)
+            axes.text(i + 0.5, at + 0.5, _written(value), ha="center", va="center", fontsize=7.5, color=_INK)
     axes.set_xlim(0, len(tokens))
     axes.set_ylim(len(shown), 0)
     axes.set_yticks(np.arange(len(shown)) + 0.5, [label for _, label, _ in shown], fontsize=8.5)
     axes.set_xticks(np.arange(len(tokens)) + 0.5, tokens, fontsize=8.5, rotation=30, ha="left")
+    for label in axes.get_xticklabels():
+        label.set_parse_math(False)  # a dollar sign is one
     axes.xaxis.tick_top()
     axes.tick_params(length=0, colors=_INK)
     axes.spines[:].set_visible(False)
     return figure
+
+
+def _drawable(text: str) -> str:
+    """The text with characters that matplotlib's font has no picture of written out, as ``\\u65e5``."""
+    from matplotlib.font_manager import findfont, get_font
+
+    font = get_font(findfont("DejaVu Sans"))
+    return "".join(c if font.get_char_index(ord(c)) else ascii(c)[1:-1] for c in printable(text))
+
+
+def _written(value: float) -> str:
+    """With two decimals, and no minus before a zero."""
+    return f"{round(float(value), 2) + 0.0:.2f}"
 
 
 def _cell(column: int, row: int, colour: str, strength: float) -> Any:

@@ -27,11 +27,12 @@ from stable_baselines3.common.logger import (
 )
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import scalar
+from torch.utils.tensorboard.writer import FileWriter
 
-from agents.runs.tensorboard import DESCRIPTIONS, LAYOUT
+from agents.runs.tensorboard import LAYOUT, Settings, describe
 from reward_models.names import shorten
 from reward_models.warning import warn
 from textrl_env.errors import check_choice
@@ -142,6 +143,37 @@ def _rows(file: Path) -> Iterator[dict[str, str]]:
         raise ValueError(f"{file}, line {reader.line_num}: {error}") from None
 
 
+class _Describing:
+    """A writer of events that says of each tag what it means; TensorBoard takes that from the first event of a tag."""
+
+    #: The plugin that shows a value; readers of event files warn of metadata that no plugin has.
+    _PLUGINS: ClassVar[dict[str, str]] = {
+        "simple_value": "scalars",
+        "histo": "histograms",
+        "image": "images",
+    }
+
+    def __init__(self, file_writer: FileWriter) -> None:
+        self._file_writer = file_writer
+        self._described: set[str] = set()
+
+    def add_summary(
+        self, summary: Summary, global_step: int | None = None, walltime: float | None = None
+    ) -> None:
+        for value in summary.value:
+            meaning = "" if value.tag in self._described else describe(value.tag)
+            if meaning:
+                self._described.add(value.tag)
+                value.metadata.summary_description = meaning
+                plugin = self._PLUGINS.get(value.WhichOneof("value"))
+                if plugin is not None:  # texts bring theirs
+                    value.metadata.plugin_data.plugin_name = plugin
+        self._file_writer.add_summary(summary, global_step, walltime)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file_writer, name)
+
+
 class _TensorBoard(TensorBoardOutputFormat):
     """stable-baselines3's TensorBoard events, without those after the checkpoint that a run resumes from."""
 
@@ -154,31 +186,20 @@ class _TensorBoard(TensorBoardOutputFormat):
             # Tells a TensorBoard that is already open to forget them too.
             purge_step = resume_at + 1 if resume_at else None
             self.writer = SummaryWriter(log_dir=str(folder), purge_step=purge_step)
+            self.writer.file_writer = _Describing(self.writer.file_writer)
             self.writer.add_custom_scalars(LAYOUT)
-        self._described: set[str] = set()
         self._is_closed = False
 
     def write(
         self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
     ) -> None:
-        shown = filter_excluded_keys(key_values, key_excluded, "tensorboard")
-        fresh = [name for name in shown if name in DESCRIPTIONS and name not in self._described]
+        settings = [name for name, value in key_values.items() if isinstance(value, Settings)]
+        rest = {name: value for name, value in key_values.items() if name not in settings}
         with _naming(self.folder):
-            for name in fresh:
-                self._describe(name, shown[name], step)
-            rest = {name: value for name, value in key_values.items() if name not in fresh}
+            for name in settings:
+                for summary in key_values[name].summaries():
+                    self.writer.file_writer.add_summary(summary)
             super().write(rest, {name: key_excluded[name] for name in rest}, step)
-
-    def _describe(self, name: str, value: Any, step: int) -> None:
-        """Write the first value of a tag with what it means; TensorBoard takes that from the first event."""
-        summary = scalar(name, float(value))
-        metadata = summary.value[0].metadata
-        metadata.summary_description = DESCRIPTIONS[name]
-        metadata.plugin_data.plugin_name = (
-            "scalars"  # readers of event files warn of metadata that no plugin has
-        )
-        self.writer.file_writer.add_summary(summary, step)
-        self._described.add(name)
 
     def close(self) -> None:
         with _naming(self.folder):

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import HParam, Logger
+from stable_baselines3.common.logger import Logger
 
 from agents.base import Agent
 from agents.callbacks.evaluation import EvalCallback
@@ -59,7 +59,7 @@ from agents.runs.saving import (
     TrainingInterrupted,
     stop_on_signals,
 )
-from agents.runs.tensorboard import METRICS, hyper_parameters
+from agents.runs.tensorboard import Settings
 from agents.runs.whole import (
     MANIFEST,
     TornCheckpointError,
@@ -512,8 +512,7 @@ def train(
     logger = open_logger(folder, agent.num_timesteps, ["csv", *others]) if main else Logger(None, [])
     agent.set_logger(logger)
     if agent.num_timesteps == 0:
-        settings = HParam(hyper_parameters(config), dict.fromkeys(METRICS, 0.0))
-        logger.record("hparams", settings, exclude=("stdout", "log", "csv", "json"))
+        logger.record("hparams", Settings(config), exclude=("stdout", "log", "csv", "json"))
         logger.dump(0)
     try:
         with stop_on_signals(saver.stop_request, "the update under way", saver.at_stake):
