@@ -220,7 +220,7 @@ def test_an_error_of_a_game_says_at_which_turn_it_came():
 
 def test_with_a_fallback_a_failed_game_ends_its_episode_and_is_counted():
     env = bound(
-        make_game(game=Broken, game_fallback=-1.0, game_timeout=0.2, kl_coef=0.0, game_kwargs={"rounds": 9})
+        make_game(game=Broken, game_fallback=-1.0, game_timeout=1.0, kl_coef=0.0, game_kwargs={"rounds": 9})
     )
     env.reset(seed=0)
     say(env, "a", "<eos>")
@@ -228,7 +228,7 @@ def test_with_a_fallback_a_failed_game_ends_its_episode_and_is_counted():
         _, reward, terminated, _, info = say(env, "i", "<eos>")
     assert (reward, terminated, info["stop_reason"], info["score/game/failed"]) == (-1.0, True, "game", 1.0)
     env.reset(seed=1)
-    with pytest.warns(UserWarning, match="took more than game_timeout=0.2 seconds: Broken.step"):
+    with pytest.warns(UserWarning, match="took more than game_timeout=1 seconds: Broken.step"):
         *_, info = say(env, "h", "<eos>")
     assert info["score/game/failed"] == 1.0
     prompt = env.reset(seed=1)[1]["prompt"]  # with another game, since the first one hangs
