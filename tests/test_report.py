@@ -519,6 +519,14 @@ def test_several_runs_are_judged_side_by_side(tmp_path):
     assert "good improved" in seen and "hacked fooled the reward" in seen
 
 
+def test_a_rollout_that_was_not_learned_from_has_no_loss_and_that_is_no_alarm(tmp_path):
+    names = [name for name in HEALTHY if name.startswith("train/")]
+    without = {name: np.append(HEALTHY[name][:-1], np.nan) for name in names}
+    assert "numbers that are not finite" not in names_of(make_run(tmp_path / "a", HEALTHY | without))
+    alone = HEALTHY | {"train/loss": without["train/loss"]}
+    assert "numbers that are not finite" in names_of(make_run(tmp_path / "b", alone))
+
+
 def test_a_run_that_its_budget_has_ended_is_not_unfinished(tmp_path):
     folder = make_run(tmp_path / "run", total=20_000, kl_budget=2.5)
     document = {"num_timesteps": 12_000, "stopped_at_kl": 2.61}

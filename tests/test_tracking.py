@@ -129,6 +129,7 @@ def test_tensorboard_has_a_page_of_what_matters_and_says_what_every_tag_means(ru
             metadata = events.SummaryMetadata(tag)
             assert metadata.summary_description, tag
             assert metadata.plugin_data.plugin_name == plugin
+            assert metadata.data_class, "else TensorBoard's fast loader shows no description"
     assert events.SummaryMetadata("samples/table/text_summary").summary_description
     assert "'harm'" in events.SummaryMetadata("eval/harm/refuses").summary_description
     logged = [scalar.step for scalar in events.Scalars("objective/scores")]

@@ -132,9 +132,12 @@ def _few_rows(run: Run) -> str | None:
 
 
 def _not_finite(run: Run) -> str | None:
+    # A rollout that was not learned from, since a budget ended the run, has none of these figures.
+    figures = [values for name, values in run.progress.items() if name.startswith("train/")]
+    learned = np.isfinite(figures).any(0) if figures else None
     for column in ("train/loss", "train/grad_norm"):
         values = np.array(run.progress.get(column, []))
-        bad = np.flatnonzero(~np.isfinite(values))
+        bad = np.flatnonzero(~np.isfinite(values) & learned) if len(values) else []
         if len(bad):
             at = f"{run.progress[STEPS][bad[0]]:,.0f} {run.unit}"
             return f"{column} is not a finite number in {len(bad)} of {len(values)} rows, first at {at}."

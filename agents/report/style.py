@@ -90,7 +90,7 @@ th[aria-sort=ascending] button::after { content: " \2191"; }
 .strip table { width: auto; }
 .strip th, .strip td { padding: 3px 7px; border: 1px solid var(--paper); font-size: 12px; white-space: nowrap; }
 .strip thead th { color: var(--ink); text-align: right; }
-.strip th[scope=row] { text-align: left; }
+.strip th[scope=row] { text-align: left; position: sticky; left: 0; background: var(--paper); }
 details dl { margin-top: 10px; }
 summary { cursor: pointer; }
 pre { background: var(--soft); padding: 12px 14px; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; }
@@ -98,12 +98,17 @@ pre { background: var(--soft); padding: 12px 14px; white-space: pre-wrap; overfl
   .plots { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
 @media (max-width: 560px) { .wide-only { display: none; } .narrow-only { display: block; }
   th, td { padding-right: 8px; } .kinds th, .kinds td { padding-right: 6px; font-size: 12.5px; }
+  .strip th[scope=row] { white-space: normal; max-width: 92px; }
   .kinds th { font-size: 11.5px; } .kinds th:nth-child(2), .kinds td:nth-child(2) { display: none; }
   main { padding: 24px 16px 40px; } .plots { grid-template-columns: minmax(0, 1fr); } }
 @media print { #browser { display: none; } .wide { overflow: visible; } p { break-inside: avoid; }
   .samples { font-size: 12px; } .samples td:not(.num) { min-width: 0; }
   .samples th, .samples td { padding-right: 8px; } .samples .num + :not(.num) { padding-left: 10px; }
-  .strip th, .strip td { padding: 2px 4px; font-size: 9px; }
+  .strip th, .strip td { padding: 2px 4px; font-size: 9px; } .strip th[scope=row] { position: static; }
+  /* a cell of a grid is torn between two pages, a letter of a line is not */
+  .plots { display: block; }
+  .plots figure { display: inline-block; vertical-align: top; width: 47%; margin: 0 2% 18px 0; }
+  .strip { display: inline-block; width: 100%; }
   main { max-width: none; padding: 0; } section { margin-top: 24px; } h2, h3, p.quiet, .legend { break-after: avoid; }
   tr { break-inside: avoid; }
   .findings li, .verdict, pre, .strip td { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }

@@ -27,7 +27,12 @@ from stable_baselines3.common.logger import (
 )
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import (
+    DATA_CLASS_BLOB_SEQUENCE,
+    DATA_CLASS_SCALAR,
+    DATA_CLASS_TENSOR,
+    Summary,
+)
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.writer import FileWriter
@@ -146,11 +151,12 @@ def _rows(file: Path) -> Iterator[dict[str, str]]:
 class _Describing:
     """A writer of events that says of each tag what it means; TensorBoard takes that from the first event of a tag."""
 
-    #: The plugin that shows a value; readers of event files warn of metadata that no plugin has.
-    _PLUGINS: ClassVar[dict[str, str]] = {
-        "simple_value": "scalars",
-        "histo": "histograms",
-        "image": "images",
+    #: The plugin that shows a value, without which readers of event files warn of its metadata, and the class of its
+    #: data, without which TensorBoard's fast loader overwrites them.
+    _SHOWN_BY: ClassVar[dict[str, tuple[str, int]]] = {
+        "simple_value": ("scalars", DATA_CLASS_SCALAR),
+        "histo": ("histograms", DATA_CLASS_TENSOR),
+        "image": ("images", DATA_CLASS_BLOB_SEQUENCE),
     }
 
     def __init__(self, file_writer: FileWriter) -> None:
@@ -165,9 +171,9 @@ class _Describing:
             if meaning:
                 self._described.add(value.tag)
                 value.metadata.summary_description = meaning
-                plugin = self._PLUGINS.get(value.WhichOneof("value"))
-                if plugin is not None:  # texts bring theirs
-                    value.metadata.plugin_data.plugin_name = plugin
+                shown_by = self._SHOWN_BY.get(value.WhichOneof("value"))
+                if shown_by is not None:  # texts bring theirs
+                    value.metadata.plugin_data.plugin_name, value.metadata.data_class = shown_by
         self._file_writer.add_summary(summary, global_step, walltime)
 
     def __getattr__(self, name: str) -> Any:
