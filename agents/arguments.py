@@ -122,16 +122,20 @@ def check_keywords(cls: type[ClassTables], given: dict[str, Any]) -> None:
             raise TypeError(
                 f"{cls.__name__} got an unexpected keyword argument {name!r}. {did_you_mean(name, known)}"
             )
-        if name in cls.takes_no:
-            raise TypeError(f"{cls.__name__} takes no {name}: {cls.takes_no[name]}")
-        owner = next(c for c, init in constructors(cls).items() if name in _names_of(init))
-        said = entry(cls, name, owner)
-        if said is not None and said.fixed:
-            raise TypeError(f"{cls.__name__} takes no {name}: {said.value!r} is part of the method")
+        why = refusal(cls, name)
+        if why is not None:
+            raise TypeError(f"{cls.__name__} takes no {name}: {why}")
 
 
-def _names_of(constructor: Callable) -> list[str]:
-    return [parameter.name for parameter in named_parameters(constructor)]
+def refusal(cls: type[ClassTables], name: str) -> str | None:
+    """Why a class refuses an argument of one of its constructors; None where it takes it, or none has it."""
+    if name in cls.takes_no:
+        return cls.takes_no[name]
+    for owner, constructor in constructors(cls).items():
+        if any(parameter.name == name for parameter in named_parameters(constructor)):
+            said = entry(cls, name, owner)
+            return f"{said.value!r} is part of the method" if said is not None and said.fixed else None
+    return None
 
 
 def _by_name(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

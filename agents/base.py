@@ -182,8 +182,7 @@ class Agent(LearningLoop, ClassTables):
         check_numbers(ent_coef=ent_coef, vf_coef=vf_coef, max_grad_norm=max_grad_norm)
         check_range(0, 1, gamma=gamma, gae_lambda=gae_lambda, gamma_turn=gamma_turn)
         check_range(1, gradient_accumulation_steps=gradient_accumulation_steps, warmup_steps=warmup_steps)
-        if not (math.isfinite(weight_decay) and weight_decay >= 0):
-            raise ValueError(f"weight_decay must be a finite number >= 0, got {weight_decay}")
+        check_numbers(weight_decay=weight_decay)
         if warmup_ratio and warmup_steps:
             raise ValueError(
                 f"warmup_ratio={warmup_ratio} and warmup_steps={warmup_steps} both say how long the learning rate "

@@ -9,7 +9,7 @@ import pytest
 
 from agents import GRPO, GSPO, LUSPO, PPO, RLOO, SAPO, VAPO, DrGRPO, REINFORCEPlusPlus
 from agents.algorithms import methods
-from agents.arguments import argument_names, entries
+from agents.arguments import argument_names, entries, named_parameters
 from agents.commands.flags import hyper_parameters
 from agents.policies.tabular import TabularPolicy
 from agents.runs.settings import in_force, origin
@@ -74,6 +74,19 @@ def test_giving_what_is_part_of_a_method_is_an_error_that_names_it(method):
                 TypeError, match=rf"^{cls.__name__} takes no {name}: {said.value!r} is part of the method"
             ):
                 cls("auto", "TokenTree-v0", **{name: said.value})
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), "three"], ids=str)
+@pytest.mark.parametrize("method", methods.METHODS, ids=lambda method: method.name)
+def test_a_number_that_is_none_is_an_error_that_names_the_argument(method, bad):
+    import agents
+
+    cls = getattr(agents, method.class_name)
+    own = [p.name for p in named_parameters(vars(cls).get("__init__", lambda self: None))]
+    for flag in hyper_parameters(cls):
+        if flag.name in own and {"int", "float", "Schedule"} & set(flag.types):
+            with pytest.raises((ValueError, TypeError), match=flag.name):
+                make(cls, **{flag.name: bad})
 
 
 def test_a_constructor_that_gives_another_value_than_the_class_it_calls_is_told_where_to_say_so():

@@ -170,7 +170,7 @@ def test_dr_grpo_divides_by_the_budget_however_the_episodes_are_run():
 
 @pytest.mark.parametrize(
     "env, expected",
-    [("LineWorld-v0", 50), ("TokenTree-v0", 4), ("CartPole-v1", 500)],
+    [("LineWorld-v0", 50), ("TokenTree-v0", 4), ("ToyBandit-v0", 1), ("CartPole-v1", 500)],
 )
 def test_the_longest_episode_is_known_by_the_task_or_by_a_time_limit(env, expected):
     assert longest_episode(gym.vector.SyncVectorEnv([lambda: gym.make(env)])) == expected

@@ -406,6 +406,25 @@ def test_a_response_is_charged_what_gives_the_exact_gradient_of_an_f_divergence(
 
 
 @pytest.mark.parametrize(
+    ("idle", "beside"),
+    [
+        ({"kl_loss_estimator": "k2"}, {"kl_in": "loss"}),
+        ({"ref_model_sync_steps": 4}, {"sync_ref_model": True}),
+        ({"f_alpha_divergence_coef": 0.5}, {"f_divergence_type": "alpha_divergence"}),
+        ({"entropy_average": "token"}, {"ent_coef": 0.1}),
+        ({"ent_coef_max": 0.5}, {"entropy_target": 1.0}),
+    ],
+)
+def test_an_option_whose_other_half_is_missing_is_told_to_do_nothing(idle, beside, recwarn):
+    with pytest.warns(UserWarning, match="".join(idle)):
+        make(GRPO, **idle)
+    recwarn.clear()
+    if beside != {"sync_ref_model": True}:  # which this world, without a language model, refuses
+        make(GRPO, **idle, **beside)
+        assert not [w for w in recwarn if "".join(idle) in str(w.message)]
+
+
+@pytest.mark.parametrize(
     ("options", "told"),
     [
         ({"delta": 1.1}, "above 1 \\+ clip_range_high = 1.2"),

@@ -574,8 +574,16 @@ def test_group_advantages_do_not_depend_on_what_is_added_to_every_reward(offset)
     assert group_advantages(torch.full((4,), 0.1) + offset, 4).tolist() == [0.0] * 4
 
 
-@pytest.mark.parametrize(("agent", "fixed"), [("reinforce++", "--group-size"), ("rloo", "--scale")])
-def test_what_a_variant_fixes_is_no_flag_of_it(agent, fixed, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("agent", "flag", "why"),
+    [
+        ("reinforce++", "--group-size", "REINFORCEPlusPlus takes no --group-size: 1 is part of the method"),
+        ("rloo", "--scale", "RLOO takes no --scale: 'leave-one-out' is part of the method"),
+        ("raft", "--clip-range", "RAFT takes no --clip-range: it has no ratio to clip"),
+        ("ppo", "--kl-in", "PPO takes no --kl-in, which is of GRPO"),
+    ],
+)
+def test_a_flag_that_others_have_is_refused_with_the_reason(agent, flag, why, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["train", "--agent", agent, fixed, "2", "--total-timesteps", "8"]) == 2
-    assert f"there is no flag {fixed}" in capsys.readouterr().err
+    assert main(["train", "--agent", agent, flag, "2", "--total-timesteps", "8"]) == 2
+    assert why in capsys.readouterr().err

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from reward_models.names import did_you_mean
 
-__all__ = ["ArgumentError", "check_choice", "check_keywords", "check_range", "did_you_mean"]
+__all__ = [
+    "ArgumentError",
+    "check_choice",
+    "check_finite",
+    "check_keywords",
+    "check_range",
+    "did_you_mean",
+    "is_finite",
+]
 
 
 class ArgumentError(ValueError, AssertionError):
@@ -29,13 +38,24 @@ def check_range(low: float, high: float | None = None, /, **values: float | None
     for name, value in values.items():
         if value is None:
             continue
-        try:
-            inside = low <= value and (high is None or value <= high)
-        except TypeError:  # no number
-            inside = False
-        if not inside:
+        if not (is_finite(value) and low <= value and (high is None or value <= high)):
             expected = f"at least {low}" if high is None else f"in [{low}, {high}]"
             raise ArgumentError(f"{name} must be {expected}, got {value!r}")
+
+
+def check_finite(**values: float | None) -> None:
+    """Raise an ArgumentError for the first value that is no finite number; None, not given, is passed over."""
+    for name, value in values.items():
+        if not (value is None or is_finite(value)):
+            raise ArgumentError(f"{name} must be a finite number, got {value!r}")
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value is a number, and neither infinite nor NaN."""
+    try:
+        return math.isfinite(value)
+    except TypeError:  # no number
+        return False
 
 
 def check_keywords(owner: str, function: Callable, given: Iterable[str]) -> None:

@@ -24,6 +24,7 @@ from agents.algorithms.grpo_options import (
     check_options,
     check_reference,
     move_reference,
+    warn_of_idle,
 )
 from agents.algorithms.schedules import Schedule, check_schedule, schedule_value
 from agents.base import Agent
@@ -198,6 +199,7 @@ class GRPO(Agent):
             group_size=group_size,
             **kwargs,
         )
+        warn_of_idle(self.init_kwargs, self)
 
     def episode_scores(self, rollout: Rollout) -> Tensor:
         """What an episode is worth, ``[B]``: its return, the KL taken out if the loss has it."""

@@ -8,7 +8,8 @@ from typing import Any
 from agents.algorithms import maths
 from agents.algorithms.schedules import Schedule, check_numbers
 from agents.rollouts.vector_envs import movable_references
-from textrl_env.errors import ArgumentError, check_choice, check_range
+from reward_models.warning import warn
+from textrl_env.errors import ArgumentError, check_choice, check_range, is_finite
 
 
 class EntropyTarget:
@@ -64,7 +65,7 @@ def check_options(
         ent_coef_max=ent_coef_max,
         f_alpha_divergence_coef=f_alpha_divergence_coef,
     )
-    if not 0 <= top_entropy_quantile <= 1:
+    if not (is_finite(top_entropy_quantile) and 0 <= top_entropy_quantile <= 1):
         raise ArgumentError(
             f"top_entropy_quantile is a share of tokens, in [0, 1], got {top_entropy_quantile!r}"
         )
@@ -73,7 +74,7 @@ def check_options(
             f"ent_coef_min must not be above ent_coef_max, got {ent_coef_min} and {ent_coef_max}"
         )
     check_range(1, ref_model_sync_steps=ref_model_sync_steps)
-    if not 0 < ref_model_mixup_alpha <= 1:
+    if not (is_finite(ref_model_mixup_alpha) and 0 < ref_model_mixup_alpha <= 1):
         raise ArgumentError(f"ref_model_mixup_alpha must be in (0, 1], got {ref_model_mixup_alpha}")
     check_choice("f_divergence_type", f_divergence_type, maths.F_DIVERGENCES)
     if f_divergence_type != "reverse_kl" and kl_in == "loss":
@@ -81,6 +82,29 @@ def check_options(
             f"f_divergence_type={f_divergence_type!r} is of whole responses, in their score; leave kl_in at "
             '"reward"'
         )
+
+
+#: Options that act only beside another, and that other.
+_BESIDE = {
+    "kl_loss_estimator": ("kl_in", ("loss",)),
+    "f_alpha_divergence_coef": ("f_divergence_type", ("alpha_divergence",)),
+    "ref_model_sync_steps": ("sync_ref_model", (True,)),
+    "ref_model_mixup_alpha": ("sync_ref_model", (True,)),
+}
+
+
+def warn_of_idle(given: dict[str, Any], agent: Any) -> None:
+    """Say which options were given and do nothing, because the one that they belong to is off."""
+    for name, (master, values) in _BESIDE.items():
+        if name in given and getattr(agent, master) not in values:
+            warn(f"{name}={given[name]!r} does nothing without {master}={values[0]!r}")
+    if not agent.ent_coef and "entropy_average" in given and agent.entropy_target is None:
+        warn(
+            f"entropy_average={given['entropy_average']!r} does nothing without an ent_coef or an entropy_target"
+        )
+    steered = [n for n in ("ent_coef_delta", "ent_coef_min", "ent_coef_max") if n in given]
+    if steered and agent.entropy_target is None:
+        warn(f"without an entropy_target there is nothing for {', '.join(steered)} to do")
 
 
 def check_delta(delta: float | None, high: Schedule) -> None:

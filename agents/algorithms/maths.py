@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from textrl_env.errors import ArgumentError, check_choice
+from textrl_env.errors import ArgumentError, check_choice, is_finite
 
 #: Units in the last place by which equal numbers may differ that were added up in another order.
 _ROUNDING = 4
@@ -329,7 +329,7 @@ def token_covariances(log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Te
 
 def check_share(name: str, share: float) -> None:
     """Raise an ArgumentError unless ``share`` is in (0, 1]."""
-    if not 0 < share <= 1:
+    if not (is_finite(share) and 0 < share <= 1):
         raise ArgumentError(f"{name} is a share of tokens, above 0 and at most 1, got {share!r}")
 
 

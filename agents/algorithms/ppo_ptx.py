@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from agents.algorithms.ppo import PPO
-from agents.algorithms.schedules import Schedule
+from agents.algorithms.schedules import Schedule, check_numbers
 from agents.distillation.demonstrations import Demonstrations
 from agents.offline.sft import pad_batch, sft_loss
 from agents.policies.base import Policy
 from agents.rollouts.rollout import Rollout
+from reward_models.warning import warn
 from textrl_env.errors import check_range
 
 
@@ -58,11 +59,12 @@ class PPOptx(PPO):
         ptx_batch_size: int = 32,
         **kwargs: Any,
     ) -> None:
-        if not ptx_coef >= 0:
-            raise ValueError(f"ptx_coef must be >= 0, got {ptx_coef}")
+        check_numbers(ptx_coef=ptx_coef)
         check_range(1, ptx_batch_size=ptx_batch_size)
         if ptx_coef and ptx_data is None:
             raise ValueError(f"ptx_coef={ptx_coef} needs demonstrations to imitate: pass ptx_data=...")
+        if ptx_data is not None and not ptx_coef:
+            warn("ptx_coef=0 is plain PPO: ptx_data is given and nothing learns from it; pass a ptx_coef too")
         self.ptx_data = self.keep_path("ptx_data", ptx_data)
         self.ptx_coef, self.ptx_batch_size = ptx_coef, ptx_batch_size
         self._ptx_losses: list[Tensor] = []

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.utils import FloatSchedule
 
-from textrl_env.errors import ArgumentError, check_choice
+from textrl_env.errors import ArgumentError, check_choice, is_finite
 
 #: A number, "linear:3e-4" (down to 0), or a function of the remaining progress (1 at the start, 0 at the end).
 Schedule = float | str | Callable[[float], float]
@@ -36,9 +36,12 @@ def _schedule_value(schedule: Schedule, progress_remaining: float) -> float:
         return float(schedule(progress_remaining))
     if isinstance(schedule, str):
         shape, _, initial = schedule.partition(":")
-        if shape != "linear" or not initial:
-            raise ValueError(f'a schedule is a number, "linear:3e-4" or a function, got {schedule!r}')
-        return float(initial) * progress_remaining
+        try:
+            return float(initial if shape == "linear" else "") * progress_remaining
+        except ValueError:
+            raise ArgumentError(
+                f'a schedule is a number, "linear:3e-4" or a function, got {schedule!r}'
+            ) from None
     return float(schedule)
 
 
@@ -148,7 +151,10 @@ def check_schedule(name: str, schedule: Schedule | None, positive: bool = False)
     """Raise an ArgumentError for a schedule that starts negative, not finite, or (where ``positive``) at 0."""
     if schedule is None:
         return
-    value = _schedule_value(schedule, 1.0)
+    try:
+        value = _schedule_value(schedule, 1.0)
+    except ArgumentError as error:
+        raise ArgumentError(f"{name}: {error}") from None
     if not math.isfinite(value) or value < 0 or (positive and value == 0):
         raise ArgumentError(f"{name} must be a number {'> 0' if positive else '>= 0'}, got {schedule!r}")
 
@@ -156,7 +162,7 @@ def check_schedule(name: str, schedule: Schedule | None, positive: bool = False)
 def check_numbers(positive: bool = False, **values: float) -> None:
     """Raise an ArgumentError for a coefficient that is negative or not finite, or 0 where it must be positive."""
     for name, value in values.items():
-        if not (math.isfinite(value) and (value > 0 or (value == 0 and not positive))):
+        if not (is_finite(value) and (value > 0 or (value == 0 and not positive))):
             raise ArgumentError(
                 f"{name} must be a finite number {'> 0' if positive else '>= 0'}, got {value!r}"
             )

@@ -12,7 +12,7 @@ import inspect
 import json
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -325,14 +325,25 @@ def _show(default: Any) -> str:
     return "none" if default is None else str(default)
 
 
-def check_options(args: list[str], options: Iterable[str]) -> None:
-    """Raise a ValueError for the first ``--option`` that is not one, naming the nearest."""
+def check_options(
+    args: list[str], options: Iterable[str], why_not: Callable[[str], str | None] = lambda name: None
+) -> None:
+    """Raise a ValueError for the first ``--option`` that is not one.
+
+    Args:
+        args: The command line.
+        options: What there is.
+        why_not: What to say of an option that there is elsewhere; None has the nearest named.
+    """
     options = list(options)
     for arg in args:
         if arg == "--":
             return
         name = arg.partition("=")[0]
         if name.startswith("--") and name not in options:
+            known = why_not(name)
+            if known is not None:
+                raise ValueError(known)
             near = did_you_mean(name, options)
             hint = near if near.startswith("Did") else "--help lists them all."
             raise ValueError(f"there is no flag {name}. {hint}")

@@ -53,12 +53,27 @@ def train(ctx: typer.Context) -> None:
     spec = spec or ("ppo" if "--help" in ctx.args else cls.__name__)
     flags = hyper.hyper_parameters(cls)
     command = _with_flags(flags, ctx.args)
-    hyper.check_options(ctx.args, _option_names(command))
+    hyper.check_options(ctx.args, _option_names(command), lambda option: _of_other_agents(cls, option))
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
     app.command(help=_help(spec))(command)
     code = app(ctx.args, prog_name="textrl train", standalone_mode=False)
     if code:
         raise typer.Exit(code)
+
+
+def _of_other_agents(cls: type, option: str) -> str | None:
+    """Why an agent has no flag that others have; None for a flag that no agent of the package has."""
+    from agents.arguments import refusal
+    from agents.runs.registry import find_agent
+
+    why = refusal(cls, option.removeprefix("--").replace("-", "_"))
+    if why is not None:
+        return f"{cls.__name__} takes no {option}: {why}"
+    for name in methods.names():
+        found = [flag for flag in hyper.hyper_parameters(find_agent(name)) if option == flag.option]
+        if found:
+            return f"{cls.__name__} takes no {option}, which is of {found[0].owner}"
+    return None
 
 
 def _train(

@@ -36,7 +36,7 @@ class Hints:
     """Right answers of one's group, and texts that come with a prompt, put into the prompt.
 
     Args:
-        env: Whose prompts are answered, or None.
+        env: Whose prompts are answered.
         feedback_column: A column of the prompts with a text that the teacher alone is shown; None is none.
 
     Raises:
@@ -49,7 +49,7 @@ class Hints:
         self.feedback_column = feedback_column
         if self.prompts is None:
             raise ArgumentError(
-                f"hints are put into the prompts of TextRLHF-v0 without a wrapper; got {env or 'another environment'}"
+                f"feedback is put into the prompts of TextRLHF-v0 without a wrapper, and {env} has none"
             )
         if feedback_column is not None and feedback_column not in self.prompts.columns:
             raise ArgumentError(

@@ -27,7 +27,10 @@ def load_teacher(teacher: str | CausalLM | None, policy: Policy, owner: str) -> 
             f"{owner} learns from a teacher: pass teacher=..., a folder or hub id, or a CausalLM"
         )
     own = policy.lm
-    loaded = CausalLM.load(teacher, temperature=own.temperature, device=own.device)
+    try:
+        loaded = CausalLM.load(teacher, temperature=own.temperature, device=own.device)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{owner} wants a teacher: {error}") from error
     theirs, ours = loaded.tokenizer.get_vocab(), own.tokenizer.get_vocab()
     if theirs != ours or loaded.vocab_size != own.vocab_size:
         raise ArgumentError(

@@ -42,6 +42,10 @@ class ToyBanditDynamics(Dynamics):
         # What the picture shows of the last pull; no part of the state.
         self._pulled: list[tuple[int, int, float] | None] = [None] * num_slots
 
+    @property
+    def budget(self) -> int:
+        return 1  # a pull is an episode
+
     def reset(self, slots: np.ndarray, starts: list[Any] | None) -> dict[str, np.ndarray]:
         context = self.rng.integers(self.contexts, slots)
         for i, start in enumerate(starts or []):

@@ -22,6 +22,7 @@ from agents.distillation.demonstrations import Demonstrations
 from agents.distillation.teachers import load_teacher
 from agents.policies.base import Evaluation
 from agents.rollouts.rollout import Rollout
+from reward_models.warning import warn
 from textrl_env.errors import ArgumentError, check_range
 from textrl_env.lm.causal_lm import CausalLM
 from textrl_env.lm.divergence import compare
@@ -64,6 +65,10 @@ class GKD(Agent):
         check_range(0, 1, beta=beta, lmbda=lmbda)
         if lmbda < 1 and data is None:
             raise ArgumentError(f"lmbda={lmbda} takes some rollouts from demonstrations: pass data=...")
+        if data is not None and lmbda == 1:
+            warn(
+                "lmbda=1 learns from the student's own answers alone: data is given and nothing learns from it"
+            )
         self.teacher, self.data = self.keep_path("teacher", teacher), self.keep_path("data", data)
         self.beta, self.lmbda = beta, lmbda
         super().__init__(*args, **kwargs)

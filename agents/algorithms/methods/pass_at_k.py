@@ -15,6 +15,7 @@ from torch import Tensor
 from agents.algorithms import maths
 from agents.algorithms.grpo import GRPO
 from agents.rollouts.rollout import Rollout
+from textrl_env.errors import check_range
 
 
 class PassAtK(GRPO):
@@ -28,9 +29,10 @@ class PassAtK(GRPO):
     fixed = {"scale": "leave-one-out", "average": "constant"}
 
     def __init__(self, *args: Any, k: int = 4, **kwargs: Any) -> None:
+        check_range(1, k=k)
         self.k = k
         super().__init__(*args, **kwargs)
-        if not 1 <= k <= self.group_size:
+        if k > self.group_size:
             raise ValueError(f"k must be between 1 and group_size={self.group_size}, got {k}")
 
     def advantages(self, rollout: Rollout) -> Tensor:

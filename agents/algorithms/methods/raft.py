@@ -14,6 +14,7 @@ from torch import Tensor
 from agents.algorithms.grpo import GRPO
 from agents.policies.base import Evaluation
 from agents.rollouts.rollout import Rollout
+from textrl_env.errors import check_finite
 
 
 class RAFT(GRPO):
@@ -35,6 +36,7 @@ class RAFT(GRPO):
     )
 
     def __init__(self, *args: Any, min_score: float | None = None, **kwargs: Any) -> None:
+        check_finite(min_score=min_score)
         self.min_score = min_score
         super().__init__(*args, **kwargs)
 

@@ -16,10 +16,11 @@ from typing import Any
 from torch import Tensor
 
 from agents.algorithms.grpo import GRPO
+from agents.algorithms.schedules import check_numbers
 from agents.distillation.hints import Hints
 from agents.policies.base import Evaluation
 from agents.rollouts.rollout import Rollout
-from textrl_env.errors import check_choice, check_range
+from textrl_env.errors import check_choice, check_finite, check_range
 from textrl_env.lm.divergence import compare
 
 
@@ -46,6 +47,8 @@ class SDPO(GRPO):
         **kwargs: Any,
     ) -> None:
         check_range(0, 1, distillation_weight=distillation_weight)
+        check_finite(success_threshold=success_threshold)
+        check_numbers(positive=True, max_ratio=max_ratio)
         check_choice("teacher", teacher, ("policy", "reference"))
         self.distillation_weight, self.success_threshold = distillation_weight, success_threshold
         self.teacher, self.feedback_column, self.max_ratio = teacher, feedback_column, max_ratio
@@ -54,7 +57,7 @@ class SDPO(GRPO):
     def set_up_policy(self, spaces: Any = None) -> None:
         super().set_up_policy(spaces)
         if self.envs is not None:  # not loaded to predict only
-            self._hints = Hints(self.text_env, self.feedback_column)
+            self._hints = Hints(self.envs if self.text_env is None else self.text_env, self.feedback_column)
             self.policy.compare = self._compare
 
     def _compare(self, student: Any, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,6 +18,7 @@ from agents.algorithms.methods.vc_ppo import VCPPO
 from agents.algorithms.schedules import check_numbers
 from agents.policies.base import Evaluation
 from agents.rollouts.rollout import Rollout
+from textrl_env.errors import check_finite
 
 
 class VAPO(VCPPO):
@@ -44,6 +45,7 @@ class VAPO(VCPPO):
     ) -> None:
         check_numbers(positive=True, alpha=alpha)
         check_numbers(lm_coef=lm_coef)
+        check_finite(right_above=right_above)
         self.alpha, self.lm_coef, self.right_above = alpha, lm_coef, right_above
         self._steps_to_right = 1.0
         super().__init__(*args, **kwargs)
