@@ -111,8 +111,10 @@ def test_the_judge_sees_the_prompt_s_columns_and_the_sampled_tokens():
         return [float(sum(ids)) for ids in completion_ids]
 
     lm = make_lm()
-    rows = [{"prompt": "a", "answer": 1}, {"prompt": "b", "answer": 2}]
-    collect_preferences(lm, rows, judge, max_new_tokens=4, device="cpu")
+    rows = [{"prompt": "a", "answer": 1, "kind": "x"}, {"prompt": "b", "answer": 2, "kind": "y"}]
+    records = collect_preferences(lm, rows, judge, max_new_tokens=4, device="cpu").records
+    kinds = {record["prompt"]: record["kind"] for record in records}  # so that a reward model is told by them
+    assert kinds.items() <= {"a": "x", "b": "y"}.items() and "answer" not in records[0]
     assert seen["answer"] == [1, 1, 2, 2]
     decoded = [lm.tokenizer.decode(ids, skip_special_tokens=True) for ids in seen["ids"]]
     assert decoded == seen["completions"]

@@ -11,7 +11,7 @@ endpoint) is taken at its word.
 
 Each line of the output has ``prompt``, ``chosen``, ``rejected``, ``chosen_ended`` and ``rejected_ended`` (false for an
 answer that was cut off at the budget), ``rater``, and from a judge that scores ``chosen_score`` and
-``rejected_score``. Left out: choosing the pairs that would teach most.
+``rejected_score``; and the ``kind`` of its prompt, where prompts have one. Left out: choosing the pairs that would teach most.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ from textrl_env.envs.text_rlhf import default_budget, last_tokens
 from textrl_env.errors import check_choice
 from textrl_env.lm.causal_lm import CausalLM
 from textrl_env.lm.decoding import generate
+
+
+#: The column of prompts that tells their kinds apart; a reward model's accuracy is told by it.
+KIND = "kind"
 
 
 class Answer(NamedTuple):
@@ -112,7 +116,7 @@ def collect_preferences(
         **loading: How the model is loaded, see :class:`reward_models.loading.LoadOptions`.
 
     Returns:
-        The records, and statistics: ``prompts``, ``answers``, ``pairs`` that were judged, ``records``, ``identical``
+        The records, each with the ``kind`` of its prompt where prompts have that column, and statistics: ``prompts``, ``answers``, ``pairs`` that were judged, ``records``, ``identical``
         pairs (skipped: the same text twice), ``ties``, ``skipped`` and ``cut`` prompts, ``cut_off`` answers (share),
         ``agreement`` of two raters (measured if there are several), ``expected_agreement`` and
         ``rater_accuracy`` (both under the raters' model, where the judge scores), and ``unclear`` verdicts of a
@@ -339,6 +343,8 @@ def _record(questions: PromptSet, row: int, rater: int, chosen: Answer, rejected
     record: dict[str, Any] = {"prompt": prompt}
     settings = {name: questions.columns[name][row] for name in TEMPLATE_COLUMNS if name in questions.columns}
     record |= {name: value for name, value in settings.items() if value is not None}
+    if KIND in questions.columns:
+        record[KIND] = questions.columns[KIND][row]
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         record[name] = _completion(prompt, answer.text)
     record |= {"chosen_ended": chosen.ended, "rejected_ended": rejected.ended, "rater": rater}
