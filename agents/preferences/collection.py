@@ -11,7 +11,7 @@ endpoint) is taken at its word.
 
 Each line of the output has ``prompt``, ``chosen``, ``rejected``, ``chosen_ended`` and ``rejected_ended`` (false for an
 answer that was cut off at the budget), ``rater``, and from a judge that scores ``chosen_score`` and
-``rejected_score``; and the ``kind`` of its prompt, where prompts have one. Left out: choosing the pairs that would teach most.
+``rejected_score``; and the ``kind`` of its prompt, where prompts have one. Left out: choosing the most telling pairs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ from textrl_env.envs.text_rlhf import default_budget, last_tokens
 from textrl_env.errors import check_choice
 from textrl_env.lm.causal_lm import CausalLM
 from textrl_env.lm.decoding import generate
-
 
 #: The column of prompts that tells their kinds apart; a reward model's accuracy is told by it.
 KIND = "kind"
@@ -116,11 +115,11 @@ def collect_preferences(
         **loading: How the model is loaded, see :class:`reward_models.loading.LoadOptions`.
 
     Returns:
-        The records, each with the ``kind`` of its prompt where prompts have that column, and statistics: ``prompts``, ``answers``, ``pairs`` that were judged, ``records``, ``identical``
-        pairs (skipped: the same text twice), ``ties``, ``skipped`` and ``cut`` prompts, ``cut_off`` answers (share),
-        ``agreement`` of two raters (measured if there are several), ``expected_agreement`` and
-        ``rater_accuracy`` (both under the raters' model, where the judge scores), and ``unclear`` verdicts of a
-        language model.
+        The records, each with the ``kind`` of its prompt where prompts have that column, and statistics: ``prompts``,
+        ``answers``, ``pairs`` that were judged, ``records``, ``identical`` pairs (skipped: the same text twice),
+        ``ties``, ``skipped`` and ``cut`` prompts, ``cut_off`` answers (share), ``agreement`` of two raters (measured
+        if there are several), ``expected_agreement`` and ``rater_accuracy`` (both under the raters' model, where the
+        judge scores), and ``unclear`` verdicts of a language model.
 
     Raises:
         ValueError: A bad prompt (its place is named), or a setting out of range.
