@@ -123,9 +123,11 @@ def test_a_log_warns_of_what_is_wrong_with_it_and_of_nothing_else(columns, name,
 def test_what_was_measured_once_has_no_way_from_and_to(tmp_path):
     once = np.full(ROWS, np.nan)
     once[-1] = 0.986
-    seen = text_of(
-        write_report(make_log(tmp_path / "mine" / "logs", SFT | {"eval/loss": once})).page.read_text()
-    )
+    columns = SFT | {"eval/loss": once, "eval/perplexity": np.exp(once)}
+    page = write_report(make_log(tmp_path / "mine" / "logs", columns)).page.read_text()
+    seen = text_of(page)
+    assert "Perplexity held out – 2.68" in seen and 'aria-label="Perplexity against' not in page
+    assert "share of tokens that were the likeliest" in seen
     assert "Loss on held-out data 0.986, accuracy on held-out data from" in seen
     assert "Loss held out – 0.986" in seen and "Supervised fine-tuning: mine" in seen
 

@@ -29,7 +29,7 @@ LOGS = "logs"
 _LABELS = {
     "loss": ("Loss", "what is minimised"),
     "perplexity": ("Perplexity", "of a token"),
-    "accuracy": ("Accuracy", "SFT: the likeliest token is right; comparisons: chosen above rejected"),
+    "accuracy": ("Accuracy", "chosen above rejected"),
     "ece": ("Calibration error", "how far confidence is from accuracy"),
     "rewards/accuracies": ("Accuracy", "chosen above rejected"),
     "rewards/margins": ("Margin", "reward of chosen minus rejected"),
@@ -40,6 +40,8 @@ _LABELS = {
     "grad_norm": ("Gradient norm", "before clipping"),
     "learning_rate": ("Learning rate", "after warm-up and schedule"),
 }
+SFT = "Supervised fine-tuning"
+_OF_TOKENS = "share of tokens that were the likeliest"
 #: A held-out loss that has risen by so much since its lowest point.
 _RISEN = 0.02
 _FEW = 10
@@ -79,11 +81,7 @@ class Log:
         if any(name.startswith(("rewards/", "eval/rewards/")) for name in self.progress):
             return "Preference optimisation"
         is_reward = "train/accuracy" in self.progress or "eval/ece" in self.progress
-        return (
-            "Reward model"
-            if is_reward and "eval/perplexity" not in self.progress
-            else "Supervised fine-tuning"
-        )
+        return "Reward model" if is_reward and "eval/perplexity" not in self.progress else SFT
 
 
 def find_log(folder: Path) -> Path | None:
@@ -166,7 +164,7 @@ def _over_fitting(log: Log) -> Finding | None:
 def _coin(log: Log) -> Finding | None:
     for name in ("accuracy", "rewards/accuracies"):
         values = log.series(log.column(name, held_out=True))[1]
-        if len(values) and values[-1] <= 0.5 and log.what != "Supervised fine-tuning":
+        if len(values) and values[-1] <= 0.5 and log.what != SFT:
             text = f"{log.label}: it prefers the chosen answer in {values[-1]:.1%} of held-out comparisons."
             return Finding("no better than a coin", text, "Are chosen and rejected the right way round?")
     return None
@@ -261,7 +259,10 @@ def _curves(logs: Sequence[Log], names: Sequence[str]) -> str:
                     colour = (GOLD if held_out else BLUE) if len(logs) == 1 else pictures.group_colour(i)
                     word = "held out" if held_out else "training"
                     lines.append((series, colour, held_out, word if len(logs) == 1 else f"{label}, {word}"))
-        if lines:
+        # What was measured once is in the table; a chart of one dot shows nothing more.
+        if any(len(steps) > 1 for (steps, _), *_ in lines):
+            is_of_tokens = name == "accuracy" and logs[0].what == SFT
+            note = _OF_TOKENS if is_of_tokens else note
             caption = f"<strong>{escape(called)}</strong> <span>{escape(note)}</span>"
             picture = pictures.training_curve(called, lines)
             figures.append(f"<figure><figcaption>{caption}</figcaption>{picture}</figure>")
