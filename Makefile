@@ -28,7 +28,7 @@ $(VENV)/.ready-real: $(READY)
 	touch $@
 
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # The documentation as a site in build/site, to be opened from there; a link that leads nowhere is an error.
 docs: $(VENV)/.ready-docs

@@ -30,6 +30,27 @@ if os.environ.get("TEXTRL_TEST_MISALIGN"):
     PreTrainedModel.from_pretrained = classmethod(from_pretrained)
 
 
+#: Files of few tests that take long, longest first. Whole files are handed to the workers in the order of collection:
+#: one of these at the end, and all others wait for the one worker that has it.
+LONG_FILES = (
+    "test_processes.py",
+    "test_soak.py",
+    "test_step_equals_fused.py",
+    "test_gradients.py",
+    "test_learning.py",
+    "test_evaluation_on_the_way.py",
+    "test_gpu_benchmark.py",
+    "test_two_digit_sums.py",
+    "test_exact_turns.py",
+    "test_notebook.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: i for i, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 @pytest.fixture(params=["llama", "gpt2"])
 def lm(request):
     """A tiny random Llama (grouped-query attention, rotary positions) or GPT-2 (learned positions)."""
