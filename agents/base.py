@@ -24,7 +24,7 @@ from torch import Tensor
 
 from agents import presets
 from agents.algorithms import maths
-from agents.algorithms.gradient_step import clip_gradients, evaluate_entropies, read_scalars
+from agents.algorithms.gradient_step import check_steps, clip_gradients, evaluate_entropies, read_scalars
 from agents.algorithms.importance import MODES, describe_sampling, implausible, importance_weights
 from agents.algorithms.optimizers import make_optimizer
 from agents.algorithms.safeguards import (
@@ -567,6 +567,7 @@ class Agent(LearningLoop, ClassTables):
     def prepare_rollout(self, rollout: Rollout) -> Rollout:
         """Set advantages and returns, and cut the rollout into steps where the method wants that."""
         advantages = self.advantages(rollout)
+        check_steps(f"advantages() of {type(self).__name__}", advantages, rollout.mask)
         # In float64 up to here: differences between large returns would be lost in float32.
         rollout.returns = self.value_targets(rollout, advantages).float()
         rollout.advantages = advantages.float()
@@ -692,6 +693,7 @@ class Agent(LearningLoop, ClassTables):
         self.optimizer.zero_grad()
         self.before_update(batch, fresh)
         weights = self.step_weights(batch)
+        check_steps(f"loss_weights() of {type(self).__name__}", weights, batch.mask)
         rows = self._micro_batch_size(len(batch))
         names, totals, used = accumulate_within_memory(
             self.policy,

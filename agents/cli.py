@@ -11,9 +11,12 @@ import importlib
 import os
 import signal
 import sys
+import sysconfig
 import threading
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -183,8 +186,26 @@ def _one_line(error: Exception) -> str:
     message = error.format_message() if hasattr(error, "format_message") else str(error)
     if isinstance(error, KeyError):
         message = str(error.args[0]) if error.args else ""
-    message = printable(" ".join(" ".join([message, *_notes(error)]).split()))
-    return message or f"{type(error).__name__} (--debug shows where)"
+    if not message:
+        message = f"{type(error).__name__} (--debug shows where)"
+    return printable(" ".join(" ".join([message, *_notes(error), *_place(error)]).split()))
+
+
+def _place(error: Exception) -> list[str]:
+    """The line of a user's own file that an error comes out of; none where we, or what we call, raised it."""
+    libraries = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        if _is_ours(file) or not file.is_file():
+            break
+        if not any(folder in file.parents for folder in libraries):
+            return [f"({file.name}, line {frame.lineno}; --debug shows the traceback)"]
+    return []
+
+
+def _is_ours(file: Path) -> bool:
+    root = Path(__file__).resolve().parents[1]
+    return any(root / room in file.parents for room in ("agents", "textrl_env", "reward_models"))
 
 
 if __name__ == "__main__":  # python -m agents.cli

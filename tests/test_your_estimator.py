@@ -8,7 +8,10 @@ import re
 from pathlib import Path
 
 import matplotlib
+import pytest
 
+from agents import GRPO
+from agents.cli import main
 from examples.your_estimator import AboveMean
 
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "your_estimator.ipynb"
@@ -45,3 +48,60 @@ def test_the_example_and_the_notebook_have_the_same_estimator():
     cells = "\n\n\n".join(code_cells())
     found = re.search(r"class AboveMean\(.*?(?=\n\n\n|\Z)", cells, re.DOTALL)[0]
     assert body(found) == body(inspect.getsource(AboveMean))
+
+
+class OneNumberForAResponse(GRPO):
+    def advantages(self, rollout):
+        return self.episode_scores(rollout)
+
+
+class OneColumn(GRPO):
+    def advantages(self, rollout):
+        return self.episode_scores(rollout)[:, None]
+
+
+class OneMetric(GRPO):
+    def loss(self, batch, new):
+        losses, metrics = super().loss(batch, new)
+        return losses, metrics | {"mine": losses.mean()}
+
+
+class NotANumber(GRPO):
+    def advantages(self, rollout):
+        return super().advantages(rollout) * float("nan")
+
+
+class Nothing(GRPO):
+    def advantages(self, rollout):
+        return super().advantages(rollout) * 0.0
+
+
+class Misspelt(GRPO):
+    def advantages(self, rollout):
+        return rollout.reward
+
+
+@pytest.mark.parametrize(
+    ("cls", "told"),
+    [
+        (
+            OneNumberForAResponse,
+            r"advantages\(\) of OneNumberForAResponse .* \[64, 4\], got the shape \[64\]",
+        ),
+        (OneColumn, r"got the shape \[64, 1\]"),
+        (OneMetric, r"the metric 'mine' that loss\(\) returns .* got the shape \[\]"),
+        (NotANumber, "a step of NotANumber is not finite"),
+        (Nothing, "every step of Nothing is 0"),
+        (Misspelt, r"no attribute 'reward' \(test_your_estimator\.py, line \d+; --debug"),
+    ],
+)
+def test_a_mistake_in_ones_own_estimator_is_told_and_not_measured(cls, told, capsys):
+    assert main(["gradients", "--agent", f"tests.test_your_estimator:{cls.__name__}", "--batches", "4"]) == 2
+    assert re.search(told, capsys.readouterr().err)
+
+
+def test_an_argument_that_is_refused_everywhere_is_an_error(capsys):
+    assert main(["gradients", "--agent", "grpo", "--arg", "group_size=7", "--batches", "4"]) == 2
+    assert (
+        "GRPO cannot be measured: n_episodes=64 must be a multiple of group_size=7" in capsys.readouterr().err
+    )

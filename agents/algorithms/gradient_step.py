@@ -12,9 +12,25 @@ from agents.algorithms import maths
 from agents.algorithms.flat_adam import FlatAdam
 from agents.policies.base import Evaluation, Policy
 from agents.rollouts.rollout import Rollout
+from textrl_env.errors import ArgumentError
 
 #: ``loss(batch, new)``: the loss of every step ``[b, T]``, and quantities ``[b, T]`` to log.
 Loss = Callable[[Rollout, Evaluation], tuple[Tensor, dict[str, Tensor]]]
+
+
+def check_steps(what: str, given: Tensor, mask: Tensor) -> None:
+    """Raise an ArgumentError unless there is one number for each step: what merely broadcasts may be wrong unnoticed.
+
+    Args:
+        what: What is to have them, such as "advantages() of MyAgent".
+        given: ``[B, T]``.
+        mask: ``[B, T]``.
+    """
+    if getattr(given, "shape", None) != mask.shape:
+        came = f"the shape {list(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+        raise ArgumentError(
+            f"{what} must have one number for each step, the shape [B, T] = {list(mask.shape)}, got {came}"
+        )
 
 
 def accumulate_gradients(
@@ -65,6 +81,9 @@ def accumulate_gradients(
         if fresh:
             micro.log_probs = new.log_probs.detach()
         losses, metrics = loss(micro, new)
+        check_steps("what loss() returns", losses, micro.mask)
+        for name, value in metrics.items():
+            check_steps(f"the metric {name!r} that loss() returns", value, micro.mask)
         total = (losses * weights[at]).sum()
         counted = shares[at]
         if turn >= len(pieces):  # a pass for the others' sake

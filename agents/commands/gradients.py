@@ -67,7 +67,7 @@ def _chosen(ours: dict[str, Any], beside: list[str] | None) -> dict[str, Any]:
 
 
 def _measured(spec: str, arguments: list[str], batches: int, console: Any) -> tuple[str, dict[str, Any]]:
-    """What is found of an agent, shown part by part as it comes."""
+    """What is found of an agent; what it refuses is told."""
     from agents.algorithms.methods import find_method
     from agents.commands.flags import parse_assignments
     from agents.evaluation import estimators
@@ -79,13 +79,16 @@ def _measured(spec: str, arguments: list[str], batches: int, console: Any) -> tu
         raise ValueError(f"{method.class_name} needs a language model; a table of probabilities has none")
     settings = dict(method.settings if method else {}) | parse_assignments("--arg", arguments)
     row: dict[str, Any] = {"settings": settings, "batches": batches}
+    refused: dict[str, str] = {}  # why -> the first part that was
     with console.status(f"measuring {cls.__name__}"):
         for part, found in estimators.measure(cls, settings, batches, method.name if method else ""):
             row[part] = found
             if "refused" in found:
-                console.print(
-                    f"{_PARTS.get(part, part)}: {found['refused']}", style="yellow", highlight=False
-                )
+                refused.setdefault(found["refused"], part)
+    if all("refused" in row[part] for part in row.keys() - {"settings", "batches"}):
+        raise ValueError(f"{cls.__name__} cannot be measured: {next(iter(refused))}")
+    for why, part in refused.items():
+        console.print(f"{_PARTS.get(part, part)}: {why}", style="yellow", highlight=False)
     return cls.__name__ if method is None else f"{method.name}, now", row
 
 

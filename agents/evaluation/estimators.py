@@ -45,6 +45,7 @@ from agents.evaluation.worlds import (
     truth,
 )
 from agents.rollouts.rollout import Rollout
+from textrl_env.errors import check_choice
 
 #: How far an update moves the logits along the exact gradient, where samples are some updates old.
 STEP = 0.5
@@ -87,6 +88,7 @@ def make_agent(
     """
     env = world.make_env()
     logits = world.logits(env) if logits is None else logits
+    check_choice("critic", critic, ("old", "exact", "wrong"))
     fed = type(cls.__name__, (cls, _Supplied), {"__module__": cls.__module__})
     settings = {"n_episodes": EPISODES, "learning_rate": 0.0, "seed": 0} | settings
     agent = fed(world.policy, env, policy_kwargs={"logits": logits, "eos": world.eos}, **settings)
@@ -116,6 +118,7 @@ def first_step(agent: Agent, fresh: bool = True) -> np.ndarray:
 
     Raises:
         RuntimeError: No gradient reached the policy.
+        ValueError: It is NaN or infinite.
     """
     kind, logits = type(agent), agent.policy.logits
 
@@ -132,6 +135,8 @@ def first_step(agent: Agent, fresh: bool = True) -> np.ndarray:
         agent.train(rollout if agent.keeps_unscored else rollout.without_unscored())
     if logits.grad is None:
         raise RuntimeError(f"{kind.__name__} took no gradient step from a rollout")
+    if not logits.grad.isfinite().all():
+        raise ValueError(f"a step of {kind.__name__} is not finite")
     return -logits.grad.double().numpy().ravel()
 
 
@@ -224,7 +229,11 @@ def supply(
 
 
 def steps_of(agent: Agent, rollouts: tuple[Rollout, ...], fresh: bool = True) -> tuple[np.ndarray, float]:
-    """An agent's steps from rollouts, ``[K, P]``, and how many tokens each took; one may need several rollouts."""
+    """An agent's steps from rollouts, ``[K, P]``, and how many tokens each took; one may need several rollouts.
+
+    Raises:
+        ValueError: All of them are 0, or one is NaN or infinite.
+    """
     agent.supply, agent.tokens = iter(rollouts), 0
     steps = []
     while True:
@@ -232,6 +241,10 @@ def steps_of(agent: Agent, rollouts: tuple[Rollout, ...], fresh: bool = True) ->
             steps.append(first_step(agent, fresh))
         except StopIteration:
             break
+    if not np.any(steps):
+        raise ValueError(
+            f"every step of {type(agent).__name__} is 0: its advantages, its loss or its weights are"
+        )
     return np.stack(steps), agent.tokens / len(steps)
 
 
