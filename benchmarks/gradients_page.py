@@ -31,7 +31,8 @@ A method of one's own needs no entry: `--agent my_module:MyAgent`. To add one he
 `agents/algorithms/methods/` (what it changes of a base class's settings needs no constructor, see
 [your own](your_own.md#a-method)) and its entry in the table; that alone makes it a name for `--agent` and a class of
 `agents`. `python benchmarks/gradients.py --only NAME` measures it and writes it into this page and into
-[gradients.md](gradients.md).
+[gradients.md](gradients.md), a minute or two. `tests/test_methods.py` then names what is still missing: a test that
+holds it to its paper's formula and a planted bug in `benchmarks/mutations.py`.
 """
 
 

@@ -29,13 +29,14 @@ class DPPO(GRPO):
 
     Args:
         clip_range: ``delta`` for what becomes rarer; a number, "linear:0.2", or a function of the remaining progress.
+            The authors take 0.15 for "tv" and 0.05 for "kl".
         clip_range_high: ``delta`` for what becomes likelier; None is ``clip_range``.
         divergence: "tv" or "kl", between the token and all others.
         max_ratio: No ratio weighs more.
         *args, **kwargs: See :class:`~agents.algorithms.grpo.GRPO`.
     """
 
-    defaults = {"average": "token"}
+    defaults = {"average": "token", "clip_range": 0.15}
     takes_no = GRPO.takes_no | {"delta": "max_ratio bounds its ratios"}
 
     def __init__(self, *args: Any, divergence: str = "tv", max_ratio: float = 20.0, **kwargs: Any) -> None:
