@@ -291,6 +291,9 @@ def test_a_curve_that_never_moves_is_a_number_and_no_empty_chart(tmp_path):
     still = "KL of an update 0.01, KL coefficient 0.05, Responses cut off 0.02"
     assert f"The same throughout: {still}." in text_of(page)
     assert '<svg role="img" aria-label="KL of an update' not in page
+    one = page_of(make_run(tmp_path / "one", {name: x[:1] for name, x in columns.items()}, STEPS[:1]))
+    assert "The log has 1 row, fewer" in one and 'aria-label="Entropy against' not in one
+    assert "Entropy 0.9" in text_of(one)
 
 
 def test_what_was_learned_from_is_filtered_by_kind_too(tmp_path):

@@ -128,7 +128,11 @@ def _unfinished(run: Run) -> str | None:
 
 def _few_rows(run: Run) -> str | None:
     rows = len(run.series(STEPS)[0])
-    return f"The log has {rows} rows, fewer than {metrics.FEW_ROWS}." if rows < metrics.FEW_ROWS else None
+    return (
+        f"The log has {rows} row{'s' if rows > 1 else ''}, fewer than {metrics.FEW_ROWS}."
+        if rows < metrics.FEW_ROWS
+        else None
+    )
 
 
 def _not_finite(run: Run) -> str | None:

@@ -171,7 +171,7 @@ def _curves(groups: Sequence[Group], runs: Sequence[Run]) -> list[str]:
     judged = metrics.logged((metrics.SCORE, metrics.GOLD_SCORE), runs)
     judged = judged if metrics.logged((metrics.KL,), runs) else []
     return [
-        _plots("Learning curves", how, metrics.learning_curves(runs), pictures.curve, groups),
+        _moving("Learning curves", metrics.learning_curves(runs), groups, runs, how),
         _plots("Score against KL", bought, judged, pictures.frontier, groups),
         _plots("The exact optimum", "", metrics.logged(metrics.EXACT_CURVES, runs), pictures.curve, groups),
     ]
@@ -185,15 +185,17 @@ def _training(groups: Sequence[Group], runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def _moving(heading: str, shown: Sequence[Metric], groups: Sequence[Group], runs: Sequence[Run]) -> str:
+def _moving(
+    heading: str, shown: Sequence[Metric], groups: Sequence[Group], runs: Sequence[Run], how: str = ""
+) -> str:
     """A section of curves; what never changed is a number, since an empty chart hides what moves."""
     still = {metric: value for metric in shown if (value := metrics.constant(metric, runs)) is not None}
     parts = (f"{metric.label} {value:.3g}".replace("-", "\N{MINUS SIGN}") for metric, value in still.items())
-    how = escape(f"The same throughout: {', '.join(parts)}.") if still else ""
+    told = escape(f"The same throughout: {', '.join(parts)}.") if still else ""
     moved = [metric for metric in shown if metric not in still]
     if not moved:
-        return f"<section><h2>{heading}</h2><p class=quiet>{how}</p></section>" if how else ""
-    return _plots(heading, how, moved, pictures.curve, groups)
+        return f"<section><h2>{heading}</h2><p class=quiet>{told}</p></section>" if told else ""
+    return _plots(heading, f"{how} {told}".strip(), moved, pictures.curve, groups)
 
 
 def _plots(

@@ -147,7 +147,9 @@ def _bandit(policy: dict[str, Any]) -> str:
 
 
 def _tree(policy: dict[str, Any]) -> str:
-    rows, left, width, step = policy["responses"], 120, 420, 46
+    # As wide as a narrow screen, on which a picture shrinks with its letters.
+    rows, width, step = policy["responses"], 220, 46
+    left = max(84, 16 + 7 * max(len(row["text"]) for row in rows))
     largest = max(max(row[name] for name in ("policy", "optimum", "reference")) for row in rows)
     parts = []
     for i, row in enumerate(rows):
@@ -157,10 +159,10 @@ def _tree(policy: dict[str, Any]) -> str:
         for j, (name, colour) in enumerate((("policy", "blue"), ("optimum", "gold"), ("reference", "grey"))):
             length = width * row[name] / max(largest, 1e-9)
             parts.append(_rectangle(left, y + 12 * j, max(length, 0.5), 10, colour))
-            parts.append(_text(left + length + 5, y + 12 * j + 9, f"{row[name]:.3f}", 9, "start", "quiet"))
+            parts.append(_text(left + length + 5, y + 12 * j + 9, f"{row[name]:.3f}", 10, "start", "quiet"))
     bottom = len(rows) * step + 18
     parts += [
-        _text(left + 90 * i, bottom, word, 12, "start", colour)
+        _text(left + 76 * i, bottom, word, 12, "start", colour)
         for i, (word, colour) in enumerate((("policy", "blue"), ("optimum", "gold"), ("reference", "grey")))
     ]
-    return _svg(left + width + 60, bottom + 8, "Policy, optimum and reference of the token tree", parts)
+    return _svg(left + width + 44, bottom + 8, "Policy, optimum and reference of the token tree", parts)
