@@ -157,8 +157,9 @@ def _report(console: Any, folder: Path) -> None:
         highlight=False,
     )
     console.print(_which(best, final), highlight=False)
+    verb = "raises" if last["gold"] > first["gold"] else "takes"
     title = (
-        f"PPO raises the gold score from {first['gold']:.2f} to {last['gold']:.2f} "
+        f"PPO {verb} the gold score from {first['gold']:.2f} to {last['gold']:.2f} "
         f"(held out), {last['kl']:.1f} nats from where it began"
     )
     plot_learning_curve(read_progress(folder), folder / "learning_curve.png", title)

@@ -47,7 +47,7 @@ def _facts(runs: Sequence[Run]) -> str:
 
 def _cost(run: Run) -> dict[str, str]:
     """How long a run has learned, how fast, and when."""
-    rows = {"Learned for": f"{run.num_timesteps:,} {run.unit}, {len(run.series(STEPS)[0]):,} rows logged"}
+    rows = {"Learned for": f"{run.num_timesteps:,} {run.unit}, {_rows(len(run.series(STEPS)[0]))} logged"}
     if np.isfinite(metrics.speed(run)):
         rows["Speed"] = f"{metrics.speed(run):,.0f} {run.unit} per second, updates included"
     memory = run.series("memory/peak_mb")[1]
@@ -56,6 +56,10 @@ def _cost(run: Run) -> dict[str, str]:
     if run.started is not None:
         rows["Started"] = f"{datetime.fromtimestamp(run.started, UTC):%Y-%m-%d %H:%M} UTC"
     return rows
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row" + ("" if count == 1 else "s")
 
 
 def _list(rows: dict[str, str], code: Container[str]) -> str:
