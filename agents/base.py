@@ -95,8 +95,8 @@ class Agent(LearningLoop, ClassTables):
         warmup_ratio: Share of the run in which the learning rate rises from 0.
         warmup_steps: The same in gradient steps, in place of ``warmup_ratio``.
         weight_decay: As in AdamW; biases and norms do not decay.
-        critic_learning_rate: Of the weights that only the critic has; None, if given, is ``learning_rate``. On
-            text the gradient of these weights is clipped apart.
+        critic_learning_rate: Of the weights that only the critic has; None, if given, is ``learning_rate``, below which
+            no default is. On text the gradient of these weights is clipped apart.
         n_envs: Slots to make when ``env`` is an id; None is 1 for segments, all episodes for whole episodes.
         env_kwargs: Passed to ``gym.make_vec`` when ``env`` is an id.
         policy_kwargs: Passed to the policy (``optimizer_class`` and ``optimizer_kwargs`` excepted, which replace Adam:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from agents.algorithms.schedules import schedule_value
 from textrl_env import embedded
 
 
@@ -146,6 +147,9 @@ def resolve(agent: Any) -> str:
         value = default(name, type(agent), column)
         if name == "critic_learning_rate" and getattr(agent.policy, "critic", None) == "separate":
             value = getattr(SEPARATE_CRITIC_LEARNING_RATE, column)
+        if name == "critic_learning_rate" and value is not None:
+            # A rate that was given, for a small model say, may be above that: the critic would lag behind the policy.
+            value = max(value, schedule_value(agent.learning_rate, 1.0))
         if value == FITTING:
             value = fitting_rows(agent.policy)
         # Where None means something (all rows at once), it counts if it was given.

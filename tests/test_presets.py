@@ -418,6 +418,14 @@ def test_the_value_head_has_a_rate_of_its_own_on_text_and_networks_do_not():
     assert len(PPO("MlpPolicy", "CartPole-v1").optimizer.param_groups) == 1
 
 
+@pytest.mark.parametrize("critic", ["head", "separate"])
+def test_no_critic_is_slower_than_a_policy_whose_rate_was_given(critic):
+    assert ppo(critic=critic, learning_rate=0.02).critic_learning_rate == 0.02
+    schedule = ppo(critic=critic, learning_rate=lambda left: 0.02 * left)
+    assert schedule.critic_learning_rate == 0.02
+    assert ppo(critic=critic, learning_rate=0.02, critic_learning_rate=1e-4).critic_learning_rate == 1e-4
+
+
 def test_an_mlps_critic_can_have_a_rate_of_its_own():
     settings = {"n_steps": 32, "n_epochs": 1, "seed": 0}
     agent = PPO("MlpPolicy", "CartPole-v1", critic_learning_rate=0.0, **settings)
