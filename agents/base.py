@@ -355,6 +355,12 @@ class Agent(LearningLoop, ClassTables):
                 f"{' and '.join(asked)} in policy_kwargs wants an environment that runs whole episodes at once, such "
                 f"as TextRLHF-v0 without a wrapper; {self.envs} is stepped token by token, by the policy itself"
             )
+        least = (self.policy_kwargs.get("sampling") or {}).get("min_new_tokens", 0)
+        if self.text_env is not None and least >= self.text_env.max_new_tokens:
+            raise ValueError(
+                f"sampling: min_new_tokens={least} leaves no room for an end below the environment's max_new_tokens="
+                f"{self.text_env.max_new_tokens}"
+            )
 
     def set_up_optimizer(self) -> None:
         """Make the optimiser and its schedule from the hyper-parameters in force."""
@@ -444,7 +450,8 @@ class Agent(LearningLoop, ClassTables):
             rollout.sampling_log_probs, weights = None, log_ratio.exp()
         else:
             weights = self._importance_weights(log_ratio, rollout.mask, mode)
-        self.episodes.note_generator(describe_sampling(log_ratio, rollout.mask, mode, weights), remedy)
+        found = describe_sampling(log_ratio, rollout.mask, mode, weights)
+        self.episodes.note_generator(found, remedy, getattr(self.policy, "sampling", {}))
         return rollout
 
     def _importance_weights(self, log_ratio: Tensor, mask: Tensor, mode: str) -> Tensor:

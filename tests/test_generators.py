@@ -18,6 +18,7 @@ from agents.runs import run_directory as runs
 from tests.off_generator import OffGenerator
 from tests.tiny import EOS, WORDS, id_sum, make_env, make_lm
 from textrl_env.envs.text_game import TextGameEnv
+from textrl_env.envs.text_rlhf import TextRLHFEnv
 from textrl_env.generators import Generated, GeneratorError, Sampling, make_generator
 from textrl_env.generators.answers import ask
 from textrl_env.generators.sampling import check_knobs, limit_logits
@@ -540,8 +541,27 @@ def test_a_setting_that_makes_no_sense_is_refused_with_the_reason(knobs, message
 
 
 def test_a_minimum_that_leaves_no_room_for_an_end_is_refused():
-    with pytest.raises(ValueError, match="min_new_tokens must be at least 0 and below max_new_tokens=6"):
-        make_agent(policy_kwargs={"sampling": {"min_new_tokens": 6}}).learn(1)
+    with pytest.raises(
+        ValueError, match=r"min_new_tokens=6 leaves no room for an end below .* max_new_tokens=6"
+    ):
+        make_agent(policy_kwargs={"sampling": {"min_new_tokens": 6}})
+
+
+def test_a_cut_that_was_asked_for_is_named_as_what_makes_the_difference(warned):
+    far = {f"{GAP}/mean": (0.3, max)}
+    EpisodeLog(10).note_generator(far, "so what", {"top_p": 0.9, "top_k": 5})
+    assert "Sampling by top_p=0.9, top_k=5 is from another distribution than the policy's" in warned[-1]
+
+
+@pytest.mark.parametrize("name", ["sampling", "generator", "lora_rank"])
+def test_a_network_takes_nothing_that_is_for_language_models(name):
+    with pytest.raises(TypeError, match=f"MlpPolicy takes no {name}: that is for language models"):
+        PPO("MlpPolicy", "ToyBandit-v0", policy_kwargs={name: 1})
+
+
+def test_stop_strings_are_refused_with_the_reason():
+    with pytest.raises(TypeError, match=r"takes no stop: a response ends by an end token or its budget"):
+        TextRLHFEnv(stop=["."])
 
 
 # -- importance weights --------------------------------------------------------------------------------------------

@@ -112,6 +112,8 @@ class Dynamics(ABC):
     start_option: ClassVar[str | None] = None
     #: The argument that says how many steps an episode may have, where that is part of the task; None elsewhere.
     budget_argument: ClassVar[str | None] = None
+    #: Arguments that people expect and that the environment does not have, and why.
+    takes_no: ClassVar[dict[str, str]] = {}
     #: Names of the array attributes that a checkpoint has to hold, each of leading size ``N``.
     state_names: ClassVar[tuple[str, ...]] = ()
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
@@ -122,6 +124,11 @@ class Dynamics(ABC):
         check_range(1, num_envs=num_slots)
         self.num_slots = num_slots
         self.rng = SlotRNG(num_slots)
+
+    @classmethod
+    def check_arguments(cls, owner: str, given: dict[str, Any]) -> None:
+        """Raise a TypeError for the first argument of an environment that the constructor does not take."""
+        check_keywords(owner, cls.__init__, given, cls.takes_no)
 
     @property
     def budget(self) -> int | None:
@@ -283,7 +290,7 @@ class DynamicsEnv(gym.Env):
             _adopt_signature(cls, [inspect.Parameter("render_mode", keyword_only, default=None)])
 
     def __init__(self, *, render_mode: str | None = None, **kwargs: Any) -> None:
-        check_keywords(type(self).__name__, self.dynamics_class.__init__, kwargs)
+        self.dynamics_class.check_arguments(type(self).__name__, kwargs)
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(
                 f"render_mode={render_mode!r} is not one of {self.metadata['render_modes']} "
@@ -387,7 +394,7 @@ class DynamicsVectorEnv(gym.vector.VectorEnv):
         render_mode: str | None = None,
         **kwargs: Any,
     ) -> None:
-        check_keywords(type(self).__name__, self.dynamics_class.__init__, kwargs)
+        self.dynamics_class.check_arguments(type(self).__name__, kwargs)
         self.dynamics = self.dynamics_class(num_envs, **kwargs)
         self.num_envs = num_envs
         self.autoreset_mode = parse_autoreset_mode(autoreset_mode)

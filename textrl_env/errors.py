@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from reward_models.names import did_you_mean
@@ -58,13 +58,24 @@ def is_finite(value: Any) -> bool:
         return False
 
 
-def check_keywords(owner: str, function: Callable, given: Iterable[str]) -> None:
-    """Raise a TypeError naming the first keyword that ``function`` does not take."""
+def check_keywords(
+    owner: str, function: Callable, given: Iterable[str], takes_no: Mapping[str, str] | None = None
+) -> None:
+    """Raise a TypeError naming the first keyword that ``function`` does not take.
+
+    Args:
+        owner: Whose arguments they are.
+        function: What is to take them.
+        given: Names of the keywords.
+        takes_no: Keywords that people expect and that it does not have, and why.
+    """
     parameters = inspect.signature(function).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
     known = [name for name in parameters if name not in ("self", "num_slots")]
     for name in given:
+        if name not in known and name in (takes_no or {}):
+            raise TypeError(f"{owner} takes no {name}: {takes_no[name]}")
         if name not in known:
             raise TypeError(
                 f"{owner} got an unexpected keyword argument {name!r}. {did_you_mean(name, known)}"

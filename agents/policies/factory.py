@@ -6,6 +6,7 @@ algorithm never sees which one it trains. Dropout is off everywhere, always.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import gymnasium as gym
@@ -86,6 +87,11 @@ def make_policy(
                 f"policy_kwargs: {name} is left out here; of stable-baselines3's state-dependent exploration there is "
                 "use_sde=True with a standard deviation of its own for each hidden unit and action"
             )
+    if policy in (MlpPolicy, CnnPolicy, ExtractorPolicy):
+        own, theirs = (inspect.signature(each.__init__).parameters for each in (policy, CausalLMPolicy))
+        of_models = [name for name in kwargs if name in theirs and name not in own]
+        if of_models:
+            raise TypeError(f"{policy.__name__} takes no {', '.join(of_models)}: that is for language models")
     check_keywords(policy.__name__, policy.__init__, kwargs)
     return policy(env.single_observation_space, env.single_action_space, **kwargs)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -151,7 +151,9 @@ class EpisodeLog:
             self.successes.extend(episodes.success.tolist())
         self.score_seconds += episodes.score_seconds
 
-    def note_generator(self, found: dict[str, tuple[float, Callable]], remedy: str) -> None:
+    def note_generator(
+        self, found: dict[str, tuple[float, Callable]], remedy: str, sampling: Mapping[str, Any] | None = None
+    ) -> None:
         """Note how far the log-probabilities that a generator reported are from the policy's.
 
         Warns once where that is more than rounding.
@@ -159,15 +161,22 @@ class EpisodeLog:
         Args:
             found: What :func:`~agents.algorithms.importance.describe_sampling` returned.
             remedy: What is done about it.
+            sampling: What the user changed about sampling, which alone makes a difference.
         """
         for name, (value, together) in found.items():
             self._sampling.setdefault(name, ([], together))[0].append(value)
         gap = found["sampling/sampling_logp_difference/mean"][0]
         if not gap <= _GENERATOR_GAP and not self._warned_of_generator:
             self._warned_of_generator = True
+            cause = "Has it the policy's present weights and temperature?"
+            if sampling:
+                asked = ", ".join(f"{name}={value}" for name, value in sampling.items())
+                cause = (
+                    f"Sampling by {asked} is from another distribution than the policy's; is that all of it?"
+                )
             warn(
                 f"the generator reports log-probabilities that are {gap:.3g} nats from the policy's on average; the "
-                f"policy's own are used, {remedy}. Has it the policy's present weights and temperature?"
+                f"policy's own are used, {remedy}. {cause}"
             )
 
     def log(self, record: Callable[..., None], rollout: Rollout | None, is_text: bool) -> None:

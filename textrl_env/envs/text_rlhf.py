@@ -63,6 +63,10 @@ class TextRLHFDynamics(WritingDynamics):
 
     start_option: ClassVar[str] = "prompt_id"
     budget_argument: ClassVar[str] = "max_new_tokens"
+    takes_no: ClassVar[dict[str, str]] = {
+        "stop": "a response ends by an end token or its budget, so that a step and a whole response mean the same; more"
+        " end tokens are the model's (generation_config.eos_token_id), texts that end a turn are TextGame-v0's"
+    }
     extra_start_options: ClassVar[tuple[str, ...]] = ("prompt",)
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from textrl_env.errors import did_you_mean
+from textrl_env.errors import check_range, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,6 +95,7 @@ def check_knobs(given: Mapping[str, Any] | None) -> dict[str, Any]:
     for name in knobs:
         if name not in KNOBS:
             raise ValueError(f"sampling: there is no setting {name!r}. {did_you_mean(name, KNOBS)}")
+    check_range(0, min_new_tokens=knobs.get("min_new_tokens"))
     Sampling(2**31, **knobs)
     return knobs
 
