@@ -481,6 +481,11 @@ def test_a_reward_model_below_a_coin_is_told_before_what_comes_next_and_kinds_ha
         f"held-out accuracy, x 0.000 of {count}" in shown
         and f"held-out accuracy, y 1.000 of {count}" in shown
     )
+    assert main(["report", "mixed"]) == 0
+    page = (tmp_path / "mixed" / "report.html").read_text()
+    assert f"<td>held-out accuracy, y</td><td>1.000 of {count}</td>" in page
+    assert "<pre>textrl reward --model" in page and "--output mixed --device cpu</pre>" in page
+    capsys.readouterr()
     assert textrl(*learn, "--eval-data", upside_down, "--output", "wrong") == 0
     told = capsys.readouterr()
     assert "No better than a coin: it prefers the chosen answer in 0.0% of held-out" in told.err

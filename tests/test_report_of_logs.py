@@ -11,6 +11,7 @@ import pytest
 from agents.cli import main
 from agents.report import write_report
 from agents.report.training_logs import examine_log, read_log
+from agents.runs.training_note import TrainingNote, write_note
 from tests.test_report import text_of
 
 ROWS = 20
@@ -130,6 +131,16 @@ def test_what_was_measured_once_has_no_way_from_and_to(tmp_path):
     assert "share of tokens that were the likeliest" in seen
     assert "Loss on held-out data 0.986, accuracy on held-out data from" in seen
     assert "Loss held out – 0.986" in seen and "Supervised fine-tuning: mine" in seen
+
+
+def test_a_note_that_is_none_is_named_and_what_it_says_stays_text(tmp_path):
+    folder = make_log(tmp_path / "mine" / "logs", SFT)
+    write_note(folder, TrainingNote("textrl sft --data <b>", {"loss <i>": "1 & 2"}))
+    page = write_report(folder).page.read_text()
+    assert "<pre>textrl sft --data &lt;b&gt;</pre>" in page and "loss &lt;i&gt;</td><td>1 &amp; 2" in page
+    (folder / "run.json").write_text('{"command": "x", "figures": {"a": 1}}')
+    with pytest.raises(ValueError, match=r"run\.json is no note of training"):
+        write_report(folder)
 
 
 def test_a_models_folder_is_reported_by_the_log_in_it_and_several_lie_over_each_other(tmp_path, capsys):

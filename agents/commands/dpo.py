@@ -128,6 +128,7 @@ def dpo(
     figures: dict[str, float | str] = dict(offline.steps_and_loss(result))
     figures |= {label: result[name] for name, label in labels.items() if name in result}
     figures |= offline.held_out(result)
+    offline.keep_note(folder, options, figures)
     offline.report(f"{folder}: {loss} in {progress.progress.seconds:.0f} s", figures)
     offline.print_next(
         [(f"textrl preferences --model {folder} --output again.jsonl", "compare its answers in turn")]

@@ -169,8 +169,13 @@ def _with_flags(
 
 def _resume_command() -> str:
     """What to type to go on with the run of this command."""
+    return f"{_command()} --resume"
+
+
+def _command() -> str:
+    """What was typed, to begin anew."""
     typed = [word for word in command_line.get() if word not in ("--overwrite", "--resume")]
-    return printable(shlex.join(["textrl", *typed, "--resume"]))
+    return printable(shlex.join(["textrl", *typed]))
 
 
 @contextlib.contextmanager
@@ -223,12 +228,25 @@ def report(headline: str, figures: dict[str, float | str], skipped: Sequence[str
     console.print(f"\n{printable(headline)}", style="bold", highlight=False, markup=False, soft_wrap=True)
     width = max(len(name) for name in figures)
     for name, value in figures.items():
-        shown = value if isinstance(value, str) else f"{value:.4g}"
-        line = f"  {name:<{width}}  {printable(shown)}"
+        line = f"  {name:<{width}}  {printable(_shown(value))}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if skipped:
         line = f"  {len(skipped)} bad rows were left out, the first: {printable(skipped[0])}"
         console.print(line, style="yellow", markup=False)
+
+
+def _shown(figure: float | str) -> str:
+    return figure if isinstance(figure, str) else f"{figure:.4g}"
+
+
+def keep_note(folder: Path, options: dict[str, Any], figures: dict[str, float | str]) -> None:
+    """Keep the command and its figures beside the log, for the report; without a log there is none."""
+    from agents.runs.training_note import TrainingNote, write_note
+
+    place = Path(options["log_dir"]) if options.get("log_dir") else folder / "logs"
+    if place.is_dir():
+        shown = {printable(name): printable(_shown(value)) for name, value in figures.items()}
+        write_note(place, TrainingNote(_command(), shown))
 
 
 def steps_and_loss(result: dict[str, Any]) -> dict[str, str]:

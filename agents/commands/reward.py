@@ -114,6 +114,7 @@ def reward(
     if "eval" in result:
         figures |= {f"held-out {name}": result["eval"][name] for name in ("loss", "accuracy", "ece")}
         figures |= _by_kind(held_out, result["eval"]["right"])
+    offline.keep_note(folder, options, figures)
     offline.report(f"{folder}: a reward model in {progress.progress.seconds:.0f} s", figures, skipped)
     _warn_of_coin(result)
     again = f" --model {model} --prompts FILE" if model is not None else ""

@@ -106,6 +106,7 @@ def sft(
     figures: dict[str, float | str] = dict(offline.steps_and_loss(result))
     figures["tokens that carried loss"] = f"{result['tokens']:,.0f}"
     figures |= offline.held_out(result)
+    offline.keep_note(folder, options, figures)
     offline.report(f"{folder}: fine-tuned in {progress.progress.seconds:.0f} s", figures, skipped)
     if page.written:
         print(f"\n{folder / PAGE} shows how sure the model is of every token, before and after")

@@ -3,7 +3,7 @@
     write_report("runs/sft")          # a model's folder with logs/ in it, or the folder of the log
 
 Such a run has a log and no environment: the page has its curves, each with the held-out one over it, the figures at
-both ends, and what to look out for. Left out: settings, which these logs do not hold.
+both ends, what to look out for, and the command to run it again. Left out: settings at their defaults.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from agents.report.metrics import BLUE, GOLD, decimals, write_number
 from agents.report.style import CSS
 from agents.report.tables import num, table
 from agents.runs.logs import PROGRESS, read_progress
+from agents.runs.training_note import TrainingNote, read_note
 
 STEPS = "time/total_timesteps"
 #: Where a model's folder has its log.
@@ -54,10 +55,12 @@ class Log:
     Attributes:
         folder: As it was given.
         progress: Columns; NaN where a row has none.
+        note: What the command has left at its end; None where it has left nothing.
     """
 
     folder: Path
     progress: dict[str, list[float]]
+    note: TrainingNote | None = None
 
     def series(self, column: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values ``[n]`` of the rows that have a finite value."""
@@ -106,7 +109,7 @@ def read_log(folder: Path) -> Log:
         )
     if not np.isfinite(progress[STEPS]).any():
         raise ValueError(f"{folder / PROGRESS} has no row yet; let it go on for longer, then report it")
-    return Log(folder, progress)
+    return Log(folder, progress, read_note(folder))
 
 
 # -- findings -----------------------------------------------------------------------------------------------
@@ -206,10 +209,28 @@ def render_logs(logs: Sequence[Log], findings: Sequence[Finding], head: str) -> 
         f"<section><h2>To look out for</h2>{found}</section>",
         _figures(logs, names),
         _curves(logs, names),
+        _notes(logs),
     ]
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n{head}<title>{escape(title)}</title>\n<style>{CSS}</style>\n'
         f"</head>\n<body>\n<main>\n{''.join(parts)}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _notes(logs: Sequence[Log]) -> str:
+    """What each command printed at its end, and the command."""
+    notes = {log.label: log.note for log in logs if log.note is not None}
+    if not notes:
+        return ""
+    told = []
+    for label, note in notes.items():
+        rows = [[escape(name), escape(value)] for name, value in note.figures.items()]
+        heading = f"<h3>{escape(label)}</h3>" if len(logs) > 1 else ""
+        told.append(f"{heading}{table(['', ''], rows, 'narrow')}")
+    commands = "\n".join(dict.fromkeys(note.command for note in notes.values()))
+    return (
+        f"<section><h2>Told at its end</h2>{''.join(told)}</section>"
+        f"<section><h2>To run it again</h2><pre>{escape(commands)}</pre></section>"
     )
 
 
