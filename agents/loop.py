@@ -130,8 +130,8 @@ class LearningLoop(StableBaselines3Surface):
         if not self.processes.is_main:
             give_standing(self, standing)
 
-    def _check_processes(self) -> None:
-        """Raise a ValueError where several processes could not share the work."""
+    def check_shares(self) -> None:
+        """Raise a ValueError where several processes could not share the work, whatever they hold."""
         if not self.processes.are_several:
             return
         if self.text_env is None:
@@ -142,6 +142,12 @@ class LearningLoop(StableBaselines3Surface):
             )
         size = None if self.batch_size is None else self.batch_size * self.gradient_accumulation_steps
         self.processes.check_divides(n_episodes=self.n_episodes, batch_size=size)
+
+    def _check_processes(self) -> None:
+        """Raise a ValueError where several processes could not share the work, or are not alike."""
+        if not self.processes.are_several:
+            return
+        self.check_shares()
         same = ("seed", "n_episodes", "group_size", "batch_size", "n_epochs", "num_timesteps")
         settings = {name: getattr(self, name) for name in same}
         settings |= {"prompts": self.text_env.num_prompts, "budget": self.text_env.max_new_tokens}

@@ -530,6 +530,7 @@ def _run(
     folder = Path(values["run_dir"] or _default_folder(config))
     processes.on_main(lambda: runs.check_directory(folder, values["overwrite"]))
     agent = runs.make_agent(config)  # before anything is deleted or written
+    agent.check_shares()
     config["in_force"] = _show_settings(agent, config)
     with hold(folder):
         if processes.is_main:
