@@ -167,6 +167,19 @@ def test_the_picture_of_an_episode_keeps_its_size_and_shows_what_no_font_has():
     figure.savefig(io.BytesIO())  # neither a warning of glyphs nor a formula
 
 
+def test_a_log_that_begins_anew_has_nothing_of_the_one_before(tmp_path):
+    for value in (1.0, 2.0):
+        logger = open_logger(tmp_path)
+        logger.record("train/loss", value)
+        logger.record("time/total_timesteps", 10)
+        logger.dump(10)
+        logger.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [scalar.value for scalar in events.Scalars("train/loss")] == [2.0]
+    assert read_progress(tmp_path)["train/loss"] == [2.0]
+
+
 def test_settings_are_plain_so_that_sweeps_compare():
     config = runs.new_config(
         agent="ppo", env="TextRLHF-v0", total_timesteps=5, seed=1, agent_kwargs={"vf_coef": [1]}

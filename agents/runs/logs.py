@@ -186,9 +186,10 @@ class _TensorBoard(TensorBoardOutputFormat):
     def __init__(self, folder: Path, resume_at: int) -> None:
         self.folder = folder
         with _naming(folder):
-            if resume_at:
-                for file in sorted(folder.glob(f"{EVENTS}*")):
-                    _forget_events(file, resume_at)
+            for file in sorted(
+                folder.glob(f"{EVENTS}*")
+            ):  # of a run that begins anew, those of the one before
+                _forget_events(file, resume_at)
             # Tells a TensorBoard that is already open to forget them too.
             purge_step = resume_at + 1 if resume_at else None
             self.writer = SummaryWriter(log_dir=str(folder), purge_step=purge_step)
