@@ -154,6 +154,7 @@ def test_a_models_folder_is_reported_by_the_log_in_it_and_several_lie_over_each_
     ).read_text()
     assert main(["report", str(model), str(other), "--output", str(tmp_path / "both.html")]) == 0
     seen = text_of((tmp_path / "both.html").read_text())
+    assert "my-sft: Loss on held-out data from 2.70 to 1.20" in seen and "other: Loss on held-out" in seen
     assert "2 logs: my-sft, other" in seen and "other Loss training 4.00 2.00" in seen
 
 

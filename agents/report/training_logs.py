@@ -199,13 +199,14 @@ def render_logs(logs: Sequence[Log], findings: Sequence[Finding], head: str) -> 
     """
     names = [log.label for log in logs]
     title = f"{logs[0].what}: {names[0]}" if len(logs) == 1 else f"{len(logs)} logs: {', '.join(names)}"
+    lead = _summary(logs[0]) if len(logs) == 1 else " ".join(f"{log.label}: {_summary(log)}" for log in logs)
     boxes = "".join(
         f"<li><strong>{escape(f.name[0].upper() + f.name[1:])}</strong><br>{escape(f.text)}<br>{escape(f.advice)}</li>"
         for f in findings
     )
     found = f"<ul class=findings>{boxes}</ul>" if boxes else "<p class=quiet>Nothing that was looked for.</p>"
     parts = [
-        f"<header><h1>{escape(title)}</h1><p class=lead>{escape(_summary(logs[0]))}</p></header>",
+        f"<header><h1>{escape(title)}</h1><p class=lead>{escape(lead)}</p></header>",
         f"<section><h2>To look out for</h2>{found}</section>",
         _figures(logs, names),
         _curves(logs, names),
