@@ -27,6 +27,9 @@ name for `textrl train --agent`; its file has the equations. *First step* is wha
 gradient of `E[score] - kl_coef * KL`: {expectations}. What was measured is in [gradients.md](gradients.md).
 
 {families}
+Left out until somebody asks for them: self-play, and reward models that write their judgement (a language model that
+compares two answers is there, as a judge of `textrl preferences`).
+
 A method of one's own needs no entry: `--agent my_module:MyAgent`. To add one here, write a class in a file of
 `agents/algorithms/methods/` (what it changes of a base class's settings needs no constructor, see
 [your own](your_own.md#a-method)) and its entry in the table; that alone makes it a name for `--agent` and a class of
