@@ -1,6 +1,6 @@
 """PPO on CartPole-v1, ours and stable-baselines3's with the same hyper-parameters: do the learning curves agree?
 
-    python benchmarks/sb3_cartpole.py [--seeds 30] [--sides textrl-env stable-baselines3]
+    python benchmarks/sb3_cartpole.py [--seeds 30] [--first 0] [--sides textrl-env stable-baselines3]
 
 Those tuned in rl-zoo, 100,000 steps, with the same autoreset and the same initial gain of the value head on both sides.
 What is compared is the mean return of the last 100 training episodes, which both log under the same name, every 1,000
@@ -218,10 +218,11 @@ def draw() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=30)
+    parser.add_argument("--first", type=int, default=0, help="the seed to begin with, to add to those that are stored")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    for seed in range(arguments.seeds):
+    for seed in range(arguments.first, arguments.seeds):
         for side in arguments.sides:
             result = run(side, seed)
             store(result)

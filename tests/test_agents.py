@@ -19,6 +19,7 @@ from stable_baselines3.common.callbacks import (
     EvalCallback,
     StopTrainingOnMaxEpisodes,
 )
+from stable_baselines3.common.env_util import make_vec_env as make_sb3_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecEnv
@@ -80,18 +81,27 @@ def twins(observation_space, action_space):
     }
     theirs = sb3.PPO("MlpPolicy", Blank(), **settings)
     ours = PPO("MlpPolicy", Blank(), **settings)
-    body = theirs.policy.mlp_extractor
-    layers = {
-        "trunk": body.policy_net,
-        "value_trunk": body.value_net,
-        "action_head": theirs.policy.action_net,
-        "value_head": theirs.policy.value_net,
-    }
-    for name, layer in layers.items():
-        getattr(ours.policy, name).load_state_dict(layer.state_dict())
+    copy_weights(theirs, ours)
+    return theirs, ours
+
+
+def layers_of(theirs, ours):
+    """Pairs of layers that have the same place: ours, theirs."""
+    body, policy = theirs.policy.mlp_extractor, ours.policy
+    return [
+        (policy.trunk, body.policy_net),
+        (policy.value_trunk, body.value_net),
+        (policy.action_head, theirs.policy.action_net),
+        (policy.value_head, theirs.policy.value_net),
+    ]
+
+
+def copy_weights(theirs, ours):
+    for mine, layer in layers_of(theirs, ours):
+        mine.load_state_dict(layer.state_dict())
     if ours.policy.log_std is not None:
         ours.policy.log_std.data.copy_(theirs.policy.log_std.data)
-    return theirs, ours
+    ours.policy.weights_changed()
 
 
 @pytest.mark.parametrize(
@@ -133,19 +143,56 @@ def test_one_update_of_ppo_gives_the_weights_that_stable_baselines3s_gives(actio
     )
     theirs.train()
     ours.train(rollout)
-    for name, layer in {
-        "trunk": theirs.policy.mlp_extractor.policy_net,
-        "value_trunk": theirs.policy.mlp_extractor.value_net,
-        "action_head": theirs.policy.action_net,
-        "value_head": theirs.policy.value_net,
-    }.items():
-        mine = getattr(ours.policy, name).state_dict()
+    for mine, layer in layers_of(theirs, ours):
         for key, weight in layer.state_dict().items():
-            assert mine[key] == pytest.approx(weight, abs=2e-5), f"{name}.{key}"
+            assert mine.state_dict()[key] == pytest.approx(weight, abs=2e-5), key
     logged, expected = ours.logger.name_to_value, theirs.logger.name_to_value
     for name in ("policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "clip_fraction"):
         assert logged[f"train/{name}"] == pytest.approx(expected[f"train/{name}"], abs=1e-3), name
     assert logged["train/explained_variance"] == pytest.approx(expected["train/explained_variance"], abs=1e-2)
+
+
+def test_ppo_walks_step_for_step_as_stable_baselines3s_does_time_limits_and_schedules_included():
+    """Both draw their actions from one stream of uniform numbers; everything else is each library's own."""
+    slots, limit, rollouts = 8, 40, 6
+    settings = {"n_steps": 32, "batch_size": 256, "n_epochs": 4, "gamma": 0.98, "gae_lambda": 0.8, "seed": 0}
+    theirs = sb3.PPO(
+        "MlpPolicy",
+        make_sb3_vec_env("CartPole-v1", slots, seed=0, env_kwargs={"max_episode_steps": limit}),
+        learning_rate=lambda left: 1e-3 * left,
+        clip_range=lambda left: 0.2 * left,
+        device="cpu",
+        **settings,
+    )
+    same_step = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
+    envs = gym.make_vec("CartPole-v1", slots, "sync", max_episode_steps=limit, vector_kwargs=same_step)
+    ours = PPO("MlpPolicy", envs, learning_rate="linear:1e-3", clip_range="linear:0.2", **settings)
+    copy_weights(theirs, ours)
+    envs.reset = lambda **_: type(envs).reset(envs, seed=0)
+    walked = {"theirs": [], "ours": []}
+
+    def drawn(side, probability_of_one):
+        step = len(walked[side])
+        actions = (np.random.default_rng(step).random(slots) < probability_of_one).astype(np.int64)
+        walked[side].append(actions)
+        return actions
+
+    def forward(observation, deterministic=False):
+        policy = theirs.policy
+        actor, critic = policy.mlp_extractor(policy.extract_features(observation))
+        distribution = policy._get_action_dist_from_latent(actor)
+        actions = torch.from_numpy(drawn("theirs", distribution.distribution.probs[:, 1].numpy()))
+        return actions, policy.value_net(critic), distribution.log_prob(actions)
+
+    theirs.policy.forward = forward
+    ours.policy.distribution.draw = lambda out, _: drawn("ours", 1 / (1 + np.exp(out[:, 0] - out[:, 1])))
+    for agent in (theirs, ours):
+        agent.learn(rollouts * 32 * slots)
+    assert np.array_equal(walked["theirs"], walked["ours"])
+    assert max(ours.episodes.lengths) == limit
+    for mine, layer in layers_of(theirs, ours):
+        for key, weight in layer.state_dict().items():
+            assert mine.state_dict()[key] == pytest.approx(weight, abs=2e-5), key
 
 
 def test_signatures_are_those_of_stable_baselines3():
