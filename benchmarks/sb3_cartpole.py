@@ -218,7 +218,9 @@ def draw() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=30)
-    parser.add_argument("--first", type=int, default=0, help="the seed to begin with, to add to those that are stored")
+    parser.add_argument(
+        "--first", type=int, default=0, help="the seed to begin with, to add to those that are stored"
+    )
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     arguments = parser.parse_args()
     torch.set_num_threads(1)

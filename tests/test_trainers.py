@@ -98,6 +98,20 @@ def test_a_run_that_was_killed_goes_on_to_bitwise_the_same_weights(name, lora_ra
     assert_equal(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
 
 
+def test_an_error_on_the_way_says_which_checkpoint_there_is(start, tmp_path):
+    def fail(step, metrics):
+        if step == 3:
+            raise RuntimeError("the disk of the logger is full")
+
+    with pytest.raises(RuntimeError) as caught:
+        sft(start, RECORDS, tmp_path, save_every=2, callback=fail, **SETTINGS)
+    (note,) = caught.value.__notes__
+    assert f"the last checkpoint is {tmp_path / 'checkpoint-2'};" in note and "--resume" in note
+    with pytest.raises(RuntimeError) as caught:
+        sft(start, RECORDS, callback=fail, **SETTINGS)
+    assert not hasattr(caught.value, "__notes__"), "nothing is kept without a folder"
+
+
 def test_a_checkpoint_is_a_model_folder_and_only_the_latest_are_kept(start, tmp_path):
     sft(start, RECORDS, tmp_path, save_every=1, keep=2, **SETTINGS)
     assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-5", "checkpoint-6"]

@@ -95,6 +95,15 @@ class Checkpoints:
             return f"{step:,} steps since the start are lost: there was no checkpoint yet"
         return f"{step - found[-1][0]:,} steps since {found[-1][1]} are lost"
 
+    def note_of_last(self) -> str | None:
+        """What an error of the run should say of the checkpoints; None where none were asked for."""
+        if self.output is None:
+            return None
+        found = self.listed()
+        if not found:
+            return "there was no checkpoint yet"
+        return f"the last checkpoint is {found[-1][1]}; the same command with --resume (resume=True) goes on from it"
+
     def resume(self) -> list[dict[str, float]]:
         """Put model and optimiser where the latest checkpoint has them; the metrics of its steps, none without one.
 

@@ -148,6 +148,7 @@ def optimise(
         tuned_for(learner.model),
         torch.random.fork_rng(enabled=dropout),
         learner.saving_memory(),
+        _noting(checkpoints),
         StepCallbacks(callback, learner, logger, total_steps, first, checkpoints.at_stake) as on_step,
     ):
         if dropout:
@@ -184,6 +185,18 @@ def optimise(
     learner.warn_of_rounding()
     learner.finish()
     return Trained(history, held_out)
+
+
+@contextlib.contextmanager
+def _noting(checkpoints: Checkpoints) -> Iterator[None]:
+    """Errors within it say which checkpoint there is."""
+    try:
+        yield
+    except Exception as error:
+        note = None if isinstance(error, TrainingInterrupted) else checkpoints.note_of_last()
+        if note is not None:
+            error.add_note(note)
+        raise
 
 
 @contextlib.contextmanager
