@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from agents.algorithms.schedules import schedule_value
 from textrl_env import embedded
 
 
@@ -136,6 +135,8 @@ def fitting_rows(policy: Any) -> int:
 
 def resolve(agent: Any) -> str:
     """Give every hyper-parameter of the table that was left out its value; returns what is trained."""
+    from agents.algorithms.schedules import schedule_value  # loads torch, and the table is read for --help
+
     column = what_is_trained(agent.policy)
     if agent.learning_rate is not None and agent.lr_scheduler_type is None:
         # A rate or a schedule that was given is taken as it was given.
