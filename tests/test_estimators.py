@@ -105,9 +105,11 @@ def test_pass_at_one_is_rloo():
     assert not torch.allclose(ours, rloo)
 
 
-@pytest.mark.parametrize("k", [0, 5])
-def test_k_is_at_most_the_group(k):
-    with pytest.raises(ValueError, match=rf"between 1 and group_size=4, got {k}"):
+@pytest.mark.parametrize(
+    ("k", "told"), [(0, "k must be at least 1, got 0"), (5, "between 1 and group_size=4, got 5")]
+)
+def test_k_is_at_least_one_and_at_most_the_group(k, told):
+    with pytest.raises(ValueError, match=told):
         make(PassAtK, k=k)
     with pytest.raises(ValueError, match="between 2 and the 4 scores"):
         maths.best_of_k_gains(torch.zeros(1, 4), k)
