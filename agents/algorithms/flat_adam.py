@@ -27,13 +27,14 @@ class FlatAdam(torch.optim.Adam):
         self.parameters = list(parameters)
         self.vector = nn.Parameter(torch.cat([p.detach().flatten() for p in self.parameters]))
         self.vector.grad = torch.zeros_like(self.vector.detach())
-        self.gradients = self._views(self.vector.grad)
-        pieces = zip(self.parameters, self._views(self.vector.detach()), self.gradients, strict=True)
+        self.gradients = self.views(self.vector.grad)
+        pieces = zip(self.parameters, self.views(self.vector.detach()), self.gradients, strict=True)
         for parameter, values, gradient in pieces:
             parameter.data, parameter.grad = values, gradient
         super().__init__([self.vector], **settings)
 
-    def _views(self, vector: Tensor) -> list[Tensor]:
+    def views(self, vector: Tensor) -> list[Tensor]:
+        """The parts of a vector like the parameters', in their shapes."""
         pieces = vector.split([p.numel() for p in self.parameters])
         return [piece.view(p.shape) for piece, p in zip(pieces, self.parameters, strict=True)]
 
