@@ -119,7 +119,9 @@ def together(seed: int) -> dict[str, Any]:
     other = (body.policy_net, body.value_net, theirs.policy.action_net, theirs.policy.value_net)
     weights = [p for layer in mine for p in layer.parameters()]
     their_weights = [p for layer in other for p in layer.parameters()]
-    places = dict(zip(map(id, ours.optimizer.parameters), ours.optimizer.views(ours.optimizer.vector), strict=True))
+    places = dict(
+        zip(map(id, ours.optimizer.parameters), ours.optimizer.views(ours.optimizer.vector), strict=True)
+    )
     moments = ("exp_avg", "exp_avg_sq")
     walked: dict[str, list[np.ndarray]] = {"theirs": [], "ours": []}
     states: list[list[dict[str, torch.Tensor]]] = []
@@ -252,8 +254,8 @@ def _spans(steps: np.ndarray) -> str:
 TOGETHER = """`python benchmarks/sb3_cartpole.py --together` lets both draw their actions from one stream of uniform
 numbers and hands ours their weights and moments after every update: of {actions:,} actions {differ:,} differ, and what
 an update makes of the weights is apart by {median:.0e} in the median, by {worst:.0e} at worst (an update is 20 steps of
-up to 1e-3, and a ratio at the edge of the clip falls on either side of it by its last bit). So both curves have one law,
-and what is between their means is luck, of a size that comes once in fifty times."""
+up to 1e-3, and a ratio at the edge of the clip falls on either side of it by its last bit). So both curves have one
+law, and what is between their means is luck, of a size that comes once in fifty times."""
 
 TEXT = """# CartPole-v1 beside stable-baselines3
 
@@ -314,7 +316,9 @@ def main() -> None:
         "--first", type=int, default=0, help="the seed to begin with, to add to those that are stored"
     )
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
-    parser.add_argument("--together", action="store_true", help="one run of both by the same random numbers, no other")
+    parser.add_argument(
+        "--together", action="store_true", help="one run of both by the same random numbers, no other"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.together:

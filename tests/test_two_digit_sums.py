@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from agents.process import tuned_process
 from tests.tiny import WORDS, make_model, make_tokenizer
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -24,7 +25,8 @@ def sums(monkeypatch):
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "two_digit_sums", module)
     spec.loader.exec_module(module)
-    return module
+    with tuned_process():  # as the example asks; the tests after these have not
+        yield module
 
 
 def test_no_sum_is_both_learned_from_and_held_out(sums):
