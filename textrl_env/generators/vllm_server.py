@@ -74,9 +74,16 @@ class VllmServer:
                 "for vLLM 0.32"
             ) from None
 
-    def _call(self, method: str, path: str, **arguments: Any) -> Any:
+    def _call(self, method: str, path: str, attempts: int = 1, **arguments: Any) -> Any:
+        retrying = Retrying(
+            retry=retry_if_exception(_is_cut),
+            stop=stop_after_attempt(attempts),
+            wait=wait_exponential(0.1),
+            before_sleep=self._warn_again,
+            reraise=True,
+        )
         try:
-            answer = self._client.request(method, path, **arguments)
+            answer = retrying(self._client.request, method, path, **arguments)
         except httpx.TransportError as error:
             what = (
                 "took longer than the timeout"
@@ -145,14 +152,7 @@ class VllmServer:
         body = {"model": self.model, "prompt": prompt.tolist(), "return_token_ids": True} | params
         body = {name: value for name, value in body.items() if value is not None}
         # The seed is part of the body: asked again, it is the same response.
-        retrying = Retrying(
-            retry=retry_if_exception(_is_cut),
-            stop=stop_after_attempt(ATTEMPTS),
-            wait=wait_exponential(0.1),
-            before_sleep=self._warn_again,
-            reraise=True,
-        )
-        (choice,) = retrying(self._call, "POST", "/v1/completions", json=body)["choices"]
+        (choice,) = self._call("POST", "/v1/completions", ATTEMPTS, json=body)["choices"]
         if choice.get("token_ids") is None or choice.get("logprobs") is None:
             raise GeneratorError(
                 f"the server at {self.url} returned no token ids or no log-probabilities; this client is made for "
@@ -161,7 +161,7 @@ class VllmServer:
         return choice
 
     def _warn_again(self, state: RetryCallState) -> None:
-        cause = state.outcome.exception().__cause__
+        cause = state.outcome.exception()
         warn(
             f"the vLLM server at {self.url} cut a connection ({type(cause).__name__}: {cause}) and is asked again for "
             "the same response"
@@ -170,6 +170,5 @@ class VllmServer:
 
 def _is_cut(error: BaseException) -> bool:
     """Whether a connection broke that stood; nobody there at all, and too slow, are no such thing."""
-    return isinstance(error.__cause__, httpx.NetworkError | httpx.RemoteProtocolError) and not isinstance(
-        error.__cause__, httpx.ConnectError
-    )
+    broken = httpx.NetworkError | httpx.RemoteProtocolError
+    return isinstance(error, broken) and not isinstance(error, httpx.ConnectError)
