@@ -106,37 +106,69 @@ def run(side: str, seed: int) -> dict[str, Any]:
     }
 
 
-def together(seed: int) -> dict[str, Any]:
-    """One run of both, in which nothing but the libraries differs: do they do the same?
-
-    Both draw their actions from one stream of uniform numbers, from the same first weights in environments of the same
-    seeds. Ours begins every update with their weights and Adam's moments, so that the last bits of one update do not
-    grow over the next: what each update changes is compared by itself, and every action.
-    """
-    theirs, ours = make_theirs(seed), make_ours(seed)
+def layers_of(theirs: Any, ours: Any) -> list[tuple[torch.nn.Module, torch.nn.Module]]:
+    """Pairs of layers that have the same place: ours, theirs."""
     body, policy = theirs.policy.mlp_extractor, ours.policy
-    mine = (policy.trunk, policy.value_trunk, policy.action_head, policy.value_head)
-    other = (body.policy_net, body.value_net, theirs.policy.action_net, theirs.policy.value_net)
-    weights = [p for layer in mine for p in layer.parameters()]
-    their_weights = [p for layer in other for p in layer.parameters()]
-    places = dict(
-        zip(map(id, ours.optimizer.parameters), ours.optimizer.views(ours.optimizer.vector), strict=True)
-    )
-    moments = ("exp_avg", "exp_avg_sq")
+    return [
+        (policy.trunk, body.policy_net),
+        (policy.value_trunk, body.value_net),
+        (policy.action_head, theirs.policy.action_net),
+        (policy.value_head, theirs.policy.value_net),
+    ]
+
+
+def copy_weights(theirs: Any, ours: Any) -> None:
+    """Give ours their weights."""
+    for mine, layer in layers_of(theirs, ours):
+        mine.load_state_dict(layer.state_dict())
+    if ours.policy.log_std is not None:
+        ours.policy.log_std.data.copy_(theirs.policy.log_std.data)
+    ours.policy.weights_changed()
+
+
+def share_luck(theirs: Any, ours: Any, seed: int) -> dict[str, list[np.ndarray]]:
+    """The same first weights and states for both, and one stream of uniform numbers to choose between two actions.
+
+    Returns:
+        What each will have done, ``theirs`` and ``ours``: actions ``[N]`` of every step.
+    """
     walked: dict[str, list[np.ndarray]] = {"theirs": [], "ours": []}
-    states: list[list[dict[str, torch.Tensor]]] = []
-    apart: list[float] = []
 
     def drawn(side: str, probability_of_one: np.ndarray) -> np.ndarray:
-        uniform = np.random.default_rng([seed, len(walked[side])]).random(N_ENVS)
+        uniform = np.random.default_rng([seed, len(walked[side])]).random(len(probability_of_one))
         walked[side].append((uniform < probability_of_one).astype(np.int64))
         return walked[side][-1]
 
     def forward(observation: torch.Tensor, deterministic: bool = False) -> tuple[torch.Tensor, ...]:
-        actor, critic = body(theirs.policy.extract_features(observation))
-        distribution = theirs.policy._get_action_dist_from_latent(actor)
+        policy = theirs.policy
+        actor, critic = policy.mlp_extractor(policy.extract_features(observation))
+        distribution = policy._get_action_dist_from_latent(actor)
         actions = torch.from_numpy(drawn("theirs", distribution.distribution.probs[:, 1].numpy()))
-        return actions, theirs.policy.value_net(critic), distribution.log_prob(actions)
+        return actions, policy.value_net(critic), distribution.log_prob(actions)
+
+    copy_weights(theirs, ours)
+    theirs.policy.forward = forward
+    ours.policy.distribution.draw = lambda out, _: drawn("ours", 1 / (1 + np.exp(out[:, 0] - out[:, 1])))
+    first_reset = ours.envs.reset
+    ours.envs.reset = lambda **_: first_reset(seed=seed)
+    return walked
+
+
+def together(seed: int) -> dict[str, Any]:
+    """One run of both, in which nothing but the libraries differs: do they do the same?
+
+    Both by :func:`share_luck`. Ours begins every update with their weights and Adam's moments, so that the last bits of
+    one update do not grow over the next: what each update changes is compared by itself, and every action.
+    """
+    theirs, ours = make_theirs(seed), make_ours(seed)
+    walked = share_luck(theirs, ours, seed)
+    weights, their_weights = (
+        [p for layer in side for p in layer.parameters()]
+        for side in zip(*layers_of(theirs, ours), strict=True)
+    )
+    moments = ("exp_avg", "exp_avg_sq")
+    states: list[list[dict[str, torch.Tensor]]] = []
+    apart: list[float] = []
 
     def their_update() -> None:
         type(theirs).train(theirs)
@@ -146,34 +178,26 @@ def together(seed: int) -> dict[str, Any]:
 
     def our_update(rollout: Any) -> None:
         type(ours).train(ours, rollout)
-        state = ours.optimizer.state[ours.optimizer.vector]
-        views = {m: dict(zip(places, ours.optimizer.views(state[m]), strict=True)) for m in moments}
+        optimizer, known = ours.optimizer, states[len(apart)]
+        state, places = optimizer.state[optimizer.vector], [id(p) for p in optimizer.parameters]
+        views = {m: dict(zip(places, optimizer.views(state[m]), strict=True)) for m in moments}
+        pairs = list(zip(weights, known, strict=True))
         with torch.no_grad():
-            difference = 0.0
-            for p, known in zip(weights, states[len(apart)], strict=True):
-                difference = max(difference, float((p - known["weight"]).abs().max()))
-                p.copy_(known["weight"])
+            apart.append(max(float((p - k["weight"]).abs().max()) for p, k in pairs))
+            for p, k in pairs:
+                p.copy_(k["weight"])
                 for m in moments:
-                    views[m][id(p)].copy_(known[m])
-            apart.append(difference)
-        policy.weights_changed()
+                    views[m][id(p)].copy_(k[m])
+        ours.policy.weights_changed()
 
-    with torch.no_grad():
-        for p, q in zip(weights, their_weights, strict=True):
-            p.copy_(q)
-    policy.weights_changed()
-    theirs.policy.forward, theirs.train, ours.train = forward, their_update, our_update
-    policy.distribution.draw = lambda out, _: drawn("ours", 1 / (1 + np.exp(out[:, 0] - out[:, 1])))
-    first_reset = ours.envs.reset
-    ours.envs.reset = lambda **_: first_reset(seed=seed)
+    theirs.train, ours.train = their_update, our_update
     for agent in (theirs, ours):
         agent.learn(STEPS, log_interval=None)
-    differ = int((np.array(walked["theirs"]) != np.array(walked["ours"])).sum())
     return {
         "side": "together",
         "seed": seed,
         "actions": N_ENVS * len(walked["ours"]),
-        "differ": differ,
+        "differ": int((np.array(walked["theirs"]) != np.array(walked["ours"])).sum()),
         "median": float(f"{np.median(apart):.1e}"),
         "worst": float(f"{max(apart):.1e}"),
     }

@@ -31,6 +31,7 @@ from agents.cli import main
 from agents.evaluation.diversity import distinct_n
 from agents.process import fitting_threads, tuned_process
 from agents.rollouts.vector_envs import bind_policy
+from benchmarks.sb3_cartpole import copy_weights, layers_of, share_luck
 from tests.tiny import PROMPTS, count_a, id_sum, make_env
 
 AGENTS = {
@@ -83,25 +84,6 @@ def twins(observation_space, action_space):
     ours = PPO("MlpPolicy", Blank(), **settings)
     copy_weights(theirs, ours)
     return theirs, ours
-
-
-def layers_of(theirs, ours):
-    """Pairs of layers that have the same place: ours, theirs."""
-    body, policy = theirs.policy.mlp_extractor, ours.policy
-    return [
-        (policy.trunk, body.policy_net),
-        (policy.value_trunk, body.value_net),
-        (policy.action_head, theirs.policy.action_net),
-        (policy.value_head, theirs.policy.value_net),
-    ]
-
-
-def copy_weights(theirs, ours):
-    for mine, layer in layers_of(theirs, ours):
-        mine.load_state_dict(layer.state_dict())
-    if ours.policy.log_std is not None:
-        ours.policy.log_std.data.copy_(theirs.policy.log_std.data)
-    ours.policy.weights_changed()
 
 
 @pytest.mark.parametrize(
@@ -167,25 +149,7 @@ def test_ppo_walks_step_for_step_as_stable_baselines3s_does_time_limits_and_sche
     same_step = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
     envs = gym.make_vec("CartPole-v1", slots, "sync", max_episode_steps=limit, vector_kwargs=same_step)
     ours = PPO("MlpPolicy", envs, learning_rate="linear:1e-3", clip_range="linear:0.2", **settings)
-    copy_weights(theirs, ours)
-    envs.reset = lambda **_: type(envs).reset(envs, seed=0)
-    walked = {"theirs": [], "ours": []}
-
-    def drawn(side, probability_of_one):
-        step = len(walked[side])
-        actions = (np.random.default_rng(step).random(slots) < probability_of_one).astype(np.int64)
-        walked[side].append(actions)
-        return actions
-
-    def forward(observation, deterministic=False):
-        policy = theirs.policy
-        actor, critic = policy.mlp_extractor(policy.extract_features(observation))
-        distribution = policy._get_action_dist_from_latent(actor)
-        actions = torch.from_numpy(drawn("theirs", distribution.distribution.probs[:, 1].numpy()))
-        return actions, policy.value_net(critic), distribution.log_prob(actions)
-
-    theirs.policy.forward = forward
-    ours.policy.distribution.draw = lambda out, _: drawn("ours", 1 / (1 + np.exp(out[:, 0] - out[:, 1])))
+    walked = share_luck(theirs, ours, 0)
     for agent in (theirs, ours):
         agent.learn(rollouts * 32 * slots)
     assert np.array_equal(walked["theirs"], walked["ours"])
